@@ -1,0 +1,37 @@
+# One virtual environment in the project, built by the first target that needs it.
+PYTHON ?= python3
+MODEL ?= cloc
+SEED ?= 0
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow check bench clean
+
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	# torch first and pinned: left to the resolver it brings the CUDA libraries along.
+	$(RUN) -m pip install -c constraints.txt torch==2.13.0
+	$(RUN) -m pip install -c constraints.txt -e ".[all]"
+	touch $@
+
+demo: $(STAMP)
+	$(RUN) examples/demo.py --model $(MODEL) --seed $(SEED)
+
+test: $(STAMP)
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	$(RUN) -m pytest -m slow
+
+check: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(STAMP)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(RUN) $$script; done
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,31 @@
+"""Packaging of pixclip-hf: the core needs only torch and transformers, everything else is an extra by capability."""
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "train": ["accelerate", "datasets", "peft", "tokenizers"],
+    "data": ["datasets", "tokenizers"],
+    "eval": ["datasets", "evaluate", "matplotlib"],
+    "dev": ["pytest", "pytest-timeout", "ruff"],
+}
+EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
+
+setup(
+    name="pixclip-hf",
+    version="0.1.0",
+    description="PixCLIP and CLOC, region-level CLIP models, as Hugging Face models, processors and pipelines",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    install_requires=[
+        "torch",
+        "transformers>=5.23,<6",
+        "huggingface_hub",
+        "safetensors",
+        "numpy",
+        "pillow",
+    ],
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,87 @@
+"""PixCLIP and CLOC as Hugging Face models.
+
+Importing the package registers its configurations, models, processors and pipelines with transformers, so that
+`AutoModel`, `AutoProcessor` and `pipeline` know them. Data and training need extra requirements and load on first use.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .modeling.configuration_cloc import CLOCConfig
+from .modeling.configuration_pixclip import PixCLIPConfig
+from .modeling.modeling_cloc import CLOCModel, CLOCOutput, CLOCPreTrainedModel, CLOCVisionModel
+from .modeling.modeling_pixclip import PixCLIPModel, PixCLIPOutput, PixCLIPPreTrainedModel, PixCLIPVisionModel
+from .pipelines.region_feature_extraction import RegionFeatureExtractionPipeline
+from .pipelines.zero_shot_region_classification import ZeroShotRegionClassificationPipeline
+from .processing.image_processing_region import RegionImageProcessor
+from .processing.processing_cloc import CLOCProcessor
+from .processing.processing_pixclip import PixCLIPProcessor
+
+__version__ = "0.1.0"
+
+# Public names whose modules need an extra (`pip install pixclip-hf[train]`, `[data]`): imported on first access.
+_MODULE_OF_LAZY_NAME = {
+    "make_scene": ".data.scenes",
+    "record_features": ".data.schema",
+    "scenes_dataset": ".data.scenes",
+    "scenes_tokenizer": ".data.tokenizer",
+    "train_tokenizer": ".data.tokenizer",
+    "validate_record": ".data.schema",
+    "RegionCollator": ".data.collator",
+    "RegionTrainer": ".training.trainer",
+}
+
+__all__ = [
+    "CLOCConfig",
+    "CLOCModel",
+    "CLOCOutput",
+    "CLOCPreTrainedModel",
+    "CLOCProcessor",
+    "CLOCVisionModel",
+    "PixCLIPConfig",
+    "PixCLIPModel",
+    "PixCLIPOutput",
+    "PixCLIPPreTrainedModel",
+    "PixCLIPProcessor",
+    "PixCLIPVisionModel",
+    "RegionFeatureExtractionPipeline",
+    "RegionImageProcessor",
+    "ZeroShotRegionClassificationPipeline",
+]
+
+
+def _register() -> None:
+    for config, model, processor in (
+        (CLOCConfig, CLOCModel, CLOCProcessor),
+        (PixCLIPConfig, PixCLIPModel, PixCLIPProcessor),
+    ):
+        AutoConfig.register(config.model_type, config)
+        AutoModel.register(config, model)
+        AutoImageProcessor.register(config, image_processor_classes={"pil": RegionImageProcessor})
+        AutoProcessor.register(config, processor)
+        # What makes `save_pretrained` put the code beside the weights, for those without this package.
+        config.register_for_auto_class()
+        model.register_for_auto_class("AutoModel")
+        processor.register_for_auto_class("AutoProcessor")
+    RegionImageProcessor.register_for_auto_class("AutoImageProcessor")
+    for task, pipeline_class in (
+        ("region-feature-extraction", RegionFeatureExtractionPipeline),
+        ("zero-shot-region-classification", ZeroShotRegionClassificationPipeline),
+    ):
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=AutoModel)
+
+
+_register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF_LAZY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF_LAZY_NAME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF_LAZY_NAME})

@@ -1,0 +1,1 @@
+"""Data: the record schema, the embedded scenes and their tokenizer. `datasets` is imported only where it is used."""

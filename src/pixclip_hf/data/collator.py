@@ -1,0 +1,140 @@
+"""From records of the one schema to training batches of either model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+REGION_TEXTS = ("caption", "long_caption")
+
+
+def region_inputs(processor: Any, regions: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[list[Any]]]:
+    """The regions of each record as the arguments that a processor takes them in: `masks` for a model with mask
+    prompts (the rectangle of the box where a region has no mask), else `boxes`."""
+    if "region_masks" not in processor.model_input_names:
+        return {"boxes": [[list(region["box"]) for region in rows] for rows in regions]}
+    return {"masks": [[region["mask"] or _rectangle(region["box"]) for region in rows] for rows in regions]}
+
+
+def _rectangle(box: Sequence[float]) -> list[list[float]]:
+    x0, y0, x1, y1 = box
+    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
+class RegionDataset(Dataset):
+    """Records with a key that names the epoch and the record.
+
+    The collator draws regions and captions from that key alone: a run that resumes, or uses another number of workers,
+    sees the same batches.
+
+    Args:
+        records: anything indexable that yields records of [`record_features`], such as a `datasets.Dataset`.
+    """
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]):
+        self.records = records
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called at the start of every epoch, by accelerate's data loader."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.records[index], "sample_key": (self.epoch, index)}
+
+
+class RegionCollator:
+    """Samples regions and their texts from records and runs the processor on them.
+
+    Args:
+        processor: of the model to train.
+        regions_per_image: at most so many regions of an image; drawn without replacement from those that have the
+            text.
+        region_text: `"caption"` (short) or `"long_caption"`.
+        image_captions: adds one caption an image as `input_ids`.
+        whole_image_share: share of the images whose first region slot is the whole image with an image caption
+            (Alpha-CLIP mixes 10 %). An image without any region always takes that slot when the share is above zero.
+        crops: adds the crops of PixCLIP's second and third branch.
+        seed: of the draws.
+
+    Raises:
+        ValueError: an argument outside its range, an image without caption where one is needed, or a batch in which no
+            region has the text.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        regions_per_image: int = 4,
+        region_text: str = "caption",
+        image_captions: bool = True,
+        whole_image_share: float = 0.0,
+        crops: bool = False,
+        seed: int = 0,
+    ):
+        if regions_per_image < 1:
+            raise ValueError(f"`regions_per_image` must be at least 1, got {regions_per_image}.")
+        if region_text not in REGION_TEXTS:
+            raise ValueError(f"`region_text` must be one of {REGION_TEXTS}, got {region_text!r}.")
+        if not 0 <= whole_image_share <= 1:
+            raise ValueError(f"`whole_image_share` must lie in [0, 1], got {whole_image_share}.")
+        self.processor = processor
+        self.regions_per_image = regions_per_image
+        self.region_text = region_text
+        self.image_captions = image_captions
+        self.whole_image_share = whole_image_share
+        self.crops = crops
+        self.seed = seed
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | bool]:
+        """
+        Args:
+            records: of the schema, with the image decoded; `sample_key` (see [`RegionDataset`]) decides the draws, a
+                record without it always gives the same ones.
+
+        Returns:
+            The batch that the model's `forward` takes, `return_loss` included.
+        """
+        images, regions, texts, captions = [], [], [], []
+        for position, record in enumerate(records):
+            rng = np.random.default_rng((self.seed, *record.get("sample_key", (0, 0))))
+            record_regions, record_texts, caption = self._sample(record, rng, position)
+            images.append(record["image"])
+            regions.append(record_regions)
+            texts.append(record_texts)
+            captions.append(caption)
+        if not any(regions):
+            raise ValueError(f"No record of the batch has a region with a `{self.region_text}`.")
+        arguments = region_inputs(self.processor, regions)
+        if self.crops:
+            arguments["return_crops"] = True
+        if self.image_captions:
+            arguments["text"] = captions
+        batch = self.processor(images=images, region_text=texts, **arguments)
+        return {**batch, "return_loss": True}
+
+    def _sample(
+        self, record: Mapping[str, Any], rng: np.random.Generator, position: int
+    ) -> tuple[list[Any], list[str], str | None]:
+        usable = [region for region in record["regions"] if region[self.region_text]]
+        whole = rng.random() < self.whole_image_share or (not usable and self.whole_image_share > 0)
+        caption = None
+        if self.image_captions or whole:
+            if not record["captions"]:
+                raise ValueError(f"Record {position} of the batch has no entry in `captions`, and one is needed.")
+            caption = record["captions"][rng.integers(len(record["captions"]))]
+        count = self.regions_per_image - whole
+        chosen = usable
+        if len(usable) > count:
+            chosen = [usable[index] for index in sorted(rng.choice(len(usable), count, replace=False))]
+        regions, texts = list(chosen), [region[self.region_text] for region in chosen]
+        if whole:
+            width, height = record["image"].size
+            regions.insert(0, {"box": [0, 0, width, height], "mask": None})
+            texts.insert(0, caption)
+        return regions, texts, caption

@@ -1,0 +1,43 @@
+"""Datasets in the record schema, from a folder or the Hub."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .schema import record_features
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def load_records(name_or_path: str, split: str) -> "datasets.Dataset":
+    """A split of a dataset in the record schema.
+
+    Args:
+        name_or_path: a folder written by `Dataset.save_to_disk`, a folder that `load_dataset` reads (Parquet shards),
+            or a Hub id.
+        split: name of the split.
+
+    Raises:
+        ValueError: a column of the schema is missing, or has another type.
+    """
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    folder = Path(name_or_path)
+    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        loaded = load_from_disk(name_or_path)
+        if isinstance(loaded, DatasetDict):
+            if split not in loaded:
+                raise ValueError(f"`split` must be one of {sorted(loaded)} of {name_or_path!r}, got {split!r}.")
+            loaded = loaded[split]
+    else:
+        loaded = load_dataset(name_or_path, split=split)
+    features = record_features()
+    if missing := sorted(set(features) - set(loaded.features)):
+        raise ValueError(f"{name_or_path!r} is not in the record schema: it lacks the columns {', '.join(missing)}.")
+    columns = loaded.select_columns(list(features))
+    if columns.features == features:
+        return columns
+    try:
+        return columns.cast(features)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name_or_path!r} is not in the record schema: {error}") from error

@@ -1,0 +1,1 @@
+"""Evaluation of region-text models."""

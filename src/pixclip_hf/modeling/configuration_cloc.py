@@ -1,0 +1,107 @@
+"""CLOC configuration."""
+
+from dataclasses import field
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_choices import TEXT_POOLINGS, TEXT_PROJECTIONS, check_choice, check_towers
+
+REGION_READOUTS = ("prompt", "mean", "roi_align")
+
+
+@strict
+class CLOCConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`CLOCModel`] (Contrastive Localized Language-Image Pre-Training, arXiv 2410.02746).
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            A CLIP- or SigLIP-family vision tower; a default `clip_vision_model` when not given.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any text model that `AutoModel` builds; a default `clip_text_model` when not given. `None` builds the model
+            without a text tower: pooled states then come in as `text_states` and `text_hidden_size` gives their width.
+        projection_dim (`int`, *optional*, defaults to 512):
+            Width of the space that images, regions and texts share.
+        logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
+            Logarithm of the initial inverse temperature, of the image-text and of the region-text loss.
+        text_pooling (`str`, *optional*, defaults to `"eos"`):
+            `"mean"`, `"last"`, `"eos"` or `"cls"`, over the real tokens.
+        text_projection (`str`, *optional*, defaults to `"linear"`):
+            `"linear"` or `"mlp_adapter"`.
+        bidirectional (`bool`, *optional*, defaults to `False`):
+            Turns off the causal mask of a decoder text tower.
+        text_hidden_size (`int`, *optional*):
+            Width of the pooled text states; read from `text_config` when there is one.
+        text_model_name (`str`, *optional*):
+            The text model that a configuration with `text_config=None` expects its states from.
+        region_readout (`str`, *optional*, defaults to `"prompt"`):
+            What a box becomes: the Prompter's output at the prompt token (`"prompt"`), the mean of all its output
+            tokens (`"mean"`), or RoIAlign of the image tokens without a Prompter (`"roi_align"`). The paper leaves
+            the readout open.
+        grounding (`bool`, *optional*, defaults to `True`):
+            Builds the text prompt and the box head.
+        prompter_num_attention_heads (`int`, *optional*):
+            Heads of the Prompter's layer; those of the vision tower when not given.
+        prompter_intermediate_size (`int`, *optional*):
+            Width of its feed-forward part; that of the vision tower when not given.
+        position_scale (`float`, *optional*, defaults to 1.0):
+            Standard deviation of the random Fourier frequencies, in cycles per half image side.
+        roi_align_size (`int`, *optional*, defaults to 7):
+            Bins a side of RoIAlign.
+        image_text_loss_weight, region_text_loss_weight, grounding_loss_weight (`float`, *optional*, default to 1.0):
+            Weights of the three losses (paper: L_CLIP + λ (L_region-text + L_grounding); λ is not given there).
+        box_l1_weight, box_giou_weight (`float`, *optional*, default to 1.0):
+            Weights inside the grounding loss.
+        text_similarity_threshold (`float`, *optional*):
+            Texts whose cosine similarity to the positive text lies above it are no negatives. `None` takes out equal
+            texts only: a text tower that starts from random weights puts all texts close together, and a threshold
+            would then leave no negatives.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the new layers' weights.
+
+    Raises:
+        ValueError: an unknown readout, pooling or projection; a composite or unsupported tower configuration.
+    """
+
+    model_type = "cloc"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model", optional=True),
+    }
+    keys_to_ignore_at_inference = ["loss_parts"]
+
+    vision_config: PreTrainedConfig | dict | None = None
+    text_config: PreTrainedConfig | dict | None = field(default_factory=lambda: {"model_type": "clip_text_model"})
+    projection_dim: int = 512
+    logit_scale_init_value: float | int = 2.6592
+    text_pooling: str = "eos"
+    text_projection: str = "linear"
+    bidirectional: bool = False
+    text_hidden_size: int | None = None
+    text_model_name: str | None = None
+    region_readout: str = "prompt"
+    grounding: bool = True
+    prompter_num_attention_heads: int | None = None
+    prompter_intermediate_size: int | None = None
+    position_scale: float | int = 1.0
+    roi_align_size: int = 7
+    image_text_loss_weight: float | int = 1.0
+    region_text_loss_weight: float | int = 1.0
+    grounding_loss_weight: float | int = 1.0
+    box_l1_weight: float | int = 1.0
+    box_giou_weight: float | int = 1.0
+    text_similarity_threshold: float | int | None = None
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any):
+        check_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
+        check_choice("text_projection", self.text_projection, TEXT_PROJECTIONS)
+        check_choice("region_readout", self.region_readout, REGION_READOUTS)
+        super().__post_init__(**kwargs)
+        check_towers(self)
+
+
+__all__ = ["CLOCConfig"]

@@ -1,0 +1,94 @@
+"""PixCLIP configuration."""
+
+from dataclasses import field
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_choices import TEXT_POOLINGS, TEXT_PROJECTIONS, check_choice, check_towers
+
+
+@strict
+class PixCLIPConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`PixCLIPModel`] (PixCLIP, arXiv 2511.04601).
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            A CLIP- or SigLIP-family vision tower with a convolutional patch projection; a default `clip_vision_model`
+            when not given.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any text encoder or decoder LLM that `AutoModel` builds; a default `clip_text_model` when not given. `None`
+            builds the model without a text tower: pooled states then come in as `text_states` and `text_hidden_size`
+            gives their width.
+        projection_dim (`int`, *optional*, defaults to 512):
+            Width of the space that images, regions and texts share.
+        logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
+            Logarithm of the initial inverse temperature.
+        text_pooling (`str`, *optional*, defaults to `"mean"`):
+            `"mean"`, `"last"`, `"eos"` or `"cls"`, over the real tokens.
+        text_projection (`str`, *optional*, defaults to `"mlp_adapter"`):
+            `"mlp_adapter"` (the released text adaptor) or `"linear"`.
+        bidirectional (`bool`, *optional*, defaults to `False`):
+            Turns off the causal mask of a decoder text tower.
+        text_hidden_size (`int`, *optional*):
+            Width of the pooled text states; read from `text_config` when there is one.
+        text_model_name (`str`, *optional*):
+            The text model that a configuration with `text_config=None` expects its states from.
+        mask_mean, mask_std (`float`, *optional*, default to 0.5 and 0.26):
+            A binary mask `m` enters the patch projection as `(m - mask_mean) / mask_std`.
+        mask_bias (`bool`, *optional*, defaults to `False`):
+            Gives the mask projection a bias (the EVA02 checkpoints have one).
+        mask_text_loss_weight, crop_text_loss_weight, local_global_loss_weight (`float`, *optional*, default to 1.0):
+            Weights of the three training branches. Their exact form is reconstructed: see
+            [`PixCLIPModel.compute_loss`].
+        image_text_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the whole-image loss, computed when image captions are in the batch.
+        text_similarity_threshold (`float`, *optional*):
+            Texts whose cosine similarity to the positive text lies above it are no negatives. `None` takes out equal
+            texts only.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the new layers' weights.
+
+    Raises:
+        ValueError: an unknown pooling or projection; a composite or unsupported tower configuration.
+    """
+
+    model_type = "pixclip"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model", optional=True),
+    }
+    keys_to_ignore_at_inference = ["loss_parts"]
+
+    vision_config: PreTrainedConfig | dict | None = None
+    text_config: PreTrainedConfig | dict | None = field(default_factory=lambda: {"model_type": "clip_text_model"})
+    projection_dim: int = 512
+    logit_scale_init_value: float | int = 2.6592
+    text_pooling: str = "mean"
+    text_projection: str = "mlp_adapter"
+    bidirectional: bool = False
+    text_hidden_size: int | None = None
+    text_model_name: str | None = None
+    mask_mean: float | int = 0.5
+    mask_std: float | int = 0.26
+    mask_bias: bool = False
+    mask_text_loss_weight: float | int = 1.0
+    crop_text_loss_weight: float | int = 1.0
+    local_global_loss_weight: float | int = 1.0
+    image_text_loss_weight: float | int = 1.0
+    text_similarity_threshold: float | int | None = None
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any):
+        check_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
+        check_choice("text_projection", self.text_projection, TEXT_PROJECTIONS)
+        if not self.mask_std > 0:
+            raise ValueError(f"`mask_std` must be positive, got {self.mask_std}.")
+        super().__post_init__(**kwargs)
+        check_towers(self)
+
+
+__all__ = ["PixCLIPConfig"]

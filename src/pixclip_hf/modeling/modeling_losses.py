@@ -1,0 +1,160 @@
+"""Losses of both models: pure functions of tensors.
+
+None of them communicates. Under data parallelism the caller gathers the other side over the ranks and passes it with
+the `offset` of its own rows and the `normalizer`; with gradients flowing through the gather, the mean of the ranks'
+losses is then the loss of the whole batch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .modeling_regions import generalized_box_iou
+
+
+def text_ids(values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """64-bit identities of texts, equal for equal texts: what takes a text's duplicates out of its negatives.
+
+    Args:
+        values (`(N, L)`): token ids, or pooled text states of any floating type.
+        attention_mask (`(N, L)`, *optional*): 1 for real tokens; padding on either side does not change the identity.
+
+    Returns:
+        `(N,)` int64.
+    """
+    if values.is_floating_point():
+        values = values.detach().float().contiguous().view(torch.int32)
+    values = values.long()
+    if attention_mask is None:
+        position, real = torch.arange(1, values.shape[1] + 1, device=values.device).expand_as(values), 1
+    else:
+        real = attention_mask.long()
+        position = real.cumsum(-1)
+    # Multiplications wrap around in int64; the shifts bring the high bits down, so that nearby inputs do not collide.
+    key = position * 0x1E3779B97F4A7C15
+    key = (key ^ (key >> 29)) * 0x3F58476D1CE4E5B9
+    term = (values + 1) * (key | 1)
+    term = (term ^ (term >> 31)) * 0x14D049BB133111EB
+    return (term * real).sum(-1)
+
+
+def contrastive_loss(
+    embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *,
+    ids: Tensor | None = None,
+    valid: Tensor | None = None,
+    similarity_threshold: float | None = None,
+    all_embeds: Tensor | None = None,
+    all_text_embeds: Tensor | None = None,
+    all_ids: Tensor | None = None,
+    all_valid: Tensor | None = None,
+    offset: int = 0,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE between images or regions and their texts, with false negatives taken out (CLOC, section 3.2).
+
+    Row `i` of `embeds` belongs to row `i` of `text_embeds`. A pair `(i, j)` with `i != j` is left out of both
+    directions when text `j` is the same text as `i` (equal `ids`), when their cosine similarity lies above
+    `similarity_threshold`, or when row `j` is padding.
+
+    Args:
+        embeds, text_embeds (`(n, D)`): L2-normalised, the rows of this rank.
+        logit_scale (scalar): inverse temperature.
+        ids (`(n,)` int, *optional*): identities of the texts, see [`text_ids`].
+        valid (`(n,)` bool, *optional*): False for padded rows.
+        similarity_threshold (`float`, *optional*): on the cosine similarity of the texts.
+        all_embeds, all_text_embeds (`(N, D)`), all_ids, all_valid (`(N,)`), *optional*: the rows of every rank.
+        offset (`int`): index of this rank's first row among all rows.
+        normalizer (`float`, *optional*): what the sum over the rows is divided by; their number when not given.
+            Under data parallelism: the number of all valid rows divided by the number of ranks.
+
+    Returns:
+        Scalar; 0 (with a graph) when there is no valid row.
+    """
+    rows = len(embeds)
+    all_embeds = embeds if all_embeds is None else all_embeds
+    all_text_embeds = text_embeds if all_text_embeds is None else all_text_embeds
+    all_ids = ids if all_ids is None else all_ids
+    all_valid = valid if all_valid is None else all_valid
+
+    targets = torch.arange(offset, offset + rows, device=embeds.device)
+    left_out = torch.zeros(rows, len(all_embeds), dtype=torch.bool, device=embeds.device)
+    if ids is not None:
+        left_out |= ids[:, None] == all_ids[None, :]
+    if similarity_threshold is not None:
+        left_out |= (text_embeds.detach() @ all_text_embeds.detach().T) > similarity_threshold
+    if all_valid is not None:
+        left_out |= ~all_valid[None, :]
+    # The positive always stays, so that no row (not even a padded one) is empty.
+    left_out[torch.arange(rows, device=embeds.device), targets] = False
+
+    losses = 0
+    for queries, keys in ((embeds, all_text_embeds), (text_embeds, all_embeds)):
+        logits = (logit_scale * (queries @ keys.T)).float().masked_fill(left_out, float("-inf"))
+        losses = losses + F.cross_entropy(logits, targets, reduction="none") / 2
+    if valid is not None:
+        losses = torch.where(valid, losses, 0)
+    if normalizer is None:
+        normalizer = rows if valid is None else valid.sum()
+    return losses.sum() / _at_least_one(normalizer)
+
+
+def grounding_losses(
+    pred_boxes: Tensor,
+    boxes: Tensor,
+    valid: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """L1 and generalised-IoU losses of predicted boxes (the grounding loss of CLOC, section 3.2; its form is
+    reconstructed).
+
+    Args:
+        pred_boxes, boxes (`(..., 4)`): xyxy in [0, 1].
+        valid (`(...)` bool, *optional*): False for padded boxes.
+        normalizer (`float`, *optional*): as in [`contrastive_loss`].
+
+    Returns:
+        Two scalars: the mean over boxes of the L1 distance summed over the coordinates, and of 1 - GIoU.
+    """
+    if valid is None:
+        valid = torch.ones(boxes.shape[:-1], dtype=torch.bool, device=boxes.device)
+    # Padded boxes have no area: a whole-image box in their place keeps their (unused) GIoU and its gradient finite.
+    boxes = torch.where(valid[..., None], boxes.float(), boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).float())
+    pred_boxes = pred_boxes.float()
+    normalizer = _at_least_one(valid.sum() if normalizer is None else normalizer)
+    l1 = torch.where(valid, (pred_boxes - boxes).abs().sum(-1), 0).sum() / normalizer
+    giou = torch.where(valid, 1 - generalized_box_iou(pred_boxes, boxes), 0).sum() / normalizer
+    return l1, giou
+
+
+def local_global_loss(
+    pooled_embeds: Tensor,
+    crop_embeds: Tensor,
+    valid: Tensor | None = None,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    """1 - cosine between a region's pooled patch features in the full image and the embedding of its crop; no gradient
+    flows into the crop side (third branch of PixCLIP, reconstructed).
+
+    Args:
+        pooled_embeds, crop_embeds (`(..., D)`): L2-normalised.
+        valid (`(...)` bool, *optional*): False for padded regions.
+        normalizer (`float`, *optional*): as in [`contrastive_loss`].
+
+    Returns:
+        Scalar.
+    """
+    distances = 1 - (pooled_embeds * crop_embeds.detach()).sum(-1).float()
+    if valid is None:
+        valid = torch.ones_like(distances, dtype=torch.bool)
+    normalizer = _at_least_one(valid.sum() if normalizer is None else normalizer)
+    return torch.where(valid, distances, 0).sum() / normalizer
+
+
+def _at_least_one(count: float | Tensor) -> float | Tensor:
+    # A share of all rows per rank may lie below one; only nothing at all must not divide.
+    if isinstance(count, Tensor):
+        return torch.where(count > 0, count, 1)
+    return count if count > 0 else 1

@@ -1,0 +1,195 @@
+"""Text towers of both models: any Hugging Face text model, pooled and projected."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+
+class LogitScale(nn.Module):
+    """Learned inverse temperature, kept as its logarithm and clamped to 100 (CLIP, section 2.5).
+
+    A module of its own, so that PEFT's `modules_to_save` can name it.
+    """
+
+    def __init__(self, init_value: float):
+        super().__init__()
+        self.init_value = init_value
+        self.log_scale = nn.Parameter(torch.tensor(float(init_value)))
+
+    def forward(self) -> Tensor:
+        """Scalar: the inverse temperature."""
+        return self.log_scale.exp().clamp(max=100)
+
+
+class AdapterBlock(nn.Module):
+    """x + Linear(GELU(Linear(LayerNorm(x)))), twice as wide inside."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + self.fc2(F.gelu(self.fc1(self.norm(hidden_states))))
+
+
+class MLPAdapter(nn.Module):
+    """The text adaptor of the public PixCLIP checkpoint: L2-normalise, four residual MLPs, LayerNorm, projection."""
+
+    def __init__(self, width: int, projection_dim: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(AdapterBlock(width) for _ in range(4))
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, projection_dim)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(N, width) pooled states to (N, projection_dim)."""
+        hidden_states = F.normalize(states, dim=-1)
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return self.projection(self.norm(hidden_states))
+
+
+def build_text_projection(config: Any) -> nn.Module:
+    """From pooled text states to the shared space, by `config.text_projection`."""
+    if config.text_projection == "linear":
+        return nn.Linear(config.text_hidden_size, config.projection_dim, bias=False)
+    return MLPAdapter(config.text_hidden_size, config.projection_dim)
+
+
+def build_text_model(config: Any) -> PreTrainedModel | None:
+    """The tower of `config.text_config`, or None without one.
+
+    Raises:
+        ValueError: `bidirectional` for a tower that has no causal attention to turn off.
+    """
+    if config.text_config is None:
+        return None
+    text_model = AutoModel.from_config(config.text_config)
+    if config.bidirectional:
+        set_bidirectional(text_model)
+    return text_model
+
+
+def set_bidirectional(text_model: PreTrainedModel) -> None:
+    """Lets every token of a decoder see every other.
+
+    `config.is_causal` decides in the mask creation of sdpa and eager attention, the modules' own flag in flash
+    attention.
+
+    Raises:
+        ValueError: the tower's attention is not causal by such a flag (an encoder; CLIP's text tower).
+    """
+    causal = [module for module in text_model.modules() if getattr(module, "is_causal", False) is True]
+    if not causal:
+        raise ValueError(
+            f"`bidirectional=True` needs a decoder as text tower: {text_model.config.model_type!r} has no causal "
+            "attention that can be turned off."
+        )
+    text_model.config.is_causal = False
+    for module in causal:
+        module.is_causal = False
+
+
+def right_pad(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Moves the real tokens of each row to its front, in their order."""
+    order = attention_mask.long().argsort(dim=-1, descending=True, stable=True)
+    return input_ids.gather(-1, order), attention_mask.gather(-1, order)
+
+
+def pool_states(states: Tensor, attention_mask: Tensor, pooling: str, is_eos: Tensor | None = None) -> Tensor:
+    """Pools right-padded token states.
+
+    Args:
+        states (`(N, L, D)`): last hidden states.
+        attention_mask (`(N, L)`): 1 for real tokens, which come first in their row.
+        pooling: `"mean"` over the real tokens, `"last"` real token, first end-of-sequence token (`"eos"`; the last
+            real token of a row without one), or first token (`"cls"`).
+        is_eos (`(N, L)` bool): where the end-of-sequence tokens are, for `"eos"`.
+
+    Returns:
+        `(N, D)`.
+    """
+    if pooling == "mean":
+        weights = attention_mask.to(states.dtype)
+        return (states * weights[..., None]).sum(1) / weights.sum(-1, keepdim=True).clamp(min=1)
+    rows = torch.arange(len(states), device=states.device)
+    if pooling == "cls":
+        return states[:, 0]
+    index = (attention_mask.sum(-1) - 1).clamp(min=0)
+    if pooling == "eos":
+        found = is_eos & attention_mask.bool()
+        index = torch.where(found.any(-1), found.int().argmax(-1), index)
+    return states[rows, index]
+
+
+def encode_text(
+    text_model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, pooling: str, **kwargs: Any
+) -> BaseModelOutputWithPooling:
+    """Runs a text tower and pools it.
+
+    Rows are brought to right padding first: an embedding then depends neither on the padding side nor on how far its
+    batch is padded, whatever way the tower counts positions. `last_hidden_state` is returned in that layout.
+
+    Args:
+        input_ids (`(N, L)`), attention_mask (`(N, L)`, 1 for real tokens; all real when None).
+
+    Returns:
+        `pooler_output` `(N, D)`: pooled states, not projected.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    input_ids, attention_mask = right_pad(input_ids, attention_mask)
+    outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+    states = outputs.last_hidden_state
+    return BaseModelOutputWithPooling(
+        last_hidden_state=states,
+        pooler_output=pool_states(states, attention_mask, pooling, _is_eos(text_model.config, input_ids)),
+        hidden_states=getattr(outputs, "hidden_states", None),
+        attentions=getattr(outputs, "attentions", None),
+    )
+
+
+def _is_eos(text_config: Any, input_ids: Tensor) -> Tensor:
+    eos = text_config.eos_token_id
+    if text_config.model_type == "clip_text_model" and eos == 2:
+        # The first CLIP checkpoints carry a wrong id; their end-of-sequence token is the largest of the vocabulary.
+        return input_ids == input_ids.max(-1, keepdim=True).values
+    eos = torch.tensor([-1] if eos is None else eos, device=input_ids.device)
+    return torch.isin(input_ids, eos)
+
+
+def text_features(
+    text_model: PreTrainedModel | None,
+    config: Any,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    text_states: Tensor | None,
+    **kwargs: Any,
+) -> BaseModelOutputWithPooling:
+    """Pooled text states `(N, D)` as `pooler_output`, from token ids or as they come in.
+
+    Raises:
+        ValueError: both or neither of `input_ids` and `text_states`, token ids for a model without text tower, or
+            states of another width than `config.text_hidden_size`.
+    """
+    if (input_ids is None) == (text_states is None):
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"Exactly one of `input_ids` and `text_states` must be given, got {given}.")
+    if text_states is not None:
+        if text_states.shape[-1] != config.text_hidden_size:
+            raise ValueError(
+                f"`text_states` must have width {config.text_hidden_size}, got shape {tuple(text_states.shape)}."
+            )
+        return BaseModelOutputWithPooling(pooler_output=text_states)
+    if text_model is None:
+        expected = f" of {config.text_model_name}" if config.text_model_name else ""
+        raise ValueError(
+            f"`input_ids` were given to a model without text tower: pass the pooled states{expected} as `text_states`."
+        )
+    return encode_text(text_model, input_ids, attention_mask, config.text_pooling, **kwargs)

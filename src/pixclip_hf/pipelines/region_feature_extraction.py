@@ -1,0 +1,256 @@
+"""The `region-feature-extraction` pipeline, and what it shares with the other region pipeline."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from inspect import signature
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from transformers import Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+_ITEM_KEYS = ("image", "boxes", "masks")
+
+
+def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Joins one-image batches into one batch, a row an image.
+
+    Args:
+        items: preprocessed images; every tensor is (1, R, ...) with its own R, but `pixel_values` (1, 3, H, W).
+
+    Returns:
+        The same keys: tensors (B, max R, ...), padded at the end with zeros, so that `region_attention_mask` is 0
+        there; anything else as a list of B.
+
+    Raises:
+        ValueError: the processed images have different sizes.
+    """
+    shapes = {tuple(item["pixel_values"].shape[1:]) for item in items}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"The processed images of a batch must have one size, got {sorted(shapes)}: use `batch_size=1`."
+        )
+    num_regions = max(item["region_attention_mask"].shape[1] for item in items)
+    batch = {}
+    for key in items[0]:
+        values = [item[key] for item in items]
+        if not isinstance(values[0], torch.Tensor):
+            batch[key] = [value for rows in values for value in rows]
+            continue
+        if key != "pixel_values":
+            values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, num_regions - v.shape[1])) for v in values]
+        batch[key] = torch.cat(values)
+    return batch
+
+
+def _is_one_image(inputs: Any) -> bool:
+    """Whether `inputs` is one image (or one `{"image": ...}` item) rather than a collection of them."""
+    return isinstance(inputs, (str, PathLike, Image.Image, np.ndarray, torch.Tensor, Mapping))
+
+
+def _region_item(image: Any, boxes: Any = None, masks: Any = None) -> dict[str, Any]:
+    """One image with its regions as `{"image", "boxes", "masks"}`.
+
+    Args:
+        image: an image in any form that the processor reads, or such a dict already.
+        boxes, masks: the regions of `image`; not together with those of a dict.
+
+    Raises:
+        ValueError: a dict with unknown keys or without an image, regions given twice, or no regions at all.
+    """
+    item = dict(image) if isinstance(image, Mapping) else {"image": image}
+    if unknown := sorted(map(str, item.keys() - set(_ITEM_KEYS))):
+        raise ValueError(f"An input dict takes the keys {', '.join(_ITEM_KEYS)}, got also {', '.join(unknown)}.")
+    if item.get("image") is None:
+        raise ValueError("An input dict must have an `image`, got none.")
+    for name, regions in (("boxes", boxes), ("masks", masks)):
+        if regions is None:
+            continue
+        if item.get(name) is not None:
+            raise ValueError(f"`{name}` must be given once, got it in the call and in the input dict.")
+        item[name] = regions
+    if item.get("boxes") is None and item.get("masks") is None:
+        raise ValueError("A region pipeline needs `boxes` or `masks` for every image, got neither.")
+    return item
+
+
+class RegionPipeline(Pipeline):
+    """Images with boxes or masks through one image pass each, whatever their number of regions.
+
+    A subclass gives `postprocess`. Preprocessing is the processor's; a batch is one row an image, its regions padded.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(
+        self,
+        boxes: Any = None,
+        masks: Any = None,
+        box_format: str | None = None,
+        normalized: bool | None = None,
+        mode: str | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess_params = {
+            "boxes": boxes,
+            "masks": masks,
+            "box_format": box_format,
+            "normalized": normalized,
+        }
+        # Its keyword arguments go on to the vision tower, which would swallow a `mode` that the model does not have.
+        if mode is not None and "mode" not in signature(self.model.get_region_features).parameters:
+            raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
+        forward_params = {"mode": mode}
+        return _given(preprocess_params), _given(forward_params), {}
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        if _is_one_image(inputs):
+            return super().__call__(inputs, **kwargs)
+        # Regions of several images: they join their image here, since every further step sees one image at a time.
+        regions = {name: kwargs.pop(name) for name in ("boxes", "masks") if kwargs.get(name) is not None}
+        if isinstance(inputs, (list, tuple)):
+            items = _zip_regions(inputs, regions)
+            return super().__call__(items, **kwargs) if items else []
+        if not isinstance(inputs, (Dataset, Iterable)):
+            raise TypeError(
+                f"`inputs` must be an image, a dict, or a list, generator or dataset of them, got {inputs!r:.100}."
+            )
+        if regions:
+            raise ValueError(
+                f"`{next(iter(regions))}` goes with one image or a list of images; a {type(inputs).__name__} must "
+                'yield dicts {"image": ..., "boxes": ...}.'
+            )
+        if isinstance(inputs, Sized) and not isinstance(inputs, Dataset):
+            return super().__call__(PipelineDataset(inputs, _unchanged, {}), **kwargs)
+        return super().__call__(inputs if isinstance(inputs, Dataset) else (item for item in inputs), **kwargs)
+
+    def get_iterator(
+        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+    ) -> Iterator:
+        # As in the base class but for the collation: its own pads on the tokenizer's side and needs a pad token.
+        if isinstance(inputs, Sized):
+            dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
+        else:
+            dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
+            num_workers = min(num_workers, 1)
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_images)
+        model_iterator = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(model_iterator, self.postprocess, postprocess_params)
+
+    def preprocess(self, inputs: Any, boxes: Any = None, masks: Any = None, **processor_kwargs: Any) -> dict[str, Any]:
+        item = _region_item(inputs, boxes, masks)
+        processed = self.processor(
+            images=item["image"],
+            boxes=item.get("boxes"),
+            masks=item.get("masks"),
+            return_regions=True,
+            return_tensors="pt",
+            **processor_kwargs,
+        )
+        if not processed["regions"][0]:
+            raise ValueError("A region pipeline needs at least one region an image, got empty `boxes` or `masks`.")
+        # Boxes and masks keep their own dtype: half precision has too few digits for a coordinate.
+        processed["pixel_values"] = processed["pixel_values"].to(self.dtype)
+        return dict(processed)
+
+    def _forward(self, model_inputs: dict[str, Any], **model_kwargs: Any) -> dict[str, Any]:
+        regions = model_inputs.pop("regions")
+        features = self.model.get_region_features(**model_inputs, **model_kwargs).pooler_output
+        return {"per_region": features.float(), "regions": regions}
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+        """Saves the model, the processor and the pipeline's code: a folder that `pipeline` loads."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+    @staticmethod
+    def split_outputs(model_outputs: dict[str, Any]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """What the model says of one image's R regions (R, ...) and their dicts, without the padding."""
+        regions = model_outputs["regions"]
+        # At batch size 1 transformers hands on the batch itself, above it a row of it.
+        if isinstance(regions[0], list):
+            (regions,) = regions
+        return model_outputs["per_region"][0, : len(regions)], regions
+
+
+class RegionFeatureExtractionPipeline(RegionPipeline):
+    """Embeds the regions of an image.
+
+    ```python
+    extract = pipeline("region-feature-extraction", model="org/cloc")
+    extract(image, boxes=[[10, 20, 200, 180], [0, 0, 64, 64]])
+    extract([image_a, image_b], masks=[[mask], [mask, mask]], batch_size=2)
+    ```
+    """
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Embeds regions.
+
+        Args:
+            inputs: an image (path, URL, PIL image, array or tensor), a dict `{"image": ..., "boxes": ...}` or
+                `{"image": ..., "masks": ...}`, or a list, generator or dataset of either.
+            boxes: the image's boxes, (R, 4); for a list of images one such list an image.
+            masks: the image's R masks, in any form that the processor reads; for a list of images one such list an
+                image.
+            box_format (`str`): `"xyxy"` (default), `"xywh"` or `"cxcywh"`.
+            normalized (`bool`): boxes in [0, 1] of the image instead of pixels.
+            mode (`str`): PixCLIP only: `"prompted"` (one pass a region) or `"pooled"` (one pass an image).
+            normalize (`bool`): L2-normalised embeddings (default), or the model's own lengths.
+            return_tensors (`bool`): a float32 tensor (R, D) an image instead of dicts.
+            batch_size (`int`): images a model pass, for a list, generator or dataset.
+
+        Returns:
+            For an image a list of R dicts `{"embedding": list of D floats, "box": {"xmin", "ymin", "xmax", "ymax"} in
+            pixels of the original image, "mask_area": pixels}`; for a list of images a list of those; for a generator
+            or dataset an iterator over them.
+
+        Raises:
+            ValueError: an image without regions, or regions that do not fit their image or the number of images.
+        """
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self, normalize: bool | None = None, return_tensors: bool | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
+        postprocess_params |= _given({"normalize": normalize, "return_tensors": return_tensors})
+        return preprocess_params, forward_params, postprocess_params
+
+    def postprocess(
+        self, model_outputs: dict[str, Any], normalize: bool = True, return_tensors: bool = False
+    ) -> list[dict[str, Any]] | torch.Tensor:
+        embeddings, regions = self.split_outputs(model_outputs)
+        if normalize:
+            embeddings = F.normalize(embeddings, dim=-1)
+        if return_tensors:
+            return embeddings
+        return [
+            {"embedding": embedding, **region} for embedding, region in zip(embeddings.tolist(), regions, strict=True)
+        ]
+
+
+def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _zip_regions(images: list | tuple, regions: dict[str, Any]) -> list[Any]:
+    for name, values in regions.items():
+        if len(values) != len(images):
+            raise ValueError(f"`{name}` must hold a list an image: got {len(values)} for {len(images)} images.")
+    return [
+        _region_item(image, **{name: values[i] for name, values in regions.items()}) for i, image in enumerate(images)
+    ]
+
+
+__all__ = ["RegionFeatureExtractionPipeline", "RegionPipeline"]

@@ -1,0 +1,137 @@
+"""The `zero-shot-region-classification` pipeline."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .region_feature_extraction import RegionPipeline
+
+
+class ZeroShotRegionClassificationPipeline(RegionPipeline):
+    """Says which of some texts describes each region of an image.
+
+    ```python
+    classify = pipeline("zero-shot-region-classification", model="org/pixclip")
+    classify(image, masks=[mask], candidate_labels=["a red mug", "a blue mug"])
+    ```
+    """
+
+    # The texts of the running call and their embeddings (T, D): one text pass a call, however many images it has.
+    _encoded_texts: tuple[tuple[str, ...], torch.Tensor] | None = None
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Scores texts against regions.
+
+        Args:
+            inputs, boxes, masks, box_format, normalized, mode, batch_size: as in [`RegionFeatureExtractionPipeline`].
+            candidate_labels (`list[str]`): the T texts to choose from, of any length.
+            hypothesis_template (`str`): where `{}` stands, a label is put in; `"{}"` by default.
+            text_states (`torch.Tensor`): (T, D_text) pooled states of the texts, in place of encoding them: for a
+                model without its text tower.
+            top_k (`int`): keeps the best so many labels a region; all of them by default.
+
+        Returns:
+            For an image a list of R dicts `{"box": {"xmin", "ymin", "xmax", "ymax"} in pixels of the original image,
+            "mask_area": pixels, "labels": best first, "scores": their softmax over all T texts of logit scale times
+            cosine similarity}`; for a list of images a list of those; for a generator or dataset an iterator over
+            them.
+
+        Raises:
+            ValueError: labels missing, empty or given twice, a template without `{}` or beside `text_states`, states
+                for another number of labels, `top_k` below 1, an image without regions, regions that do not fit their
+                image or the number of images, or no `text_states` for a model without text tower.
+        """
+        if "candidate_labels" not in kwargs and "candidate_labels" not in self._forward_params:
+            raise ValueError("`candidate_labels` must be a list of texts, got none.")
+        # The model may have changed since the last call.
+        self._encoded_texts = None
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: list[str] | None = None,
+        hypothesis_template: str | None = None,
+        text_states: torch.Tensor | None = None,
+        top_k: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
+        if candidate_labels is not None:
+            labels = _checked_labels(candidate_labels)
+            forward_params["candidate_labels"] = labels
+            postprocess_params["candidate_labels"] = labels
+        if hypothesis_template is not None:
+            if "{}" not in hypothesis_template:
+                raise ValueError(
+                    f"`hypothesis_template` must contain '{{}}' where the label goes, got {hypothesis_template!r}."
+                )
+            if text_states is not None:
+                raise ValueError(
+                    f"`text_states` leave no text for a `hypothesis_template`, got {hypothesis_template!r}."
+                )
+            forward_params["hypothesis_template"] = hypothesis_template
+        if text_states is not None:
+            forward_params["text_states"] = text_states
+        if top_k is not None:
+            if top_k < 1:
+                raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+            postprocess_params["top_k"] = top_k
+        return preprocess_params, forward_params, postprocess_params
+
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        candidate_labels: tuple[str, ...],
+        hypothesis_template: str = "{}",
+        text_states: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> dict[str, Any]:
+        if text_states is None:
+            texts = tuple(hypothesis_template.replace("{}", label) for label in candidate_labels)
+            text_embeds = self._encode_texts(texts)
+        elif len(text_states) != len(candidate_labels):
+            raise ValueError(
+                f"`text_states` must hold a row a label, got {len(text_states)} for {len(candidate_labels)} labels."
+            )
+        else:
+            text_embeds = self._project(text_states=text_states.to(self.device, self.dtype))
+        outputs = super()._forward(model_inputs, **model_kwargs)
+        region_embeds = F.normalize(outputs["per_region"], dim=-1)
+        logits = self.model.get_logit_scale().float() * region_embeds @ text_embeds.T
+        return {"per_region": logits, "regions": outputs["regions"]}
+
+    def _encode_texts(self, texts: tuple[str, ...]) -> torch.Tensor:
+        if self._encoded_texts is None or self._encoded_texts[0] != texts:
+            inputs = self.processor(text=list(texts), return_tensors="pt").to(self.device)
+            self._encoded_texts = (texts, self._project(**inputs))
+        return self._encoded_texts[1]
+
+    def _project(self, **text_inputs: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.model.get_text_features(**text_inputs).pooler_output.float(), dim=-1)
+
+    def postprocess(
+        self, model_outputs: dict[str, Any], candidate_labels: tuple[str, ...], top_k: int | None = None
+    ) -> list[dict[str, Any]]:
+        logits, regions = self.split_outputs(model_outputs)
+        scores, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+        return [
+            {**region, "labels": [candidate_labels[i] for i in best[:top_k]], "scores": values[:top_k]}
+            for region, values, best in zip(regions, scores.tolist(), order.tolist(), strict=True)
+        ]
+
+
+def _checked_labels(candidate_labels: list[str]) -> tuple[str, ...]:
+    if isinstance(candidate_labels, str) or not all(isinstance(label, str) for label in candidate_labels):
+        raise TypeError(f"`candidate_labels` must be a list of texts, got {candidate_labels!r}.")
+    labels = tuple(candidate_labels)
+    if not labels:
+        raise ValueError("`candidate_labels` must hold at least one text, got an empty list.")
+    if empty := [i for i, label in enumerate(labels) if not label.strip()]:
+        raise ValueError(f"`candidate_labels[{empty[0]}]` must not be empty, got {labels[empty[0]]!r}.")
+    if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
+        raise ValueError(f"`candidate_labels` must differ from each other, got {repeated[0]!r} more than once.")
+    return labels
+
+
+__all__ = ["ZeroShotRegionClassificationPipeline"]

@@ -1,0 +1,354 @@
+"""Image processor of PixCLIP and CLOC: reads, places, resamples and normalises images, and maps results back."""
+
+import os
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.utils import get_session
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
+from transformers.utils import logging
+
+from .processing_geometry import Geometry, clip_boxes
+
+logger = logging.get_logger(__name__)
+
+EXIF_ORIENTATION = 0x0112
+
+
+def is_batch(images: Any) -> bool:
+    """Whether `images` is a list of images (list, tuple or 4-D array) and not one bare image."""
+    return isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4)
+
+
+def load_images(images: Any, input_data_format: str | None = None) -> list[Image.Image]:
+    """
+    Read one image or a list of images into RGB PIL images.
+
+    Args:
+        images: PIL image, array or tensor ((H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4), path, http(s) URL, or a
+            list of these. Arrays are uint8, uint16 or float in [0, 1]. Where the shape leaves the channel axis open,
+            numpy means the last one and torch the first; `input_data_format` decides it.
+
+    Transparency is laid over white, 16-bit images are scaled to 8 bits. An EXIF orientation is not applied, because
+    boxes and masks are given in the frame of the stored pixels (`PIL.Image.open(path).size`); it is warned about.
+
+    Raises:
+        TypeError: an entry is none of these, or an array of another dtype.
+        ValueError: no images, an image without pixels, a file that cannot be read, values out of range, or PIL modes
+            "I" and "F", whose value range is unknown.
+        FileNotFoundError: a path without a file.
+    """
+    if not is_batch(images):
+        return [_load_image(images, "images", input_data_format)]
+    if len(images) == 0:
+        raise ValueError("images must hold at least one image, got an empty list")
+    return [_load_image(image, f"images[{i}]", input_data_format) for i, image in enumerate(images)]
+
+
+def _load_image(image: Any, name: str, input_data_format: str | None) -> Image.Image:
+    if isinstance(image, np.ndarray | torch.Tensor):
+        return _to_rgb(_array_to_pil(image, name, input_data_format), name)
+    source: Any = image
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        # Not transformers' load_image, which would turn the image by its EXIF orientation.
+        response = get_session().get(image)
+        response.raise_for_status()
+        image = _open(BytesIO(response.content), name, source)
+    elif isinstance(image, str | os.PathLike):
+        if not os.path.isfile(image):
+            raise FileNotFoundError(f"{name}: no such file or http(s) URL: {str(image)!r:.200}")
+        image = _open(image, name, source)
+    elif isinstance(image, Image.Image):
+        _read_pixels(image, name, source)
+    else:
+        raise TypeError(
+            f"{name} must be a PIL image, a numpy array, a torch tensor, a path or a URL, got {type(image).__name__}"
+        )
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    if orientation != 1:
+        logger.warning(
+            f"{name} has EXIF orientation {orientation}; its pixels are used as stored, and boxes and masks must be "
+            "in that frame. For the upright image call PIL.ImageOps.exif_transpose first."
+        )
+    return _to_rgb(image, name)
+
+
+def _open(file: Any, name: str, source: Any) -> Image.Image:
+    try:
+        image = Image.open(file)
+    except OSError as error:
+        raise ValueError(f"{name}: {str(source)!r} is not an image that PIL can read: {error}") from error
+    with image:
+        _read_pixels(image, name, source)
+    return image
+
+
+def _read_pixels(image: Image.Image, name: str, source: Any) -> None:
+    try:
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name}: {str(source)!r} is a corrupt image: {error}") from error
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"{name} must have at least one pixel, got width x height = {image.size}")
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"{name} has PIL mode {image.mode!r}, whose value range is unknown; scale it to 8 bits (mode 'L') first"
+        )
+    if image.mode.startswith("I;16"):
+        return _from_16_bit(np.asarray(image)).convert("RGB")
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if "A" in image.getbands() or "transparency" in image.info:
+        return Image.fromarray(convert_to_rgb(image, return_numpy=True))
+    return image.convert("RGB")
+
+
+def _from_16_bit(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _array_to_pil(image: np.ndarray | torch.Tensor, name: str, input_data_format: str | None) -> Image.Image:
+    channels_last_by_default = isinstance(image, np.ndarray)
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if image.size == 0:
+        raise ValueError(f"{name} must have at least one pixel, got shape {image.shape}")
+    if image.ndim == 3:
+        last, first = image.shape[-1] in (1, 3, 4), image.shape[0] in (1, 3, 4)
+        if input_data_format is not None:
+            channels_last = ChannelDimension(input_data_format) == ChannelDimension.LAST
+        else:
+            channels_last = last and (channels_last_by_default or not first)
+        if not (last if channels_last else first):
+            raise ValueError(f"{name} must have 1, 3 or 4 channels, got shape {image.shape}")
+        image = image if channels_last else np.moveaxis(image, 0, -1)
+        image = image[..., 0] if image.shape[-1] == 1 else image
+    elif image.ndim != 2:
+        raise ValueError(f"{name} must have shape (H, W), (H, W, C) or (C, H, W), got {image.shape}")
+    if image.dtype == np.uint16:
+        return _from_16_bit(image)
+    if image.dtype.kind == "f":
+        low, high = float(image.min()), float(image.max())
+        if not (0 <= low and high <= 1):
+            raise ValueError(f"{name} holds floats, which must lie in [0, 1]; got values from {low} to {high}")
+        image = np.rint(image * 255).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise TypeError(f"{name} must hold uint8, uint16 or float in [0, 1], got {image.dtype}")
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
+class RegionImageProcessor(PilBackend):
+    """
+    Image processor of PixCLIP and CLOC, on PIL.
+
+    By default the whole image is resized to a square of `size`, nothing is cropped, and CLIP's mean and standard
+    deviation normalise it. `size={"shortest_edge": n}` with `do_center_crop` gives CLIP's own preprocessing, `do_pad`
+    pads below and on the right to `pad_size` or to the largest image of the batch. Every image is converted to RGB;
+    canvas beyond the image is 0 in `pixel_values`, which after normalisation is the mean colour.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 224, "width": 224}
+    default_to_square = True
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = False
+    do_pad = False
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    model_input_names = ["pixel_values"]
+
+    def _prepare_image_like_inputs(
+        self, images: Any, *args: Any, input_data_format: str | None = None, **kwargs: Any
+    ) -> list[Image.Image]:
+        return load_images(images, input_data_format)
+
+    def _preprocess(self, images: list[Image.Image], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        geometries = _geometries([(image.height, image.width) for image in images], **kwargs)
+        return BatchFeature({"pixel_values": _render(images, geometries, **kwargs)}, tensor_type=return_tensors)
+
+    def get_geometries(self, image_sizes: list[tuple[int, int]], **kwargs: Any) -> list[Geometry]:
+        """
+        How each image of a batch maps to its processed image.
+
+        Args:
+            image_sizes: (height, width) of each image; with `do_pad` and no `pad_size`, of the whole batch.
+            kwargs: as in a call, in place of the processor's own settings.
+
+        Raises:
+            ValueError: the settings give images of different sizes.
+        """
+        return _geometries(image_sizes, **self._settings(**kwargs))
+
+    def render(self, images: list[Image.Image], geometries: list[Geometry], **kwargs: Any) -> np.ndarray:
+        """Resample RGB images by their geometries (one output size) and normalise: (N, 3, H, W) float32."""
+        return _render(images, geometries, **self._settings(**kwargs))
+
+    def _settings(self, **kwargs: Any) -> dict[str, Any]:
+        for name in self._valid_kwargs_names:
+            kwargs.setdefault(name, getattr(self, name, None))
+        kwargs = self._standardize_kwargs(**kwargs)
+        self._validate_preprocess_kwargs(**kwargs)
+        return kwargs
+
+    def post_process_boxes(self, boxes: Any, target_sizes: Any) -> list[torch.Tensor]:
+        """
+        Map boxes of the processed images back to the original images, clipped to them.
+
+        Args:
+            boxes: (B, R, 4) tensor, or one (R, 4) an image: xyxy in [0, 1] of the processed image.
+            target_sizes: (height, width) of each original image, in the order of the batch; list or (B, 2) tensor.
+
+        Returns:
+            One (R, 4) float32 tensor an image: xyxy in original pixels. Padding rows are mapped like any other.
+
+        Raises:
+            ValueError: the counts differ or a box tensor has another last dimension.
+        """
+        results = []
+        for geometry, values in self._with_geometries(boxes, target_sizes, "boxes"):
+            values = values.cpu().double().numpy()
+            if values.ndim != 2 or values.shape[-1] != 4:
+                raise ValueError(f"boxes must have shape (R, 4) for each image, got {values.shape}")
+            height, width = geometry.output_size
+            source = geometry.to_source(values * np.array([width, height, width, height]))
+            results.append(torch.from_numpy(clip_boxes(source, geometry.source_size)).float())
+        return results
+
+    def post_process_masks(self, masks: Any, target_sizes: Any) -> list[torch.Tensor]:
+        """
+        Map masks (or score maps) of the processed images back to the original images.
+
+        Args:
+            masks: (B, R, h, w) tensor, or one (R, h, w) an image, of any dtype; h x w is a grid over the processed
+                image, of its own resolution or coarser.
+            target_sizes: as in `post_process_boxes`.
+
+        Returns:
+            One (R, height, width) tensor an image, same dtype: each original pixel takes the cell that its centre
+            falls in, and 0 where a crop removed it.
+        """
+        results = []
+        for geometry, values in self._with_geometries(masks, target_sizes, "masks"):
+            if values.ndim != 3:
+                raise ValueError(f"masks must have shape (R, h, w) for each image, got {tuple(values.shape)}")
+            cells = geometry.output_cells(tuple(values.shape[-2:]))
+            rows, columns = (torch.from_numpy(index).to(values.device) for index in cells)
+            result = values[:, rows.clamp(min=0)][:, :, columns.clamp(min=0)]
+            result[:, rows < 0] = 0
+            result[:, :, columns < 0] = 0
+            results.append(result)
+        return results
+
+    def _with_geometries(self, values: Any, target_sizes: Any, name: str) -> list[tuple[Geometry, torch.Tensor]]:
+        sizes = [tuple(int(side) for side in size) for size in target_sizes]
+        if len(values) != len(sizes) or not all(len(size) == 2 for size in sizes):
+            raise ValueError(
+                f"target_sizes must hold a (height, width) for each of the {len(values)} images of {name}, got {sizes}"
+            )
+        return list(zip(self.get_geometries(sizes), (torch.as_tensor(value) for value in values), strict=True))
+
+
+def _geometries(image_sizes: list[tuple[int, int]], **settings: Any) -> list[Geometry]:
+    placed = [_place(size, **settings) for size in image_sizes]
+    canvases = [canvas for canvas, _ in placed]
+    if settings["do_pad"]:
+        pad = settings["pad_size"]
+        target = (pad.height, pad.width) if pad else tuple(max(sides) for sides in zip(*canvases, strict=True))
+        for i, canvas in enumerate(canvases):
+            if canvas[0] > target[0] or canvas[1] > target[1]:
+                raise ValueError(f"pad_size {target} is smaller than image {i} after resizing, {canvas}")
+        canvases = [target] * len(canvases)
+    elif len(set(canvases)) > 1:
+        raise ValueError(
+            f"the images come out in different sizes {sorted(set(canvases))}: give size a height and a width, or set "
+            "do_center_crop or do_pad"
+        )
+    return [
+        Geometry((height, width), canvas, (0, 0, width, height), box)
+        for (height, width), canvas, (_, box) in zip(image_sizes, canvases, placed, strict=True)
+    ]
+
+
+def _place(
+    image_size: tuple[int, int], do_resize: bool, size: Any, do_center_crop: bool, crop_size: Any, **kwargs: Any
+) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
+    """Canvas size and the box that the whole image takes on it, by transformers' rules for resize and centre crop."""
+    height, width = image_size
+    if do_resize and size.height and size.width:
+        height, width = size.height, size.width
+    elif do_resize and size.shortest_edge and not size.longest_edge:
+        edge, short, long = size.shortest_edge, min(height, width), max(height, width)
+        other = int(edge * long / short)
+        height, width = (other, edge) if width <= height else (edge, other)
+    elif do_resize:
+        raise ValueError(f"size must have 'height' and 'width', or 'shortest_edge', got {dict(size)}")
+    if not do_center_crop:
+        return (height, width), (0, 0, width, height)
+    top, left = (height - crop_size.height) // 2, (width - crop_size.width) // 2
+    return (crop_size.height, crop_size.width), (-left, -top, width - left, height - top)
+
+
+def _render(
+    images: list[Image.Image],
+    geometries: list[Geometry],
+    resample: int,
+    do_rescale: bool,
+    rescale_factor: float,
+    do_normalize: bool,
+    image_mean: Any,
+    image_std: Any,
+    **kwargs: Any,
+) -> np.ndarray:
+    mean = np.broadcast_to(np.asarray(image_mean if do_normalize else 0, dtype=np.float64), 3)
+    std = np.broadcast_to(np.asarray(image_std if do_normalize else 1, dtype=np.float64), 3)
+    scale = ((rescale_factor if do_rescale else 1) / std).astype(np.float32)[:, None, None]
+    shift = (-mean / std).astype(np.float32)[:, None, None]
+    height, width = geometries[0].output_size
+    pixel_values = np.zeros((len(images), 3, height, width), dtype=np.float32)
+    for canvas, image, geometry in zip(pixel_values, images, geometries, strict=True):
+        part = _resample(image, geometry, resample)
+        if part is None:
+            continue
+        pixels, (left, top) = part
+        target = canvas[:, top : top + pixels.height, left : left + pixels.width]
+        target[:] = np.asarray(pixels).transpose(2, 0, 1)
+        target *= scale
+        target += shift
+    return pixel_values
+
+
+def _resample(image: Image.Image, geometry: Geometry, resample: int) -> tuple[Image.Image, tuple[int, int]] | None:
+    """
+    The part of the canvas that shows the image, and its upper left corner; None where no pixel centre is on the image.
+
+    Where an edge of the image falls inside a canvas pixel (only in crops around regions), it moves to that pixel's
+    nearer edge: the content shifts by half a canvas pixel at most.
+    """
+    height, width = geometry.source_size
+    source_box = clip_boxes(np.array(geometry.source_box), geometry.source_size)
+    left, top, right, bottom = (int(value) for value in np.ceil(geometry.to_output(source_box) - 0.5))
+    if right <= left or bottom <= top:
+        return None
+    box = clip_boxes(geometry.to_source(np.array([left, top, right, bottom])), geometry.source_size)
+    resized_size = (right - left, bottom - top)
+    if resized_size != image.size or tuple(box) != (0, 0, width, height):
+        image = image.resize(resized_size, resample, box=tuple(box))
+    canvas_height, canvas_width = geometry.output_size
+    crop = (max(-left, 0), max(-top, 0), min(canvas_width - left, image.width), min(canvas_height - top, image.height))
+    if crop != (0, 0, image.width, image.height):
+        image = image.crop(crop)
+    return image, (max(left, 0), max(top, 0))

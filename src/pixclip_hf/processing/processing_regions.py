@@ -1,0 +1,467 @@
+"""Region inputs of a processor call: masks and boxes in every form read into arrays; COCO's run-length coding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.utils import logging
+
+from .processing_geometry import clip_boxes
+
+logger = logging.get_logger(__name__)
+
+# Overshoot of a box, in pixels, that rounding explains and that is clipped without a warning.
+BOX_TOLERANCE = 0.01
+
+
+def encode_rle(mask: np.ndarray) -> dict:
+    """
+    Encode a mask as COCO's compressed run-length encoding (cocoapi `maskApi.c`, `rleToString`).
+
+    Args:
+        mask: (H, W) array; non-zero is region.
+
+    Returns:
+        `{"size": [H, W], "counts": str}`: runs of 0 and 1 in turn down the columns, each (from the fourth on) as the
+        difference to the run two before, in 5-bit little-endian groups written as ascii from `0` (48) on.
+
+    Raises:
+        ValueError: `mask` is not 2-D or has no pixels.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or mask.size == 0:
+        raise ValueError(f"mask must have shape (H, W) with at least one pixel, got {mask.shape}")
+    flat = np.asarray(mask, dtype=bool).ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    # A mask that starts inside the region starts with an empty run of zeros.
+    edges = np.concatenate([[0] * (1 + bool(flat[0])), changes, [flat.size]])
+    values = np.diff(edges)
+    values[3:] = values[3:] - values[1:-2]
+    # k groups hold a signed number of 5 k bits; seven groups hold any 32-bit run.
+    groups = np.arange(1, 8)
+    limits = np.int64(1) << (5 * groups - 1)
+    needed = 1 + ((values[:, None] >= limits) | (values[:, None] < -limits)).sum(axis=1)
+    codes = (values[:, None] >> (5 * (groups - 1))) & 0x1F
+    codes[groups < needed[:, None]] |= 0x20
+    text = (codes + 48).astype(np.uint8)[groups <= needed[:, None]].tobytes().decode("ascii")
+    return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": text}
+
+
+def _uncompress_counts(counts: bytes) -> np.ndarray:
+    """Run lengths of COCO's compressed `counts`; raises ValueError when they are not a whole number of codes."""
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
+        raise ValueError("counts are not a COCO compressed run-length string")
+    last = np.flatnonzero((codes & 0x20) == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > 12:
+        raise ValueError("counts hold a run too long for 64 bits")
+    position = np.arange(codes.size) - np.repeat(first, lengths)
+    values = np.add.reduceat((codes & 0x1F) << (5 * position), first)
+    values -= np.where(codes[last] & 0x10, np.int64(1) << (5 * lengths), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def decode_rle(rle: dict) -> np.ndarray:
+    """
+    Decode COCO's run-length encoding.
+
+    Args:
+        rle: `{"size": [H, W], "counts": ...}` with counts compressed (str or bytes) or plain (a sequence of ints).
+
+    Returns:
+        (H, W) bool array (column-major in memory, as it is coded).
+
+    Raises:
+        ValueError: keys are missing, the size is not two positive integers, a run is negative, or the runs do not
+            add up to H x W.
+    """
+    if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
+        raise ValueError(f"an RLE must be a dict with 'size' and 'counts', got {rle!r:.80}")
+    counts = rle["counts"]
+    try:
+        height, width = (int(side) for side in rle["size"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an RLE's size must be [height, width], got {rle['size']!r}") from error
+    if height < 1 or width < 1:
+        raise ValueError(f"an RLE's size must be positive, got {rle['size']!r}")
+    if isinstance(counts, str):
+        counts = counts.encode("utf-8")
+    if isinstance(counts, bytes):
+        runs = _uncompress_counts(counts)
+    else:
+        runs = np.asarray(counts)
+        if runs.ndim != 1 or runs.dtype.kind not in "iu":
+            raise ValueError(f"an RLE's counts must be a string or a flat list of integers, got {counts!r:.80}")
+    if runs.size == 0 or runs.min() < 0 or runs.sum() != height * width:
+        raise ValueError(f"an RLE's runs must be >= 0 and add up to {height} x {width}, got a sum of {runs.sum()}")
+    return _fill_runs(runs).reshape(width, height).T
+
+
+def _fill_runs(runs: np.ndarray) -> np.ndarray:
+    """Runs of zeros and ones in turn as a flat bool array."""
+    return np.repeat(np.arange(runs.size) % 2 == 1, runs)
+
+
+def polygon_mask(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
+    """
+    Fill a polygon: a pixel is region when its centre lies inside a ring (even-odd rule), rings are united.
+
+    Args:
+        rings: flat rings `[x0, y0, x1, y1, ...]` in pixels, at least three points each.
+        size: (height, width) of the mask.
+
+    Returns:
+        (H, W) bool. A polygon on the image that covers no pixel centre keeps the pixel at the mean of its corners.
+
+    Raises:
+        ValueError: a ring is not a flat list of at least three finite points.
+    """
+    height, width = size
+    mask = np.zeros(size, dtype=bool)
+    centres = np.arange(height) + 0.5
+    points = [_ring_points(ring) for ring in rings]
+    for ring in points:
+        following = np.roll(ring, -1, axis=0)
+        # Each edge crosses the rows whose centre lies between its ends; a pixel is inside after an odd crossing.
+        low, high = np.minimum(ring[:, 1], following[:, 1]), np.maximum(ring[:, 1], following[:, 1])
+        edge, row = np.nonzero((low[:, None] <= centres) & (centres < high[:, None]))
+        start, step = ring[edge], following[edge] - ring[edge]
+        x = start[:, 0] + (centres[row] - start[:, 1]) * step[:, 0] / step[:, 1]
+        column = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
+        # Every row is crossed an even number of times: in order, the crossings start and end runs of region.
+        edges = np.concatenate([[0], np.sort(row * width + column), [mask.size]])
+        mask |= _fill_runs(np.diff(edges)).reshape(size)
+    if points and not mask.any():
+        x, y = np.concatenate(points).mean(axis=0)
+        if 0 <= x < width and 0 <= y < height:
+            mask[int(y), int(x)] = True
+    return mask
+
+
+def _ring_points(ring: Any) -> np.ndarray:
+    try:
+        points = np.asarray(ring, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a polygon is a list of flat rings [x0, y0, x1, ...], got a ring {ring!r:.80}") from error
+    if points.ndim != 1 or points.size < 6 or points.size % 2 or not np.isfinite(points).all():
+        raise ValueError(
+            "a polygon is a list of flat rings [x0, y0, x1, y1, ...] of at least three finite points, "
+            f"got a ring {ring!r:.80}"
+        )
+    return points.reshape(-1, 2)
+
+
+def read_mask(mask: Any, size: tuple[int, int], name: str) -> np.ndarray:
+    """
+    Read one mask in any of its forms.
+
+    Args:
+        mask: PIL image ("1", "L", or "P" with its indices as values), (H, W) array or tensor, COCO RLE dict, or
+            polygon (list of flat rings). Values are bool, integers {0, 1} or {0, 255}, or floats in [0, 1], where 0.5
+            and more is region.
+        size: (height, width) of its image.
+        name: how errors call it.
+
+    Returns:
+        (H, W) bool, or the uint8 array itself; non-zero is region, and there is some.
+
+    Raises:
+        TypeError: none of these forms.
+        ValueError: another size than its image, other values (NaN among them), or no region pixel.
+    """
+    if isinstance(mask, dict | list | tuple):
+        try:
+            values = decode_rle(mask) if isinstance(mask, dict) else polygon_mask(mask, size)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    elif isinstance(mask, torch.Tensor):
+        mask = mask.detach().cpu()
+        values = (mask.float() if mask.is_floating_point() else mask).numpy()
+    elif isinstance(mask, np.ndarray | Image.Image):
+        values = np.asarray(mask)
+    else:
+        raise TypeError(
+            f"{name} must be a PIL image, an array, a tensor, an RLE dict or a polygon (list of flat rings), "
+            f"got {type(mask).__name__}"
+        )
+    if values.ndim != 2:
+        raise ValueError(f"{name} must have shape (H, W), got {values.shape}")
+    if values.shape != tuple(size):
+        raise ValueError(f"{name} has (height, width) {values.shape}, but its image has {tuple(size)}")
+    values = _binary(values, name)
+    if not values.any():
+        raise ValueError(f"{name} is empty: a mask must have at least one region pixel on its image")
+    return values
+
+
+def _binary(values: np.ndarray, name: str) -> np.ndarray:
+    if values.dtype.kind == "b":
+        return values
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must hold bool, integer or float values, got {values.dtype}")
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f":
+        if not (0 <= low and high <= 1):
+            raise ValueError(f"{name} holds floats, which must lie in [0, 1]; got values from {low} to {high}")
+        return values >= 0.5
+    if 0 <= low and high <= 1:
+        return values.view(bool) if values.itemsize == 1 else values.astype(bool)
+    if values.dtype == np.uint8:
+        # As signed bytes 255 is -1: two passes and no copy.
+        signed = values.view(np.int8)
+        if -1 <= signed.min() and signed.max() <= 0:
+            return values
+    elif not ((values != 0) & (values != 255)).any():
+        return values != 0
+    other = values[(values != 0) & (values != 255)][0]
+    raise ValueError(f"{name} holds integers, which must be {{0, 1}} or {{0, 255}}; got {other} among them")
+
+
+def read_boxes(
+    boxes: Any, size: tuple[int, int], name: str, box_format: str = "xyxy", normalized: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """
+    Read the boxes of one image and clip them to it.
+
+    Args:
+        boxes: (R, 4) list, array or tensor.
+        size: (height, width) of the image.
+        name: how errors call the boxes of this image.
+        box_format: "xyxy", "xywh" (corner and size) or "cxcywh" (centre and size).
+        normalized: coordinates are fractions of the width and height, not pixels.
+
+    Returns:
+        (R, 4) float64 xyxy in pixels, and the names of the boxes that were partly outside and lost that part.
+
+    Raises:
+        ValueError: another shape, NaN or infinite values, x1 <= x0 or y1 <= y0, a box wholly outside its image, an
+            unknown format, or values that contradict `normalized`: above 1 with it; without it all within 1, for a box
+            that small holds no more than one pixel.
+    """
+    if box_format not in ("xyxy", "xywh", "cxcywh"):
+        raise ValueError(f"box_format must be 'xyxy', 'xywh' or 'cxcywh', got {box_format!r}")
+    if isinstance(boxes, torch.Tensor):
+        boxes = boxes.detach().cpu().double().numpy()
+    try:
+        values = np.array(boxes, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers of shape (R, 4), got {boxes!r:.80}") from error
+    if values.size == 0:
+        return np.zeros((0, 4)), []
+    if values.ndim != 2 or values.shape[1] != 4:
+        raise ValueError(f"{name} must have shape (R, 4), one row a region, got {values.shape}")
+    _raise_at(~np.isfinite(values).all(axis=1), values, name, "must be finite")
+    if normalized:
+        _raise_at((values > 1.0001).any(axis=1), values, name, "must lie in [0, 1] with normalized=True")
+    elif np.abs(values).max() <= 1:
+        raise ValueError(
+            f"{name} holds no value above 1, so it looks like fractions of the image: pass normalized=True or pixels, "
+            f"got {values[0].tolist()}"
+        )
+    height, width = size
+    xyxy = values.copy()
+    if box_format == "cxcywh":
+        xyxy[:, :2] -= values[:, 2:] / 2
+    if box_format != "xyxy":
+        xyxy[:, 2:] += xyxy[:, :2]
+    if normalized:
+        xyxy *= np.array([width, height, width, height])
+    degenerate = (xyxy[:, 2:] <= xyxy[:, :2]).any(axis=1)
+    _raise_at(degenerate, values, name, f"must have x1 > x0 and y1 > y0 (box_format={box_format!r})")
+    clipped = clip_boxes(xyxy, size)
+    outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    _raise_at(outside, values, name, f"lies outside its image of width {width} and height {height}")
+    cut = np.flatnonzero(np.abs(clipped - xyxy).max(axis=1) > BOX_TOLERANCE)
+    return clipped, [f"{name}[{i}]" for i in cut]
+
+
+def _raise_at(wrong: np.ndarray, values: np.ndarray, name: str, message: str) -> None:
+    if wrong.any():
+        i = int(np.argmax(wrong))
+        raise ValueError(f"{name}[{i}] {message}, got {values[i].tolist()}")
+
+
+def box_mask(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """
+    (H, W) bool mask of the pixels whose centre lies in `box` (4,), xyxy in pixels within the image.
+
+    A box that holds no pixel centre keeps the pixel under its own centre.
+    """
+    mask = np.zeros(size, dtype=bool)
+    slices = []
+    for low, high, side in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
+        first, last = int(np.ceil(low - 0.5)), int(np.ceil(high - 0.5))
+        if last <= first:
+            first = min(int((low + high) / 2), side - 1)
+            last = first + 1
+        slices.append(slice(first, last))
+    mask[tuple(slices)] = True
+    return mask
+
+
+def mask_box(mask: np.ndarray) -> np.ndarray:
+    """Tight box (4,) int64, xyxy in pixels, around the region pixels of a non-empty mask (H, W)."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+@dataclass
+class Regions:
+    """
+    The regions of one image in its own pixels: masks or boxes, whichever were read.
+
+    masks: R arrays (H, W) bool or uint8, non-zero is region, or None. boxes: (R, 4) float64 xyxy, or None.
+    names: how errors call each region.
+    """
+
+    size: tuple[int, int]
+    names: list[str]
+    masks: list[np.ndarray] | None
+    boxes: np.ndarray | None
+
+    def get_masks(self) -> list[np.ndarray]:
+        """The masks; rectangles where boxes were read."""
+        return self.masks if self.masks is not None else [box_mask(box, self.size) for box in self.boxes]
+
+    def get_boxes(self) -> np.ndarray:
+        """(R, 4) boxes; the tight ones (whole pixels) where masks were read."""
+        if self.boxes is not None:
+            return self.boxes
+        return np.array([mask_box(mask) for mask in self.masks], dtype=np.int64).reshape(-1, 4)
+
+    def describe(self) -> list[dict]:
+        """A dict a region: its box in original pixels and the pixel count of its mask."""
+        keys = ("xmin", "ymin", "xmax", "ymax")
+        return [
+            {"box": dict(zip(keys, box, strict=True)), "mask_area": int(np.count_nonzero(mask))}
+            for box, mask in zip(self.get_boxes().tolist(), self.get_masks(), strict=True)
+        ]
+
+
+def split_per_image(values: Any, name: str, num_images: int, batched: bool) -> list:
+    """
+    The entry of each image: those of a list for a list of images, the whole of `values` for one bare image.
+
+    Raises:
+        ValueError: not one entry for each image of the list.
+    """
+    if not batched:
+        return [values]
+    count = len(values) if isinstance(values, list | tuple | np.ndarray | torch.Tensor) else type(values).__name__
+    if count != num_images:
+        raise ValueError(f"{name} must be a list with one list for each of the {num_images} images, got {count}")
+    return [[] if value is None else value for value in values]
+
+
+def _count(values: Any, name: str, ndim: int) -> int:
+    if isinstance(values, np.ndarray | torch.Tensor) and values.ndim != ndim and values.shape[0]:
+        raise ValueError(f"{name} must have {ndim} dimensions, one row a region, got shape {tuple(values.shape)}")
+    if not isinstance(values, list | tuple | np.ndarray | torch.Tensor):
+        raise TypeError(f"{name} must be a list with one entry a region, got {type(values).__name__}")
+    return len(values)
+
+
+def read_regions(
+    masks: Any,
+    boxes: Any,
+    sizes: list[tuple[int, int]],
+    batched: bool,
+    use: str,
+    box_format: str = "xyxy",
+    normalized: bool = False,
+) -> list[Regions] | None:
+    """
+    Read the regions of a batch.
+
+    Args:
+        masks, boxes: a list of regions for one bare image, or for a list of images a list of those; None, or an empty
+            list for an image without regions.
+        sizes: (height, width) of each image.
+        batched: the images came as a list.
+        use: "masks" or "boxes": which of the two is read where both are given.
+
+    Returns:
+        Regions of each image, None when neither masks nor boxes are given. Boxes that were partly outside their image
+        are clipped with one warning.
+
+    Raises:
+        TypeError, ValueError: as `read_mask` and `read_boxes`; the counts of images, masks and boxes differ; no region
+            at all.
+    """
+    given = {key: value for key, value in (("masks", masks), ("boxes", boxes)) if value is not None}
+    if not given:
+        return None
+    counts = {}
+    for key, values in given.items():
+        given[key] = split_per_image(values, key, len(sizes), batched)
+        names = [f"{key}[{i}]" for i in range(len(sizes))] if batched else [key]
+        ndim = 3 if key == "masks" else 2
+        counts[key] = [_count(value, name, ndim) for value, name in zip(given[key], names, strict=True)]
+    if len(counts) == 2 and counts["masks"] != counts["boxes"]:
+        raise ValueError(f"masks and boxes must match: got {counts['masks']} masks and {counts['boxes']} boxes")
+    key = use if use in given else next(iter(given))
+    if not any(counts[key]):
+        raise ValueError(f"{key} holds no region for any image; leave it out to process images alone")
+    cut: list[str] = []
+    result = []
+    for i, (values, size) in enumerate(zip(given[key], sizes, strict=True)):
+        name = f"{key}[{i}]" if batched else key
+        names = [f"{name}[{j}]" for j in range(counts[key][i])]
+        if key == "masks":
+            read = [read_mask(mask, size, mask_name) for mask, mask_name in zip(values, names, strict=True)]
+            result.append(Regions(size, names, read, None))
+        else:
+            read, cut_here = read_boxes(values, size, name, box_format, normalized)
+            cut += cut_here
+            result.append(Regions(size, names, None, read))
+    if cut:
+        logger.warning(f"{len(cut)} boxes lie partly outside their image and were clipped: {', '.join(cut):.200}")
+    return result
+
+
+def pad_regions(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Stack (R_i, ...) arrays into (B, R, ...), zeros after the last region, and their (B, R) int64 mask."""
+    slots = max(len(row) for row in rows)
+    padded = np.zeros((len(rows), slots, *rows[0].shape[1:]), dtype=rows[0].dtype)
+    mask = np.zeros((len(rows), slots), dtype=np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return padded, mask
+
+
+def check_call(
+    image_processor: Any,
+    kwargs: dict,
+    images: Any,
+    text: Any,
+    region_inputs: dict[str, Any],
+    region_outputs: dict[str, bool],
+) -> None:
+    """
+    Refuse a combination of arguments that no reading of their values can make good.
+
+    Raises:
+        TypeError: `kwargs` holds a name that the image processor does not know.
+        ValueError: no input at all, regions or their texts without images, or region texts or outputs without regions.
+    """
+    unknown = sorted(set(kwargs) - set(image_processor.valid_kwargs.__annotations__))
+    if unknown:
+        raise TypeError(f"unknown argument {', '.join(unknown)}: it is no argument or image processor setting")
+    given = [name for name, value in region_inputs.items() if value is not None]
+    if images is None and text is None and not given:
+        raise ValueError("nothing to process: give images, text, or both")
+    if images is None and given:
+        raise ValueError(f"{given[0]} needs the images that the regions are in, got images=None")
+    if "masks" in given or "boxes" in given:
+        return
+    asked = given + [name for name, wanted in region_outputs.items() if wanted]
+    if asked:
+        raise ValueError(f"{asked[0]} needs regions: give masks or boxes")

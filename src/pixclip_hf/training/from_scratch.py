@@ -1,0 +1,82 @@
+"""Small models that learn the scenes on a CPU, from random weights."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling.configuration_cloc import CLOCConfig
+from ..modeling.configuration_pixclip import PixCLIPConfig
+from ..modeling.modeling_cloc import CLOCModel
+from ..modeling.modeling_pixclip import PixCLIPModel
+from ..processing.image_processing_region import RegionImageProcessor
+from ..processing.processing_cloc import CLOCProcessor
+from ..processing.processing_pixclip import PixCLIPProcessor
+
+MODEL_CLASSES = {
+    "cloc": (CLOCConfig, CLOCModel, CLOCProcessor),
+    "pixclip": (PixCLIPConfig, PixCLIPModel, PixCLIPProcessor),
+}
+
+
+def small_model(
+    model_type: str, tokenizer: PreTrainedTokenizerBase, image_size: int = 64
+) -> tuple[CLOCModel | PixCLIPModel, CLOCProcessor | PixCLIPProcessor]:
+    """A model of about a million parameters and its processor: patches of 8 pixels, four vision and two text layers.
+
+    Args:
+        model_type: `"cloc"` or `"pixclip"`.
+        tokenizer: its vocabulary, special tokens and `model_max_length` shape the text tower.
+        image_size: side of the images in pixels, a multiple of 8.
+
+    Raises:
+        ValueError: an unknown `model_type`.
+    """
+    if model_type not in MODEL_CLASSES:
+        raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_CLASSES))}, got {model_type!r}.")
+    config_class, model_class, processor_class = MODEL_CLASSES[model_type]
+    tower = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "hidden_act": "relu"}
+    config = config_class(
+        vision_config={
+            "model_type": "clip_vision_model",
+            "num_hidden_layers": 4,
+            "image_size": image_size,
+            "patch_size": 8,
+            **tower,
+        },
+        text_config={
+            "model_type": "clip_text_model",
+            "num_hidden_layers": 2,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            **tower,
+        },
+        projection_dim=128,
+    )
+    model = model_class(config)
+    set_sincos_positions(model)
+    image_processor = RegionImageProcessor(size={"height": image_size, "width": image_size})
+    return model, processor_class(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def set_sincos_positions(model: CLOCModel | PixCLIPModel, amplitude: float = 0.3) -> None:
+    """Starts the CLIP vision tower's learned positions from 2-D sines and cosines.
+
+    CLIP's own start is noise at a fourteenth of the patches' scale; a short training from random weights would spend
+    its time on finding out which patches are neighbours.
+    """
+    embeddings = model.vision_model.embeddings
+    side = embeddings.image_size // embeddings.patch_size
+    with torch.no_grad():
+        embeddings.position_embedding.weight[1:] = amplitude * sincos_2d(side, embeddings.embed_dim)
+
+
+def sincos_2d(side: int, width: int) -> Tensor:
+    """Sines and cosines of column and row, `(side * side, width)`, for a width divisible by 4."""
+    frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    axis = torch.arange(side).float()
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    angles = [position.reshape(-1, 1) * frequencies for position in (x, y)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=-1)

@@ -1,0 +1,116 @@
+"""A `Trainer` for both models: gathers what the contrastive losses compare, logs their parts, measures retrieval."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..data.collator import RegionDataset
+from ..evaluation.retrieval import retrieval_recall
+
+
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """The rows of every rank, `(N, ...)`, and the index of this rank's first row among them.
+
+    Ranks may hold different numbers of rows. Gradients flow back to the rank that a row came from.
+    """
+    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    counts = [int(count) for count in counts]
+    padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+    if rows.is_floating_point():
+        parts = all_gather(padded.contiguous())
+    else:
+        # Not every backend moves bools.
+        moved = padded.to(torch.uint8) if rows.dtype == torch.bool else padded
+        parts = [torch.empty_like(moved) for _ in counts]
+        dist.all_gather(parts, moved.contiguous())
+    gathered = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return gathered.to(rows.dtype), sum(counts[: dist.get_rank()])
+
+
+class RegionTrainer(Trainer):
+    """[`Trainer`] for [`CLOCModel`] and [`PixCLIPModel`].
+
+    - The contrastive losses see the regions, images and texts of every rank.
+    - Each part of the loss is logged beside the sum, as `loss_<part>` (`eval_loss_<part>` in an evaluation).
+    - An evaluation reports region-text retrieval over the whole set, `eval_region_to_text_recall@1` and
+      `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
+
+    Takes the arguments of `Trainer`; `data_collator` is a [`RegionCollator`]. Columns are kept, since the collator
+    reads them, and the training set is wrapped in a [`RegionDataset`].
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.args.remove_unused_columns = False
+        self.model_accepts_loss_kwargs = False
+        self.can_return_loss = True
+        if self.train_dataset is not None and not isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            self.train_dataset = RegionDataset(self.train_dataset)
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
+        self._eval_parts: dict[str, list[Tensor]] = defaultdict(list)
+        self._eval_rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted sum of the model's loss parts, over the rows of all ranks."""
+        outputs = model(**{**inputs, "return_loss": self.args.world_size == 1})
+        if self.args.world_size > 1:
+            unwrapped = self.accelerator.unwrap_model(model)
+            regions = inputs.get("region_boxes", inputs.get("region_masks"))
+            parts = unwrapped.compute_loss(
+                outputs, regions, inputs.get("region_attention_mask"), gather_rows, self.args.world_size
+            )
+            outputs.loss_parts = parts
+            weights = unwrapped.loss_weights()
+            outputs["loss"] = sum(weights[name] * part for name, part in parts.items())
+        collected = self._parts if model.training else self._eval_parts
+        for name, part in outputs.loss_parts.items():
+            collected[name].append(part.detach())
+        if not model.training and outputs.region_text_embeds is not None:
+            self._collect(outputs, inputs.get("region_attention_mask"))
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each loss part since the last log."""
+        if "loss" in logs:
+            logs.update(self._mean_parts(self._parts, "loss_"))
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """The evaluation of `Trainer` with the loss parts and the retrieval between regions and their texts."""
+        self._eval_parts.clear()
+        self._eval_rows.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics.update(self._mean_parts(self._eval_parts, f"{metric_key_prefix}_loss_"))
+        if self._eval_rows:
+            regions, texts, ids = (torch.cat(columns) for columns in zip(*self._eval_rows, strict=True))
+            if self.args.world_size > 1:
+                regions, texts, ids = (gather_rows(rows.to(self.args.device))[0] for rows in (regions, texts, ids))
+            forth, back = retrieval_recall(regions, texts, ids)
+            output.metrics[f"{metric_key_prefix}_region_to_text_recall@1"] = forth
+            output.metrics[f"{metric_key_prefix}_text_to_region_recall@1"] = back
+        self._eval_rows.clear()
+        return output
+
+    def _collect(self, outputs: Any, attention_mask: Tensor | None) -> None:
+        real = outputs.region_text_ids != 0 if attention_mask is None else attention_mask.bool()
+        rows = (outputs.region_embeds, outputs.region_text_embeds, outputs.region_text_ids)
+        self._eval_rows.append(tuple(row[real].detach().cpu() for row in rows))
+
+    def _mean_parts(self, collected: dict[str, list[Tensor]], prefix: str) -> dict[str, float]:
+        means = {}
+        for name, parts in sorted(collected.items()):
+            mean = torch.stack(parts).mean()
+            if self.args.world_size > 1:
+                mean = self.accelerator.reduce(mean, "mean")
+            means[prefix + name] = mean.item()
+        collected.clear()
+        return means

@@ -1,0 +1,103 @@
+"""Pictures of what a model sees: regions with their best texts, and the similarity of a text over an image."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+REGION_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+
+
+@torch.no_grad()
+def similarity_map(model: Any, processor: Any, image: Image.Image, text: str, grid: int = 24, side: float = 0.25):
+    """Cosine similarity of a text to a square window around each point of a grid, all windows from one image pass.
+
+    Args:
+        model: a [`CLOCModel`], or a [`PixCLIPModel`], whose windows are pooled.
+        processor: its processor.
+        image: RGB.
+        text: what to look for.
+        grid: points a side.
+        side: of the window, as a share of the image's sides; windows are cut at the image's border.
+
+    Returns:
+        `(grid, grid)` float32 array, row by row from the top.
+    """
+    steps = (np.arange(grid) + 0.5) / grid
+    x, y = (axis.ravel() for axis in np.meshgrid(steps, steps))
+    boxes = np.clip(np.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], -1), 0, 1)
+    inputs = processor(images=image, boxes=boxes, normalized=True, text=text, return_tensors="pt").to(model.device)
+    texts = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
+    mode = {"mode": "pooled"} if "region_masks" in inputs else {}
+    regions = F.normalize(model.get_region_features(**inputs, **mode).pooler_output[0].float(), dim=-1)
+    target = F.normalize(model.get_text_features(**texts).pooler_output[0].float(), dim=-1)
+    return (regions @ target).reshape(grid, grid).cpu().numpy()
+
+
+def draw_regions(
+    path: str | Path,
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    texts: Sequence[Sequence[tuple[str, float]]],
+    maps: Mapping[str, np.ndarray],
+    masks: Sequence[np.ndarray] | None = None,
+    title: str = "",
+) -> None:
+    """Writes a picture: the image with numbered regions, the best texts of each, and similarity maps.
+
+    Args:
+        path: of the PNG file.
+        image: RGB.
+        boxes: xyxy in pixels.
+        texts: for each region its best texts and their scores, best first.
+        maps: for each text its [`similarity_map`].
+        masks: of the regions `(H, W)`; outlined in place of the boxes.
+        title: above the picture.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    columns = 2 + len(maps)
+    figure = Figure(figsize=(3.6 * columns, 4.2), layout="constrained")
+    axes = figure.subplots(1, columns, width_ratios=[1, 1.15] + [1] * len(maps))
+    figure.suptitle(title, fontsize=11)
+    width, height = image.size
+    for axis in axes:
+        axis.set_axis_off()
+
+    axes[0].imshow(image, extent=(0, width, height, 0), interpolation="nearest")
+    axes[0].set_title("regions", fontsize=10)
+    for number, (x0, y0, x1, y1) in enumerate(boxes):
+        colour = REGION_COLOURS[number % len(REGION_COLOURS)]
+        if masks is None:
+            axes[0].add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2.2))
+        else:
+            padded = np.pad(np.asarray(masks[number], dtype=float), 1)
+            grid = np.arange(-0.5, width + 1), np.arange(-0.5, height + 1)
+            axes[0].contour(*grid, padded, levels=[0.5], colors=[colour], linewidths=2.2)
+        label = {"color": "white", "fontsize": 9, "fontweight": "bold", "va": "top"}
+        axes[0].text(x0, y0, str(number + 1), bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5}, **label)
+
+    axes[1].set_title("best texts", fontsize=10)
+    y = 0.98
+    for number, best in enumerate(texts):
+        colour = REGION_COLOURS[number % len(REGION_COLOURS)]
+        for rank, (text, score) in enumerate(best):
+            line = fill(f"{score:.2f}  {text}", 44, subsequent_indent="        ")
+            head = f"{number + 1}  " if rank == 0 else "    "
+            style = {"fontweight": "bold", "color": colour} if rank == 0 else {"color": "#444444"}
+            axes[1].text(0, y, head + line, fontsize=8.5, va="top", transform=axes[1].transAxes, **style)
+            y -= 0.055 * (1 + line.count("\n"))
+        y -= 0.02
+
+    for axis, (text, values) in zip(axes[2:], maps.items(), strict=True):
+        axis.imshow(image.convert("L"), extent=(0, width, height, 0), cmap="gray", alpha=0.55)
+        drawn = axis.imshow(values, extent=(0, width, height, 0), cmap="inferno", alpha=0.75, interpolation="bilinear")
+        axis.set_title(fill(f"“{text}”", 34), fontsize=9)
+        figure.colorbar(drawn, ax=axis, shrink=0.7)
+    figure.savefig(path, dpi=110)
