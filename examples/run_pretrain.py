@@ -14,6 +14,7 @@ A run that finds a checkpoint in its output folder goes on from it.
 """
 
 import sys
+from pathlib import Path
 
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -66,6 +67,10 @@ def main(argv: list[str] | None = None) -> Trainer:
     set_seed(training_arguments.seed)
     model, processor = build_model(model_arguments)
     if lora_arguments.lora_r:
+        if not model.name_or_path:
+            # Adapters name the model below them: one that was made here must lie somewhere.
+            model.name_or_path = str(Path(training_arguments.output_dir, "base").resolve())
+            model.save_pretrained(model.name_or_path)
         model = add_lora(
             model,
             lora_arguments.lora_r,
@@ -97,8 +102,9 @@ def main(argv: list[str] | None = None) -> Trainer:
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
 
-        # 4. Save: weights, configuration, processor and code in one folder.
+        # 4. Save: weights (of a LoRA run: adapters), configuration, processor, code and log in one folder.
         trainer.save_model()
+        trainer.save_state()
 
     # 5. Evaluate.
     if eval_dataset is not None and (training_arguments.do_eval or training_arguments.eval_strategy != "no"):

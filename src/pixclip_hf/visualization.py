@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 REGION_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+LITERAL = {"parse_math": False}  # a text may hold dollar signs
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def draw_regions(
     columns = 2 + len(maps)
     figure = Figure(figsize=(3.6 * columns, 4.2), layout="constrained")
     axes = figure.subplots(1, columns, width_ratios=[1, 1.15] + [1] * len(maps))
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, **LITERAL)
     width, height = image.size
     for axis in axes:
         axis.set_axis_off()
@@ -91,13 +92,13 @@ def draw_regions(
             line = fill(f"{score:.2f}  {text}", 44, subsequent_indent="        ")
             head = f"{number + 1}  " if rank == 0 else "    "
             style = {"fontweight": "bold", "color": colour} if rank == 0 else {"color": "#444444"}
-            axes[1].text(0, y, head + line, fontsize=8.5, va="top", transform=axes[1].transAxes, **style)
+            axes[1].text(0, y, head + line, fontsize=8.5, va="top", transform=axes[1].transAxes, **style, **LITERAL)
             y -= 0.055 * (1 + line.count("\n"))
         y -= 0.02
 
     for axis, (text, values) in zip(axes[2:], maps.items(), strict=True):
         axis.imshow(image.convert("L"), extent=(0, width, height, 0), cmap="gray", alpha=0.55)
         drawn = axis.imshow(values, extent=(0, width, height, 0), cmap="inferno", alpha=0.75, interpolation="bilinear")
-        axis.set_title(fill(f"“{text}”", 34), fontsize=9)
+        axis.set_title(fill(f"“{text}”", 34), fontsize=9, **LITERAL)
         figure.colorbar(drawn, ax=axis, shrink=0.7)
     figure.savefig(path, dpi=110)

@@ -1,9 +1,11 @@
 """From records of the one schema to training batches of either model."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,6 +20,11 @@ def region_inputs(processor: Any, regions: Sequence[Sequence[Mapping[str, Any]]]
     return {"masks": [[region["mask"] or _rectangle(region["box"]) for region in rows] for rows in regions]}
 
 
+def _content_key(record: Mapping[str, Any]) -> tuple[int]:
+    ids = [region["id"] for region in record["regions"]]
+    return (zlib.crc32(repr((record["captions"], ids)).encode()),)
+
+
 def _rectangle(box: Sequence[float]) -> list[list[float]]:
     x0, y0, x1, y1 = box
     return [[x0, y0, x1, y0, x1, y1, x0, y1]]
@@ -27,7 +34,7 @@ class RegionDataset(Dataset):
     """Records with a key that names the epoch and the record.
 
     The collator draws regions and captions from that key alone: a run that resumes, or uses another number of workers,
-    sees the same batches.
+    sees the same batches. The epoch lives in shared memory, where workers that outlast an epoch see it change.
 
     Args:
         records: anything indexable that yields records of [`record_features`], such as a `datasets.Dataset`.
@@ -35,11 +42,16 @@ class RegionDataset(Dataset):
 
     def __init__(self, records: Sequence[Mapping[str, Any]]):
         self.records = records
-        self.epoch = 0
+        self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called at the start of every epoch, by accelerate's data loader."""
-        self.epoch = epoch
+        """To be called at the start of every epoch. [`RegionTrainer`] does; accelerate's data loader does too, but for
+        a sharded or resumed one."""
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -94,15 +106,16 @@ class RegionCollator:
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | bool]:
         """
         Args:
-            records: of the schema, with the image decoded; `sample_key` (see [`RegionDataset`]) decides the draws, a
-                record without it always gives the same ones.
+            records: of the schema, with the image decoded; `sample_key` (see [`RegionDataset`]) decides the draws. A
+                record without it always gives the same ones, by its captions and the ids of its regions.
 
         Returns:
             The batch that the model's `forward` takes, `return_loss` included.
         """
         images, regions, texts, captions = [], [], [], []
         for position, record in enumerate(records):
-            rng = np.random.default_rng((self.seed, *record.get("sample_key", (0, 0))))
+            key = record["sample_key"] if "sample_key" in record else _content_key(record)
+            rng = np.random.default_rng((self.seed, *key))
             record_regions, record_texts, caption = self._sample(record, rng, position)
             images.append(record["image"])
             regions.append(record_regions)

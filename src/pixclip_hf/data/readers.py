@@ -13,22 +13,24 @@ def load_records(name_or_path: str, split: str) -> "datasets.Dataset":
     """A split of a dataset in the record schema.
 
     Args:
-        name_or_path: a folder written by `Dataset.save_to_disk`, a folder that `load_dataset` reads (Parquet shards),
-            or a Hub id.
+        name_or_path: a folder written by `save_to_disk` of a `DatasetDict` or a `Dataset` (a split without a name
+            counts as `"train"`, as in `load_dataset`), a folder that `load_dataset` reads (Parquet shards),
+            or a Hub id. Other columns are left out; fields that its regions lack become None.
         split: name of the split.
 
     Raises:
-        ValueError: a column of the schema is missing, or has another type.
+        ValueError: no such split, or a column of the schema is missing or has another type.
     """
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     folder = Path(name_or_path)
     if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
         loaded = load_from_disk(name_or_path)
-        if isinstance(loaded, DatasetDict):
-            if split not in loaded:
-                raise ValueError(f"`split` must be one of {sorted(loaded)} of {name_or_path!r}, got {split!r}.")
-            loaded = loaded[split]
+        if not isinstance(loaded, DatasetDict):
+            loaded = {str(loaded.split or "train"): loaded}
+        if split not in loaded:
+            raise ValueError(f"`split` must be one of {sorted(loaded)} of {name_or_path!r}, got {split!r}.")
+        loaded = loaded[split]
     else:
         loaded = load_dataset(name_or_path, split=split)
     features = record_features()
@@ -39,5 +41,5 @@ def load_records(name_or_path: str, split: str) -> "datasets.Dataset":
         return columns
     try:
         return columns.cast(features)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{name_or_path!r} is not in the record schema: {error}") from error

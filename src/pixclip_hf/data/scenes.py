@@ -61,10 +61,10 @@ _INKS = {
 _BACKGROUNDS = {
     "pale grey": (200, 200, 202),
     "medium grey": (140, 140, 138),
-    "dark grey": (64, 64, 68),
+    "dark grey": (104, 104, 108),
     "sand-coloured": (206, 196, 176),
-    "slate": (88, 98, 112),
-    "brownish": (92, 82, 74),
+    "slate": (120, 130, 144),
+    "brownish": (142, 130, 120),
 }
 _FINE_SIDE = 16  # per cent of the image side below which an object wears its texture at half the scale
 
@@ -90,12 +90,10 @@ def _ramps(size: int) -> tuple[np.ndarray, np.ndarray]:
     return ramp[None, :], ramp[:, None]
 
 
-def _tones(colour: str, texture: str, shift: int) -> tuple[list[int], list[int]]:
-    """First and second tone of an object: white joins in stripes and dots, a dark tone of the colour in chequers."""
+def _tones(colour: str, shift: int) -> tuple[list[int], list[int]]:
+    """First and second tone of an object: the colour, and a dark tone of it that keeps the silhouette in one hue."""
     first = [min(max(channel + shift, 0), 255) for channel in _INKS[colour]]
-    if texture == "chequered":
-        return first, [channel * 30 // 100 for channel in first]
-    return first, [channel * 10 // 100 + 228 for channel in first]
+    return first, [channel * 42 // 100 for channel in first]
 
 
 def _draw_labels(objects: list[SceneObject], size: int) -> np.ndarray:
@@ -127,7 +125,7 @@ def _paint(draws: DrawStream, objects: list[SceneObject], labels: np.ndarray, ba
     size = len(labels)
     palette = [_BACKGROUNDS[background], (0, 0, 0)]
     for item in objects:
-        palette.extend(_tones(item.colour, item.texture, draws.between(-10, 10)))
+        palette.extend(_tones(item.colour, draws.between(-10, 10)))
     slope_x, slope_y = (draws.pick((-1, 1)) * draws.between(8, 20) for _ in range(2))
     ramp_x, ramp_y = _ramps(size)
     noise = draws.noise(size * size).reshape(size, size)

@@ -102,6 +102,12 @@ class CLOCConfig(PreTrainedConfig):
         check_choice("region_readout", self.region_readout, REGION_READOUTS)
         super().__post_init__(**kwargs)
         check_towers(self)
+        heads = self.prompter_num_attention_heads or self.vision_config.num_attention_heads
+        if self.vision_config.hidden_size % heads or self.vision_config.hidden_size % 2:
+            raise ValueError(
+                f"`prompter_num_attention_heads` ({heads}) must divide `vision_config.hidden_size` "
+                f"({self.vision_config.hidden_size}), which must be even."
+            )
 
 
 __all__ = ["CLOCConfig"]

@@ -6,10 +6,45 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import TransformersKwargs
 
 from .modeling_losses import contrastive_loss, text_ids
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
+
+TOWER_ARGUMENTS = {*TransformersKwargs.__annotations__, "interpolate_pos_encoding", "return_dict"}
+
+
+def check_arguments(kwargs: dict[str, Any]) -> None:
+    """Refuses what no tower takes: towers swallow any keyword, and a misspelt argument would go unnoticed.
+
+    Raises:
+        TypeError: an argument that neither the model nor its towers know.
+    """
+    if unknown := sorted(set(kwargs) - TOWER_ARGUMENTS):
+        raise TypeError(f"Unknown arguments: {', '.join(unknown)}.")
+
+
+def unit(embeds: Tensor) -> Tensor:
+    """L2-normalised along the last dimension; zeros stay zeros in every precision."""
+    return F.normalize(embeds, dim=-1, eps=torch.finfo(embeds.dtype).tiny)
+
+
+def scatter(rows: Tensor, real: Tensor) -> Tensor:
+    """Rows of the real regions `(n, D)` into their slots `(B, R, D)`, zeros elsewhere."""
+    slots = rows.new_zeros(*real.shape, rows.shape[-1])
+    slots[real] = rows
+    return slots
+
+
+def at_least_one(real: Tensor) -> Tensor:
+    """`real`, or its first slot where no region is real: a tower then runs on every rank, and its parameters take part
+    in every step of data parallelism. Multiply what comes out by `real`."""
+    if real.any():
+        return real
+    first = torch.zeros_like(real)
+    first[:1, :1] = True
+    return first
 
 
 def region_mask(
@@ -66,20 +101,22 @@ def region_text_features(
             f"`{name}` must hold one text a region, shape ({', '.join(map(str, real.shape))}, …), "
             f"got {tuple(texts.shape)}."
         )
+    rows = at_least_one(real)
+    if not rows.any():
+        empty = texts.new_zeros(*real.shape, dtype=torch.long)
+        return empty[..., None].expand(*real.shape, model.config.projection_dim).to(model.dtype), empty
     if region_input_ids is None:
-        ids = text_ids(texts[real])
-        states = model.get_text_features(text_states=texts[real], return_dict=True).pooler_output
+        ids = text_ids(texts[rows])
+        states = model.get_text_features(text_states=texts[rows], return_dict=True).pooler_output
     else:
         mask = torch.ones_like(texts) if region_text_attention_mask is None else region_text_attention_mask
         if not mask[real].any(-1).all():
             raise ValueError("`region_text_attention_mask` marks the text of a real region as all padding.")
-        ids = text_ids(texts[real], mask[real])
-        states = model.get_text_features(texts[real], mask[real], return_dict=True).pooler_output
-    embeds = states.new_zeros(*real.shape, states.shape[-1])
-    embeds[real] = F.normalize(states, dim=-1)
-    all_ids = ids.new_zeros(real.shape)
-    all_ids[real] = ids
-    return embeds, all_ids
+        mask = mask[rows] if rows is real else torch.ones_like(texts[rows])
+        ids = text_ids(texts[rows], mask)
+        states = model.get_text_features(texts[rows], mask, return_dict=True).pooler_output
+    embeds = scatter(unit(states), rows) * real[..., None]
+    return embeds, scatter(ids[:, None], rows)[..., 0] * real
 
 
 def wants_loss(
@@ -120,6 +157,10 @@ def real_slots(attention_mask: Tensor | None, embeds: Tensor) -> Tensor:
 
 def set_losses(output: Any, parts: dict[str, Tensor], weights: dict[str, float]) -> None:
     """Puts the parts of a loss and their weighted sum into a model's output."""
+    if not parts:
+        raise ValueError(
+            f"No part of the loss can be computed: inputs are missing or their weight is 0, of {weights}."
+        )
     output.loss_parts = parts
     output.loss = sum(weights[name] * part for name, part in parts.items())
 

@@ -15,18 +15,20 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_cloc import CLOCConfig
 from .modeling_batches import (
     Gather,
+    check_arguments,
     gathered_contrastive_loss,
     real_slots,
     region_mask,
     region_text_features,
     rows_per_rank,
     set_losses,
+    unit,
     wants_loss,
 )
 from .modeling_inherit import model_from_towers
 from .modeling_losses import grounding_losses, text_ids
 from .modeling_regions import box_cxcywh_to_xyxy, patch_centers, roi_align
-from .modeling_text import LogitScale, build_text_model, build_text_projection, text_features
+from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
 from .modeling_vision import build_vision_model, patch_grid, patch_tokens
 
 
@@ -83,8 +85,20 @@ class FourierPositions(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """(..., 2) to (..., width), float32."""
-        angles = (2 * points.float() - 1) @ self.frequencies.float() * (2 * math.pi)
+        # Not a matrix product, which autocast would take to half precision.
+        angles = ((2 * points.float() - 1)[..., None] * self.frequencies.float()).sum(-2) * (2 * math.pi)
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def over_boxes(self, boxes: Tensor) -> Tensor:
+        """Mean of the features over each box, at the length of a point's: xyxy (..., 4) to (..., width), float32.
+
+        Its product with a point's features is large inside the box and falls off around it.
+        """
+        corner, opposite = boxes.float().unflatten(-1, (2, 2)).unbind(-2)
+        cycles = 2 * (opposite - corner)[..., None] * self.frequencies.float()
+        fall_off = torch.sinc(cycles).prod(-2)
+        means = self((corner + opposite) / 2) * torch.cat([fall_off, fall_off], dim=-1)
+        return F.normalize(means, dim=-1) * (means.shape[-1] / 2) ** 0.5
 
 
 class CLOCPrompterLayer(nn.Module):
@@ -99,13 +113,13 @@ class CLOCPrompterLayer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm1 = nn.LayerNorm(width)
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = ScaledLinear(width, width, gain=2)
+        self.k_proj = ScaledLinear(width, width, gain=2)
+        self.v_proj = ScaledLinear(width, width)
+        self.out_proj = ScaledLinear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, intermediate_size)
-        self.fc2 = nn.Linear(intermediate_size, width)
+        self.fc1 = ScaledLinear(width, intermediate_size)
+        self.fc2 = ScaledLinear(intermediate_size, width)
 
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
@@ -144,7 +158,10 @@ class CLOCPrompter(nn.Module):
     """Prompts over image tokens (CLOC, section 3.3): box prompts from the encodings of two corners, text prompts from
     a caption's embedding; one transformer layer.
 
-    The image tokens carry the Fourier features of their patch centres, in the basis of the corner encodings.
+    The image tokens carry the Fourier features of their patch centres, in the basis of the corner encodings. A box
+    prompt also carries the mean of these features over the box, and the layer's queries start out equal to its keys:
+    a prompt therefore looks into its box from the first step. The paper says neither; from random weights it decides
+    whether shapes are learned in minutes.
     """
 
     def __init__(self, config: CLOCConfig):
@@ -154,10 +171,10 @@ class CLOCPrompter(nn.Module):
         self.positions = FourierPositions(width, config.position_scale)
         self.token_norm = nn.LayerNorm(width)
         if config.region_readout != "roi_align":
-            self.box_fc1 = nn.Linear(2 * width, width)
+            self.box_fc1 = ScaledLinear(2 * width, width)
             self.box_fc2 = nn.Linear(width, width)
         if config.grounding:
-            self.text_prompt = nn.Linear(config.projection_dim, width)
+            self.text_prompt = ScaledLinear(config.projection_dim, width)
         self.layer = CLOCPrompterLayer(
             width,
             config.prompter_num_attention_heads or vision.num_attention_heads,
@@ -171,8 +188,9 @@ class CLOCPrompter(nn.Module):
 
     def box_prompts(self, boxes: Tensor) -> Tensor:
         """Boxes (B, R, 4), xyxy in [0, 1], to prompts (B, R, D)."""
-        corners = self.positions(boxes.unflatten(-1, (2, 2))).flatten(-2)
-        return self.box_fc2(F.gelu(self.box_fc1(corners.to(self.box_fc1.weight.dtype))))
+        dtype = self.box_fc1.weight.dtype
+        corners = self.positions(boxes.unflatten(-1, (2, 2))).flatten(-2).to(dtype)
+        return self.positions.over_boxes(boxes).to(dtype) + self.box_fc2(F.gelu(self.box_fc1(corners)))
 
 
 class CLOCBoxHead(nn.Module):
@@ -213,20 +231,22 @@ class CLOCPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["CLOCPrompterLayer"]
 
     @torch.no_grad()
+    @init.guard_torch_init_functions()
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, CLOCPrompterLayer):
+                init.copy_(module.q_proj.weight, module.k_proj.weight)
+
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, FourierPositions):
+        if isinstance(module, ScaledLinear):
+            init.normal_(module.weight, std=module.gain * module.in_features**-0.5)
+        elif isinstance(module, FourierPositions):
             init.normal_(module.frequencies, std=module.scale)
-        elif isinstance(module, (CLOCPrompter, CLOCPrompterLayer)):
-            # Wide enough for attention to be selective from the first step; 0.02 starts it all but uniform.
-            for child in module.children():
-                if isinstance(child, nn.Linear):
-                    init.normal_(child.weight, std=child.in_features**-0.5)
         elif isinstance(module, LogitScale):
             init.constant_(module.log_scale, module.init_value)
-        elif isinstance(module, CLOCVisionModel):
-            init.normal_(module.visual_projection.weight, std=module.config.vision_config.hidden_size**-0.5)
-            init.normal_(module.region_projection.weight, std=module.config.vision_config.hidden_size**-0.5)
 
 
 class CLOCVisionModel(CLOCPreTrainedModel):
@@ -241,11 +261,11 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         super().__init__(config)
         width = config.vision_config.hidden_size
         self.vision_model = build_vision_model(config.vision_config)
-        self.visual_projection = nn.Linear(width, config.projection_dim, bias=False)
+        self.visual_projection = ScaledLinear(width, config.projection_dim, bias=False)
         prompted = config.region_readout != "roi_align" or config.grounding
         self.prompter = CLOCPrompter(config) if prompted else None
         self.region_norm = nn.LayerNorm(width)
-        self.region_projection = nn.Linear(width, config.projection_dim, bias=False)
+        self.region_projection = ScaledLinear(width, config.projection_dim, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -259,6 +279,7 @@ class CLOCVisionModel(CLOCPreTrainedModel):
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
             normalised.
         """
+        check_arguments(kwargs)
         outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
         outputs.pooler_output = self.visual_projection(outputs.pooler_output)
         return outputs
@@ -286,6 +307,7 @@ class CLOCVisionModel(CLOCPreTrainedModel):
             ValueError: no `region_boxes`, or boxes of another shape.
         """
         mask = region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
+        check_arguments(kwargs)
         outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
         features = self._region_features(tokens, region_boxes) * mask[..., None]
@@ -296,6 +318,7 @@ class CLOCVisionModel(CLOCPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -311,10 +334,10 @@ class CLOCVisionModel(CLOCPreTrainedModel):
     ) -> tuple[CLOCOutput, ImageTokens]:
         image = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
         tokens = self._image_tokens(image.last_hidden_state, pixel_values)
-        output = CLOCOutput(image_embeds=F.normalize(image.pooler_output, dim=-1))
+        output = CLOCOutput(image_embeds=unit(image.pooler_output))
         if region_boxes is not None:
             region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
-            output.region_embeds = F.normalize(self._region_features(tokens, region_boxes), dim=-1)
+            output.region_embeds = unit(self._region_features(tokens, region_boxes))
         return output, tokens
 
     def _image_tokens(self, last_hidden_state: Tensor, pixel_values: Tensor) -> ImageTokens:
@@ -416,11 +439,12 @@ class CLOCModel(CLOCVisionModel):
         if self.box_head is None:
             raise ValueError("`ground` needs a model with `config.grounding=True`, got False.")
         texts = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True).pooler_output
+        check_arguments(kwargs)
         outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
-        text_embeds = F.normalize(texts, dim=-1)[None].expand(len(pixel_values), -1, -1)
+        text_embeds = unit(texts)[None].expand(len(pixel_values), -1, -1)
         pred_boxes = self._find_boxes(tokens, text_embeds)
-        region_embeds = F.normalize(self._region_features(tokens, pred_boxes), dim=-1)
+        region_embeds = unit(self._region_features(tokens, pred_boxes))
         return CLOCGroundingOutput(pred_boxes=pred_boxes, scores=(region_embeds * text_embeds).sum(-1))
 
     @can_return_tuple
@@ -463,7 +487,7 @@ class CLOCModel(CLOCVisionModel):
         output, tokens = self._embed(pixel_values, region_boxes, region_attention_mask, **kwargs)
         if texts is not None:
             features = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True)
-            output.text_embeds = F.normalize(features.pooler_output, dim=-1)
+            output.text_embeds = unit(features.pooler_output)
             output.text_ids = text_ids(texts, None if input_ids is None else attention_mask)
             output.logits_per_image = self.logit_scale() * output.image_embeds @ output.text_embeds.T
             if output.region_embeds is not None:
@@ -478,7 +502,8 @@ class CLOCModel(CLOCVisionModel):
         if with_loss:
             parts = self.compute_loss(output, region_boxes, region_attention_mask)
             set_losses(output, parts, self.loss_weights())
-        return output
+        # Anew, so that the fields are in their order, the loss first.
+        return CLOCOutput(**output)
 
     def loss_weights(self) -> dict[str, float]:
         """Weight of each part of the loss."""

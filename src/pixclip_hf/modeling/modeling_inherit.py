@@ -28,6 +28,10 @@ def load_tower(name_or_path: str, side: str, dtype: torch.dtype, **hub_kwargs: A
         dtype: of the weights.
         hub_kwargs: `revision`, `token`, `cache_dir` and the like.
 
+    Returns:
+        The tower. The task head of a single tower (`lm_head` of a `...ForCausalLM`) is left behind, and a text tower's
+        `pooler` may be missing, as it is in masked language models: the pooled states never come from it.
+
     Raises:
         ValueError: the checkpoint lacks weights of the tower, or has some that the tower does not know.
     """
@@ -35,12 +39,28 @@ def load_tower(name_or_path: str, side: str, dtype: torch.dtype, **hub_kwargs: A
     composite = getattr(config, f"{side}_config", None)
     if composite is None:
         model, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **hub_kwargs)
-        _check(name_or_path, f"{side} tower", info["missing_keys"], info["unexpected_keys"])
+        missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+        if side == "text":
+            missing = [name for name in missing if not name.startswith("pooler.")]
+        if _has_task_head(config, model):
+            children = dict(model.named_children())
+            unexpected = [
+                name
+                for name in unexpected
+                if name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in children
+            ]
+        _check(name_or_path, f"{side} tower", missing, unexpected)
         return Tower(model, None)
     whole, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **hub_kwargs)
     _check(name_or_path, config.model_type, info["missing_keys"], info["unexpected_keys"])
     projection = getattr(whole, "visual_projection" if side == "vision" else "text_projection", None)
     return Tower(getattr(whole, f"{side}_model"), projection.weight if isinstance(projection, nn.Linear) else None)
+
+
+def _has_task_head(config: Any, model: PreTrainedModel) -> bool:
+    # A projection is no head to drop: `CLIPVisionModelWithProjection` is refused, and its composite loads.
+    names = config.architectures or []
+    return bool(names) and type(model).__name__ not in names and not any("WithProjection" in name for name in names)
 
 
 def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str, ...] = ()) -> None:
@@ -97,9 +117,10 @@ def model_from_towers(
     config = config_class(
         vision_config=vision_tower.model.config.to_dict(), text_config=text_tower.model.config.to_dict(), **kwargs
     )
-    model = model_class(config)
+    # Built in its dtype and not cast: a cast would take the rotary frequencies of an LLM along.
+    model = model_class._from_config(config, dtype=dtype)
     inherit(model, "vision_model", vision_tower.model, new)
     inherit(model, "text_model", text_tower.model)
     inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection")
     inherit_projection(model.text_projection, text_tower.projection, "text_projection")
-    return model.to(dtype).eval()
+    return model.eval()

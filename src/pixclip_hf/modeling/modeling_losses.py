@@ -92,7 +92,10 @@ def contrastive_loss(
 
     losses = 0
     for queries, keys in ((embeds, all_text_embeds), (text_embeds, all_embeds)):
-        logits = (logit_scale * (queries @ keys.T)).float().masked_fill(left_out, float("-inf"))
+        # Full precision also under autocast: the scale would amplify the rounding of half-precision similarities.
+        with torch.autocast(embeds.device.type, enabled=False):
+            logits = logit_scale * (_at_least_float32(queries) @ _at_least_float32(keys).T)
+        logits = logits.masked_fill(left_out, float("-inf"))
         losses = losses + F.cross_entropy(logits, targets, reduction="none") / 2
     if valid is not None:
         losses = torch.where(valid, losses, 0)
@@ -151,6 +154,10 @@ def local_global_loss(
         valid = torch.ones_like(distances, dtype=torch.bool)
     normalizer = _at_least_one(valid.sum() if normalizer is None else normalizer)
     return torch.where(valid, distances, 0).sum() / normalizer
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _at_least_one(count: float | Tensor) -> float | Tensor:

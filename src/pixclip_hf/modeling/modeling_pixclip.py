@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -15,18 +14,22 @@ from .configuration_choices import check_choice
 from .configuration_pixclip import PixCLIPConfig
 from .modeling_batches import (
     Gather,
+    at_least_one,
+    check_arguments,
     gathered_contrastive_loss,
     real_slots,
     region_mask,
     region_text_features,
     rows_per_rank,
+    scatter,
     set_losses,
+    unit,
     wants_loss,
 )
 from .modeling_inherit import model_from_towers
 from .modeling_losses import local_global_loss, text_ids
 from .modeling_regions import mask_patch_weights
-from .modeling_text import LogitScale, build_text_model, build_text_projection, text_features
+from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
 from .modeling_vision import (
     MaskedPatchConv,
     add_mask_projection,
@@ -97,10 +100,10 @@ class PixCLIPPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, LogitScale):
+        if isinstance(module, ScaledLinear):
+            init.normal_(module.weight, std=module.gain * module.in_features**-0.5)
+        elif isinstance(module, LogitScale):
             init.constant_(module.log_scale, module.init_value)
-        elif isinstance(module, PixCLIPVisionModel):
-            init.normal_(module.visual_projection.weight, std=module.config.vision_config.hidden_size**-0.5)
 
 
 class PixCLIPVisionModel(PixCLIPPreTrainedModel):
@@ -113,7 +116,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
         super().__init__(config)
         self.vision_model = build_vision_model(config.vision_config)
         add_mask_projection(self.vision_model, config.mask_bias)
-        self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = ScaledLinear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -161,13 +164,17 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
         check_choice("mode", mode, REGION_MODES)
         trailing = tuple(pixel_values.shape[-2:])
         real = region_mask("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
+        if not real.numel():
+            return BaseModelOutputWithPooling(
+                pooler_output=pixel_values.new_zeros(*real.shape, self.config.projection_dim)
+            )
         if mode == "pooled":
             outputs = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
             features = self._pooled_features(outputs.last_hidden_state, pixel_values, region_masks) * real[..., None]
         else:
-            images = real.nonzero()[:, 0]
-            outputs = self._encode(pixel_values[images], region_masks[real], **kwargs)
-            features = _scatter(outputs.pooler_output, real)
+            rows = at_least_one(real)
+            outputs = self._encode(pixel_values[rows.nonzero()[:, 0]], region_masks[rows], **kwargs)
+            features = scatter(outputs.pooler_output, rows) * real[..., None]
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=features,
@@ -175,6 +182,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -185,15 +193,16 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
     ) -> PixCLIPOutput:
         """Normalised image embeddings and, with masks, region embeddings. Arguments as in [`PixCLIPModel`]."""
         image = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True}).pooler_output
-        output = PixCLIPOutput(image_embeds=F.normalize(image, dim=-1))
+        output = PixCLIPOutput(image_embeds=unit(image))
         if region_masks is not None:
             regions = self.get_region_features(
                 pixel_values, region_masks, region_attention_mask, mode, **{**kwargs, "return_dict": True}
             )
-            output.region_embeds = F.normalize(regions.pooler_output, dim=-1)
+            output.region_embeds = unit(regions.pooler_output)
         return output
 
     def _encode(self, pixel_values: Tensor, masks: Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
+        check_arguments(kwargs)
         kwargs.pop("return_dict", None)
         if masks is not None:
             scaled = (masks.to(pixel_values.dtype) - self.config.mask_mean) / self.config.mask_std
@@ -313,13 +322,13 @@ class PixCLIPModel(PixCLIPVisionModel):
         output, image = PixCLIPOutput(), None
         if not with_loss or texts is not None or (with_crops and self.config.local_global_loss_weight):
             image = self.get_image_features(pixel_values, **kwargs)
-            output.image_embeds = F.normalize(image.pooler_output, dim=-1)
+            output.image_embeds = unit(image.pooler_output)
         if region_masks is not None:
             regions = self.get_region_features(pixel_values, region_masks, region_attention_mask, mode, **kwargs)
-            output.region_embeds = F.normalize(regions.pooler_output, dim=-1)
+            output.region_embeds = unit(regions.pooler_output)
         if texts is not None:
             features = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True)
-            output.text_embeds = F.normalize(features.pooler_output, dim=-1)
+            output.text_embeds = unit(features.pooler_output)
             output.text_ids = text_ids(texts, None if input_ids is None else attention_mask)
             output.logits_per_image = self.logit_scale() * output.image_embeds @ output.text_embeds.T
             if output.region_embeds is not None:
@@ -331,14 +340,17 @@ class PixCLIPModel(PixCLIPVisionModel):
                 self, real, region_input_ids, region_text_attention_mask, region_text_states
             )
             if with_crops:
-                crops = self._encode(crop_pixel_values[real], crop_masks[real], **kwargs).pooler_output
-                output.crop_embeds = _scatter(F.normalize(crops, dim=-1), real)
+                _check_crops(crop_pixel_values, crop_masks, real)
+                rows = at_least_one(real)
+                crops = self._encode(crop_pixel_values[rows], crop_masks[rows], **kwargs).pooler_output
+                output.crop_embeds = scatter(unit(crops), rows) * real[..., None]
             if with_crops and self.config.local_global_loss_weight and image is not None:
                 pooled = self._pooled_features(image.last_hidden_state, pixel_values, region_masks)
-                output.pooled_region_embeds = F.normalize(pooled, dim=-1)
+                output.pooled_region_embeds = unit(pooled)
         if with_loss:
             set_losses(output, self.compute_loss(output, region_masks, region_attention_mask), self.loss_weights())
-        return output
+        # Anew, so that the fields are in their order, the loss first.
+        return PixCLIPOutput(**output)
 
     def loss_weights(self) -> dict[str, float]:
         """Weight of each part of the loss."""
@@ -406,11 +418,17 @@ class PixCLIPModel(PixCLIPVisionModel):
         return losses
 
 
-def _scatter(rows: Tensor, real: Tensor) -> Tensor:
-    """Rows of the real regions (n, D) into their slots (B, R, D), zeros elsewhere."""
-    slots = rows.new_zeros(*real.shape, rows.shape[-1])
-    slots[real] = rows
-    return slots
+def _check_crops(crop_pixel_values: Tensor, crop_masks: Tensor | None, real: Tensor) -> None:
+    shape = tuple(crop_pixel_values.shape)
+    if len(shape) != 5 or shape[:2] != real.shape:
+        raise ValueError(
+            f"`crop_pixel_values` must hold one crop a region, shape ({', '.join(map(str, real.shape))}, 3, h, w), "
+            f"got {shape}."
+        )
+    expected = (*shape[:2], *shape[3:])
+    if crop_masks is None or tuple(crop_masks.shape) != expected:
+        given = None if crop_masks is None else tuple(crop_masks.shape)
+        raise ValueError(f"`crop_masks` must have shape {expected} as `crop_pixel_values`, got {given}.")
 
 
 __all__ = ["PixCLIPModel", "PixCLIPOutput", "PixCLIPPreTrainedModel", "PixCLIPVisionModel"]

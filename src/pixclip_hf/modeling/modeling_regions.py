@@ -62,9 +62,9 @@ def roi_align(tokens: Tensor, boxes: Tensor, grid: tuple[int, int], size: int = 
     sampled = F.grid_sample(
         features, (positions * 2 - 1).to(features.dtype), mode="bilinear", padding_mode="border", align_corners=False
     )
-    sampled = sampled.reshape(batch, -1, regions, len(steps), len(steps)).transpose(1, 2)
-    pooled = F.avg_pool2d(sampled.flatten(0, 1), samples)
-    return pooled.reshape(batch, regions, -1, size * size).transpose(-1, -2)
+    width = tokens.shape[-1]
+    sampled = sampled.reshape(batch, width, regions, size, samples, size, samples).mean((4, 6))
+    return sampled.permute(0, 2, 3, 4, 1).reshape(batch, regions, size * size, width)
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:

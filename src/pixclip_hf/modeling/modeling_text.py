@@ -25,6 +25,14 @@ class LogitScale(nn.Module):
         return self.log_scale.exp().clamp(max=100)
 
 
+class ScaledLinear(nn.Linear):
+    """A linear layer that starts with weights of standard deviation `gain / sqrt(in_features)`."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, gain: float = 1.0):
+        super().__init__(in_features, out_features, bias)
+        self.gain = gain
+
+
 class AdapterBlock(nn.Module):
     """x + Linear(GELU(Linear(LayerNorm(x)))), twice as wide inside."""
 

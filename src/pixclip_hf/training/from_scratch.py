@@ -34,14 +34,15 @@ def small_model(
     if model_type not in MODEL_CLASSES:
         raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_CLASSES))}, got {model_type!r}.")
     config_class, model_class, processor_class = MODEL_CLASSES[model_type]
-    tower = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "hidden_act": "relu"}
+    vision = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "hidden_act": "relu"}
+    text = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "hidden_act": "relu"}
     config = config_class(
         vision_config={
             "model_type": "clip_vision_model",
             "num_hidden_layers": 4,
             "image_size": image_size,
             "patch_size": 8,
-            **tower,
+            **vision,
         },
         text_config={
             "model_type": "clip_text_model",
@@ -51,26 +52,33 @@ def small_model(
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
-            **tower,
+            **text,
         },
         projection_dim=128,
     )
     model = model_class(config)
-    set_sincos_positions(model)
+    start_vision_tower(model)
     image_processor = RegionImageProcessor(size={"height": image_size, "width": image_size})
     return model, processor_class(image_processor=image_processor, tokenizer=tokenizer)
 
 
-def set_sincos_positions(model: CLOCModel | PixCLIPModel, amplitude: float = 0.3) -> None:
-    """Starts the CLIP vision tower's learned positions from 2-D sines and cosines.
+def start_vision_tower(model: CLOCModel | PixCLIPModel) -> None:
+    """Starts a CLIP vision tower so that it can learn in minutes.
 
-    CLIP's own start is noise at a fourteenth of the patches' scale; a short training from random weights would spend
-    its time on finding out which patches are neighbours.
+    CLIP's own start has positions at a fourteenth of the patches' scale and all but uniform attention: a short training
+    would spend its time on finding out which patches are neighbours. Here positions are 2-D sines and cosines, and
+    queries resemble keys, so that patches first look at what is like them and near them (mimetic initialisation,
+    Trockman and Kolter 2023).
     """
     embeddings = model.vision_model.embeddings
     side = embeddings.image_size // embeddings.patch_size
     with torch.no_grad():
-        embeddings.position_embedding.weight[1:] = amplitude * sincos_2d(side, embeddings.embed_dim)
+        embeddings.position_embedding.weight[1:] = 0.5 * sincos_2d(side, embeddings.embed_dim)
+        for layer in model.vision_model.encoder.layers:
+            queries, keys = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
+            scale = 1.5 * queries.shape[1] ** -0.5
+            queries.normal_(std=scale)
+            keys.normal_(std=0.3 * scale).add_(queries)
 
 
 def sincos_2d(side: int, width: int) -> Tensor:

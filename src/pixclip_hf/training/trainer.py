@@ -7,11 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.collator import RegionDataset
 from ..evaluation.retrieval import retrieval_recall
+from ..modeling.modeling_batches import set_losses
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
@@ -34,6 +35,19 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     return gathered.to(rows.dtype), sum(counts[: dist.get_rank()])
 
 
+class SetEpoch(TrainerCallback):
+    """Tells a [`RegionDataset`] its epoch. accelerate's data loader does not when it is sharded over ranks or resumes
+    inside an epoch."""
+
+    def __init__(self, records: RegionDataset):
+        self.records = records
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.records.set_epoch(int(state.epoch or 0))
+
+
 class RegionTrainer(Trainer):
     """[`Trainer`] for [`CLOCModel`] and [`PixCLIPModel`].
 
@@ -53,30 +67,42 @@ class RegionTrainer(Trainer):
         self.can_return_loss = True
         if self.train_dataset is not None and not isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             self.train_dataset = RegionDataset(self.train_dataset)
-        self._parts: dict[str, list[Tensor]] = defaultdict(list)
-        self._eval_parts: dict[str, list[Tensor]] = defaultdict(list)
+            self.add_callback(SetEpoch(self.train_dataset))
+        # Each part with its weight in the mean: as in `Trainer`, a step counts once, an evaluated image counts once.
+        self._parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+        self._eval_parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._eval_rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The weighted sum of the model's loss parts, over the rows of all ranks."""
-        outputs = model(**{**inputs, "return_loss": self.args.world_size == 1})
         if self.args.world_size > 1:
-            unwrapped = self.accelerator.unwrap_model(model)
-            regions = inputs.get("region_boxes", inputs.get("region_masks"))
-            parts = unwrapped.compute_loss(
-                outputs, regions, inputs.get("region_attention_mask"), gather_rows, self.args.world_size
-            )
-            outputs.loss_parts = parts
-            weights = unwrapped.loss_weights()
-            outputs["loss"] = sum(weights[name] * part for name, part in parts.items())
-        collected = self._parts if model.training else self._eval_parts
+            outputs = self._forward_over_ranks(model, inputs)
+        else:
+            outputs = model(**{**inputs, "return_loss": True})
+        collected, weight = (self._parts, 1) if model.training else (self._eval_parts, len(inputs["pixel_values"]))
         for name, part in outputs.loss_parts.items():
-            collected[name].append(part.detach())
+            collected[name].append((part.detach(), weight))
         if not model.training and outputs.region_text_embeds is not None:
             self._collect(outputs, inputs.get("region_attention_mask"))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _forward_over_ranks(self, model: Any, inputs: dict[str, Any]) -> Any:
+        def set_gathered_loss(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
+            regions = kwargs.get("region_boxes", kwargs.get("region_masks"))
+            parts = module.compute_loss(
+                outputs, regions, kwargs.get("region_attention_mask"), gather_rows, self.args.world_size
+            )
+            set_losses(outputs, parts, module.loss_weights())
+
+        # A hook, so that the loss belongs to the forward pass: DistributedDataParallel takes a parameter that only
+        # the loss uses (the temperature) for unused, if the loss is computed behind it.
+        hook = self.accelerator.unwrap_model(model).register_forward_hook(set_gathered_loss, with_kwargs=True)
+        try:
+            return model(**{**inputs, "return_loss": False})
+        finally:
+            hook.remove()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss part since the last log."""
@@ -105,10 +131,10 @@ class RegionTrainer(Trainer):
         rows = (outputs.region_embeds, outputs.region_text_embeds, outputs.region_text_ids)
         self._eval_rows.append(tuple(row[real].detach().cpu() for row in rows))
 
-    def _mean_parts(self, collected: dict[str, list[Tensor]], prefix: str) -> dict[str, float]:
+    def _mean_parts(self, collected: dict[str, list[tuple[Tensor, int]]], prefix: str) -> dict[str, float]:
         means = {}
         for name, parts in sorted(collected.items()):
-            mean = torch.stack(parts).mean()
+            mean = sum(part * weight for part, weight in parts) / sum(weight for _, weight in parts)
             if self.args.world_size > 1:
                 mean = self.accelerator.reduce(mean, "mean")
             means[prefix + name] = mean.item()

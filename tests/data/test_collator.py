@@ -1,0 +1,263 @@
+"""The collator: which regions and texts it draws, and the batch that comes out."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixclip_hf.data.collator import RegionCollator, RegionDataset, region_inputs
+from pixclip_hf.data.scenes import make_scene
+
+FAMILIES = ("cloc", "pixclip")
+
+
+class Recorder:
+    """A processor that keeps what it is called with."""
+
+    def __init__(self, masked=False):
+        self.model_input_names = ["pixel_values", "region_masks" if masked else "region_boxes"]
+
+    def __call__(self, **arguments):
+        self.arguments = arguments
+        return {}
+
+
+def region(number, caption="a thing", long_caption="a long thing"):
+    texts = {"caption": caption and f"{caption} {number}", "long_caption": long_caption and f"{long_caption} {number}"}
+    return {"id": number, "box": [number, 0, number + 4, 4], "mask": None, **texts}
+
+
+def record(regions, captions=("an image",), key=None):
+    made = {"image": Image.new("RGB", (20, 10)), "captions": list(captions), "regions": regions}
+    return made if key is None else made | {"sample_key": key}
+
+
+def draw(records, masked=False, **arguments):
+    """What the processor is given for these records."""
+    processor = Recorder(masked)
+    assert RegionCollator(processor, **arguments)(records) == {"return_loss": True}
+    return processor.arguments
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [make_scene(index, size=32) for index in range(6)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batch(family, scenes, request):
+    model, processor = request.getfixturevalue(f"tiny_{family}")
+    masked = family == "pixclip"
+    batch = RegionCollator(processor, regions_per_image=3, crops=masked)(scenes)
+    shapes = {
+        "pixel_values": (6, 3, 32, 32),
+        "region_attention_mask": (6, 3),
+        "input_ids": (6, 128),
+        "attention_mask": (6, 128),
+    }
+    if masked:
+        shapes |= {
+            "region_masks": (6, 3, 32, 32),
+            "crop_pixel_values": (6, 3, 3, 32, 32),
+            "crop_masks": (6, 3, 32, 32),
+        }
+    else:
+        shapes |= {"region_boxes": (6, 3, 4)}
+    length = batch["region_input_ids"].shape[-1]
+    shapes |= {"region_input_ids": (6, 3, length), "region_text_attention_mask": (6, 3, length)}
+    assert batch.pop("return_loss") is True
+    assert {name: tuple(values.shape) for name, values in batch.items()} == shapes
+    assert batch["region_attention_mask"].all()
+    assert torch.isfinite(model(**batch, return_loss=True).loss)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_image_captions(family, scenes, request):
+    _, processor = request.getfixturevalue(f"tiny_{family}")
+    batch = RegionCollator(processor, image_captions=False)(scenes[:2])
+    assert "input_ids" not in batch and "crop_pixel_values" not in batch
+
+
+def test_draws_without_replacement_and_in_order():
+    seen = set()
+    for key in range(200):
+        given = draw([record([region(i) for i in range(6)], key=(0, key))], regions_per_image=3)
+        starts = [box[0] for box in given["boxes"][0]]
+        assert starts == sorted(set(starts)) and len(starts) == 3
+        assert given["region_text"][0] == [f"a thing {start}" for start in starts]
+        seen.add(tuple(starts))
+    assert len(seen) == 20  # all of 6 choose 3
+
+
+def test_takes_all_regions_when_there_are_fewer():
+    given = draw([record([region(0), region(1)]), record([region(5)])], regions_per_image=4)
+    assert given["region_text"] == [["a thing 0", "a thing 1"], ["a thing 5"]]
+
+
+def test_leaves_regions_without_the_text_out():
+    regions = [region(0, caption=None), region(1), region(2, caption=None, long_caption=None), region(3, caption="")]
+    assert draw([record(regions)])["region_text"] == [["a thing 1"]]
+    given = draw([record(regions), record([])], region_text="long_caption")
+    assert given["region_text"] == [["a long thing 0", "a long thing 1", "a long thing 3"], []]
+    assert given["boxes"][1] == []
+
+
+def test_draws_depend_on_seed_and_key_alone():
+    regions = [region(i) for i in range(8)]
+    captions = [f"caption {i}" for i in range(9)]
+    keyed = [record(regions, captions, key=(0, i)) for i in range(5)]
+
+    def texts(records, **arguments):
+        given = draw(records, regions_per_image=2, **arguments)
+        return list(zip(given["text"], map(tuple, given["region_text"]), strict=True))
+
+    first = texts(keyed)
+    assert len(set(first)) == 5
+    assert texts(keyed[::-1]) == first[::-1]
+    assert texts(keyed[2:3]) == first[2:3]
+    assert texts(keyed, seed=1) != first
+    assert texts([record(regions, captions, key=(1, i)) for i in range(5)]) != first
+
+
+def test_records_without_a_key_always_draw_the_same_but_not_alike():
+    records = [record([region(j + 10 * i) for j in range(8)]) for i in range(40)]
+    given = draw(records, regions_per_image=2, whole_image_share=0.5)
+    assert given["region_text"] == draw(records, regions_per_image=2, whole_image_share=0.5)["region_text"]
+    whole = [texts[0] == "an image" for texts in given["region_text"]]
+    assert 8 <= sum(whole) <= 32
+    drawn = [texts for texts in given["region_text"] if texts[0] != "an image"]
+    places = {tuple(int(text.split()[-1]) % 10 for text in texts) for texts in drawn}
+    assert len(places) > 5
+
+
+@pytest.mark.parametrize("share", (0.0, 0.5, 1.0))
+def test_whole_image_share(share):
+    records = [record([region(i) for i in range(5)], key=(0, i)) for i in range(400)]
+    given = draw(records, masked=True, whole_image_share=share, regions_per_image=3, image_captions=False)
+    assert "text" not in given
+    whole = 0
+    for masks, texts in zip(given["masks"], given["region_text"], strict=True):
+        assert len(masks) == len(texts) == 3
+        assert "an image" not in texts[1:]
+        if texts[0] == "an image":
+            assert masks[0] == [[0, 0, 20, 0, 20, 10, 0, 10]]
+            whole += 1
+    assert abs(whole / 400 - share) < (0.1 if share == 0.5 else 1e-9)
+
+
+def test_whole_image_takes_the_only_slot_and_the_caption_of_the_image():
+    records = [record([region(0)], [f"caption {i}" for i in range(5)], key=(0, i)) for i in range(10)]
+    given = draw(records, regions_per_image=1, whole_image_share=1)
+    assert given["region_text"] == [[caption] for caption in given["text"]]
+    assert given["boxes"] == [[[0, 0, 20, 10]]] * 10
+
+
+def test_an_image_without_regions_is_a_whole_image_where_those_are_wanted():
+    records = [record([], key=(0, 0)), record([region(1, caption=None)], key=(0, 1))]
+    assert draw(records, whole_image_share=0.01)["region_text"] == [["an image"], ["an image"]]
+    with pytest.raises(ValueError, match="No record of the batch has a region with a `caption`"):
+        draw(records)
+
+
+def test_whole_image_is_a_full_mask(tiny_pixclip, scenes):
+    _, processor = tiny_pixclip
+    batch = RegionCollator(processor, regions_per_image=2, whole_image_share=1)(scenes[:2])
+    assert batch["region_masks"][:, 0].all() and not batch["region_masks"][:, 1].all()
+    width = min(batch["input_ids"].shape[-1], batch["region_input_ids"].shape[-1])
+    assert torch.equal(batch["region_input_ids"][:, 0, :width], batch["input_ids"][:, :width])
+
+
+def test_a_region_without_mask_is_its_rectangle():
+    scene = make_scene(0, size=32)
+    mask = scene["regions"][0]["mask"]
+    regions = [{"box": [1.0, 2.0, 9.0, 7.0], "mask": None}, {"box": [0.0, 0.0, 5.0, 5.0], "mask": mask}]
+    assert region_inputs(Recorder(masked=True), [regions]) == {"masks": [[[[1, 2, 9, 2, 9, 7, 1, 7]], mask]]}
+    assert region_inputs(Recorder(), [regions]) == {"boxes": [[[1, 2, 9, 7], [0, 0, 5, 5]]]}
+
+
+def test_rectangles_become_exact_masks(tiny_pixclip):
+    _, processor = tiny_pixclip
+    regions = [[{"box": [4.0, 8.0, 20.0, 12.0], "mask": None}]]
+    image = Image.new("RGB", (32, 32))
+    masks = processor(images=[image], **region_inputs(processor, regions))["region_masks"]
+    expected = np.zeros((32, 32), dtype=bool)
+    expected[8:12, 4:20] = True
+    assert np.array_equal(masks[0, 0].numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"regions_per_image": 0}, "`regions_per_image` must be at least 1, got 0"),
+        ({"region_text": "alt_text"}, "`region_text` must be one of .* got 'alt_text'"),
+        ({"whole_image_share": 1.1}, r"`whole_image_share` must lie in \[0, 1\], got 1.1"),
+        ({"whole_image_share": -0.1}, "`whole_image_share`"),
+        ({"whole_image_share": float("nan")}, "`whole_image_share`"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RegionCollator(Recorder(), **arguments)
+
+
+def test_crops_are_for_models_that_take_them(tiny_cloc, scenes):
+    with pytest.raises(ValueError, match="return_crops must be False"):
+        RegionCollator(tiny_cloc[1], crops=True)(scenes[:1])
+
+
+def test_missing_image_caption():
+    records = [record([region(0)]), record([region(1)], captions=())]
+    with pytest.raises(ValueError, match="Record 1 of the batch has no entry in `captions`"):
+        draw(records)
+    with pytest.raises(ValueError, match="Record 1"):
+        draw(records, image_captions=False, whole_image_share=1)
+    assert draw(records, image_captions=False)["region_text"] == [["a thing 0"], ["a thing 1"]]
+
+
+def test_dataset_names_epoch_and_record():
+    records = RegionDataset([{"image": i} for i in range(3)])
+    assert len(records) == 3
+    assert records[2] == {"image": 2, "sample_key": (0, 2)}
+    records.set_epoch(4)
+    assert records.epoch == 4
+    assert records[1] == {"image": 1, "sample_key": (4, 1)}
+
+
+def batches(processor, records, epochs=2, **loader):
+    """The batches of an accelerate data loader, epoch by epoch."""
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        RegionDataset(records),
+        batch_size=2,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(0),
+        collate_fn=RegionCollator(processor, regions_per_image=1, whole_image_share=0.3),
+        **loader,
+    )
+    # As `Trainer` has it: the order comes from seed and epoch.
+    settings = DataLoaderConfiguration(use_seedable_sampler=True)
+    loader = Accelerator(cpu=True, dataloader_config=settings).prepare(loader)
+    return [list(loader) for _ in range(epochs)]
+
+
+@pytest.mark.parametrize("persistent", (False, True))
+def test_number_of_workers_changes_nothing(persistent, tiny_cloc, scenes):
+    _, processor = tiny_cloc
+    expected = batches(processor, scenes)
+    found = batches(processor, scenes, num_workers=2, persistent_workers=persistent)
+    for epoch, other in zip(expected, found, strict=True):
+        for batch, same in zip(epoch, other, strict=True):
+            assert batch.keys() == same.keys()
+            assert all(torch.equal(torch.as_tensor(batch[name]), torch.as_tensor(same[name])) for name in batch)
+
+
+def test_every_epoch_draws_anew(tiny_cloc, scenes):
+    _, processor = tiny_cloc
+    texts = []
+    for epoch in batches(processor, scenes):
+        rows = [row[row > 0].tolist() for batch in epoch for row in batch["region_input_ids"][:, 0]]
+        texts.append(sorted(rows))
+    assert texts[0] != texts[1]

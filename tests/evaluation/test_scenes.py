@@ -1,0 +1,141 @@
+"""The measures on scenes: hand-made embeddings with known answers, and both models end to end."""
+
+import math
+
+import pytest
+import torch
+
+from pixclip_hf.data.scenes import all_descriptions, late_detail_pairs, make_scene
+from pixclip_hf.data.tokenizer import scenes_tokenizer
+from pixclip_hf.evaluation.scenes import (
+    description_accuracy,
+    embed_crops,
+    embed_images,
+    embed_regions,
+    embed_texts,
+    evaluate_scenes,
+    pair_accuracy,
+)
+from pixclip_hf.training.from_scratch import small_model
+
+IMAGE_MEASURES = {"image_to_text_recall@1", "text_to_image_recall@1", "image_count"}
+DESCRIPTION_MEASURES = {f"region_description_{name}" for name in ("exact", "texture", "colour", "shape", "count")}
+PAIRS = ("same_box_by_mask", "late_detail", "late_detail_cut_77", "crop_same_box", "crop_late_detail")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Eight scenes, some with regions that only a late detail tells apart."""
+    found = [make_scene(index, "test", size=32) for index in range(30)]
+    late = [scene for scene in found if late_detail_pairs(scene)]
+    return late[:3] + [scene for scene in found if scene not in late][:5]
+
+
+def record(*captions):
+    regions = [{"caption": caption, "long_caption": caption} for caption in captions]
+    return {"regions": regions}
+
+
+def test_description_accuracy():
+    names = all_descriptions()
+    descriptions = torch.eye(256)
+    records = [record("a plain red circle", "a striped red star"), record("a dotted blue ring")]
+    guesses = [["a plain red circle", "a plain red star"], ["a striped pink ring"]]
+    regions = [torch.stack([descriptions[names.index(guess)] for guess in row]) for row in guesses]
+    found = description_accuracy(regions, records, descriptions)
+    assert found == pytest.approx({"exact": 1 / 3, "texture": 1 / 3, "colour": 2 / 3, "shape": 1, "count": 3})
+
+
+def test_pair_accuracy_and_ties():
+    texts = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 1.0]), "c": torch.tensor([1.0, 0.0])}
+    records = [record("a", "b", "c"), record("b", "a")]
+    regions = [torch.tensor([[0.8, 0.6], [0.9, 0.1], [0.5, 0.5]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])]
+
+    def pairs(record):
+        return [(0, 1)] if len(record["regions"]) == 2 else [(0, 1), (0, 2)]
+
+    # a against b: region 0 right, region 1 wrong. a against c: equal texts, two ties. b against a: both right.
+    assert pair_accuracy(regions, records, texts, pairs) == ((1 + 0 + 0.5 + 0.5 + 1 + 1) / 6, 6)
+    share, count = pair_accuracy(regions, records, texts, lambda record: [])
+    assert math.isnan(share) and count == 0
+
+
+@pytest.mark.parametrize("family", ("cloc", "pixclip"))
+def test_embeddings_equal_the_models_one_by_one(family, scenes, request):
+    """Batches, padding and the sharing of equal texts change nothing."""
+    model, processor = request.getfixturevalue(f"tiny_{family}")
+    texts = ["a plain red circle", "a star", "a plain red circle"]
+    embeds = embed_texts(model, processor, texts, batch_size=1)
+    assert torch.equal(embeds[0], embeds[2])
+    regions = embed_regions(model, processor, scenes[:3], batch_size=2)
+    images = embed_images(model, processor, [scene["image"] for scene in scenes[:3]], batch_size=2)
+    key = "masks" if family == "pixclip" else "boxes"
+    for i, scene in enumerate(scenes[:3]):
+        given = {key: [region[key[:-1] if key == "masks" else "box"] for region in scene["regions"]]}
+        with torch.no_grad():
+            output = model(**processor(images=scene["image"], text=texts[i], **given))
+        assert regions[i].shape == (len(scene["regions"]), 16)
+        torch.testing.assert_close(regions[i], output.region_embeds[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(images[i], output.image_embeds[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(embeds[i], output.text_embeds[0], atol=1e-5, rtol=1e-5)
+
+
+def test_crops_are_squares_around_the_regions(tiny_cloc):
+    """A crop of a picture that is grey but for the square that the crop must show is that square."""
+    model, processor = tiny_cloc
+    scene = make_scene(0, size=64)
+    image = scene["image"]
+    square = image.crop((14, 11, 38, 35))  # box of 16 x 10 around (26, 23), times 1.5
+    scene["regions"] = [{"box": [18.0, 18.0, 34.0, 28.0]}]
+    (found,) = embed_crops(model, processor, [scene])
+    torch.testing.assert_close(found, embed_images(model, processor, [square]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return scenes_tokenizer()
+
+
+@pytest.mark.parametrize("family", ("cloc", "pixclip"))
+def test_evaluate_scenes(family, scenes, tokenizer):
+    torch.manual_seed(0)
+    model, processor = small_model(family, tokenizer, image_size=32)
+    model.train()
+    metrics = evaluate_scenes(model, processor, iter(scenes))
+    assert model.training
+    names = IMAGE_MEASURES | DESCRIPTION_MEASURES | {"crop_description_exact"}
+    if family == "pixclip":
+        names |= {*PAIRS, *(f"{name}_count" for name in PAIRS)}
+    assert metrics.keys() == names
+    for name, value in metrics.items():
+        if name.endswith("count"):
+            assert value == int(value)
+        elif metrics.get(f"{name}_count") == 0:
+            assert math.isnan(value)
+        else:
+            assert 0 <= value <= 1, name
+    assert metrics["image_count"] == 8
+    assert metrics["region_description_count"] == sum(len(scene["regions"]) for scene in scenes)
+    if family == "pixclip":
+        pairs = sum(len(late_detail_pairs(scene)) for scene in scenes)
+        assert metrics["late_detail_count"] == metrics["late_detail_cut_77_count"] == 2 * pairs >= 6
+        # What 77 tokens leave of these texts is the same text: whatever the model, there is nothing to tell.
+        assert metrics["late_detail_cut_77"] == 0.5
+
+
+def test_texts_that_a_cut_makes_equal_tie_exactly(scenes, tokenizer):
+    torch.manual_seed(0)
+    model, processor = small_model("pixclip", tokenizer, image_size=32)
+    model.eval()
+    i, j = late_detail_pairs(scenes[0])[0]
+    texts = [scenes[0]["regions"][k]["long_caption"] for k in (i, j)]
+    for batch_size in (1, 128):
+        whole = embed_texts(model, processor, ["a longer neighbour", *texts], batch_size=batch_size)
+        cut = embed_texts(model, processor, ["a longer neighbour", *texts], max_length=77, batch_size=batch_size)
+        assert (whole[1] - whole[2]).abs().max() > 1e-5
+        assert torch.equal(cut[1], cut[2])
+
+
+def test_evaluate_no_scenes(tiny_cloc):
+    with pytest.raises(ValueError):
+        evaluate_scenes(*tiny_cloc, [])

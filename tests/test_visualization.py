@@ -1,0 +1,55 @@
+"""Similarity maps and the picture of an image with its regions."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.processing.processing_regions import decode_rle
+from pixclip_hf.visualization import draw_regions, similarity_map
+
+
+@pytest.mark.parametrize("family", ("cloc", "pixclip"))
+def test_similarity_map(family, request):
+    model, processor = request.getfixturevalue(f"tiny_{family}")
+    image = make_scene(0)["image"].crop((0, 0, 64, 48))
+    values = similarity_map(model, processor, image, "a red circle", grid=4, side=0.5)
+    assert values.shape == (4, 4) and values.dtype == np.float32
+    assert np.abs(values).max() <= 1 + 1e-6 and values.std() > 0
+    # Row 1, column 2: the window around (0.625, 0.375); row 0, column 0 is cut at the border.
+    boxes = [[0.375 * 64, 0.125 * 48, 0.875 * 64, 0.625 * 48], [0, 0, 0.375 * 64, 0.375 * 48]]
+    inputs = processor(images=image, boxes=boxes, text="a red circle")
+    mode = {} if family == "cloc" else {"mode": "pooled"}
+    with torch.no_grad():
+        output = model(**inputs, **mode)
+    cosines = (output.region_embeds[0] @ output.text_embeds[0]).numpy()
+    assert values[[1, 0], [2, 0]] == pytest.approx(cosines, abs=1e-5)
+
+
+@pytest.mark.parametrize("masked", (False, True))
+def test_draw_regions(masked, tmp_path):
+    scene = make_scene(3)
+    regions = scene["regions"]
+    draw_regions(
+        tmp_path / "regions.png",
+        scene["image"],
+        [region["box"] for region in regions],
+        [[("costs $5 or $6_{", 0.9), ("a long text " * 20, 0.1)] for _ in regions],
+        {"from $5_{ to $6": np.zeros((4, 4), dtype=np.float32), "b": np.eye(4, dtype=np.float32)},
+        masks=[decode_rle(region["mask"]) for region in regions] if masked else None,
+        title="scene $3 $_{",
+    )
+    picture = Image.open(tmp_path / "regions.png")
+    picture.load()
+    assert picture.format == "PNG" and picture.width > 3 * picture.height
+    # The regions' own colours are in the picture: outlines, numbers and texts.
+    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert (pixels == (0xE6, 0x19, 0x4B)).all(-1).sum() > 50
+
+
+def test_draw_one_region_without_maps(tmp_path):
+    full = np.ones((32, 32), dtype=bool)
+    image = make_scene(0, size=32)["image"]
+    draw_regions(tmp_path / "one.png", image, [[0, 0, 32, 32]], [[("all", 1.0)]], {}, masks=[full])
+    assert Image.open(tmp_path / "one.png").size[0] > 0

@@ -1,0 +1,194 @@
+"""Two processes that hold uneven parts of a batch: together they compute the loss of the whole batch.
+
+Everything runs in one pair of processes, over gloo on the loopback interface.
+"""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from transformers import AutoModel, AutoProcessor, TrainingArguments
+from transformers.utils import logging
+
+from pixclip_hf.data.collator import RegionCollator
+from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.training.trainer import RegionTrainer, gather_rows
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+FAMILIES = ("cloc", "pixclip")
+CAPTIONS = (True, False)
+RANKS = 2
+IMAGES = ((0, 1, 2), (3,))  # of the batch, on each rank
+
+
+def region_key(batch):
+    return "region_boxes" if "region_boxes" in batch else "region_masks"
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def loss_of(model, batch, gather=None, ranks=1):
+    """The weighted parts, through `compute_loss`; with gradients in the model."""
+    model.zero_grad()
+    output = model(**batch, return_loss=False)
+    parts = model.compute_loss(output, batch[region_key(batch)], batch["region_attention_mask"], gather, ranks)
+    loss = sum(model.loss_weights()[name] * part for name, part in parts.items())
+    loss.backward()
+    return loss.detach(), {name: part.detach() for name, part in parts.items()}
+
+
+def mean_over_ranks(value):
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / RANKS
+
+
+def train(folder, processor, captions, world_size):
+    """Four steps over eight scenes, two epochs, four images a step; then an evaluation of four more."""
+    model = AutoModel.from_pretrained(folder)
+    scenes = [make_scene(index, size=32) for index in range(12)]
+    settings = TrainingArguments(
+        output_dir=str(folder / "run"),
+        use_cpu=True,
+        ddp_backend="gloo" if world_size > 1 else None,
+        report_to="none",
+        disable_tqdm=True,
+        per_device_train_batch_size=4 // world_size,
+        per_device_eval_batch_size=4 // world_size,
+        max_steps=4,
+        logging_steps=1,
+        save_strategy="no",
+        optim="sgd",
+        learning_rate=0.05,
+        max_grad_norm=0,
+        lr_scheduler_type="constant",
+    )
+    masked = "region_masks" in processor.model_input_names
+    collator = RegionCollator(processor, regions_per_image=4, crops=masked, image_captions=captions)
+    trainer = RegionTrainer(model, settings, data_collator=collator, train_dataset=scenes[:8], eval_dataset=scenes[8:])
+    trainer.train()
+    metrics = trainer.evaluate()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    keep = [name for name in metrics if "loss" in name or "recall" in name]
+    return {"weights": model.state_dict(), "logs": logs, "metrics": {name: metrics[name] for name in keep}}
+
+
+def gathers(rank):
+    """What `gather_rows` gives for three rows here and one there, forwards and backwards."""
+    count = (3, 1)[rank]
+    rows = (torch.arange(count * 2.0).reshape(count, 2) + 10 * rank).requires_grad_()
+    gathered, offset = gather_rows(rows)
+    weights = torch.arange(8.0).reshape(4, 2)
+    ((rank + 1) * gathered * weights).sum().backward()
+    flags = gather_rows(torch.tensor([True, False, True])[:count])[0]
+    numbers = gather_rows(torch.full((count,), 2**40 + rank))[0]
+    empty = gather_rows(torch.ones(rank, 2))
+    return {
+        "rows": gathered.detach(), "offset": offset, "grad": rows.grad, "flags": flags, "numbers": numbers,
+        "empty": empty,
+    }  # fmt: skip
+
+
+def work(rank, folder):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "GLOO_SOCKET_IFNAME": "lo",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # fmt: skip
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    found = {"gathers": gathers(rank)}
+    for family in FAMILIES:
+        model, processor = AutoModel.from_pretrained(folder / family), AutoProcessor.from_pretrained(folder / family)
+        batch = torch.load(folder / f"{family}.pt")
+        part = {name: value[list(IMAGES[rank])] for name, value in batch.items()}
+        loss, parts = loss_of(model, part, gather_rows, RANKS)
+        found[family] = {
+            "loss": mean_over_ranks(loss),
+            "parts": {name: mean_over_ranks(value) for name, value in parts.items()},
+            "gradients": {name: mean_over_ranks(value) for name, value in gradients(model).items()},
+        }
+        for captions in CAPTIONS:
+            found[family, captions] = train(folder / family, processor, captions, RANKS)
+    torch.save(found, folder / f"found{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Models, batches, and what both ranks found."""
+    from conftest import build_tiny
+
+    import pixclip_hf
+
+    folder = tmp_path_factory.mktemp("distributed")
+    for family, prefix in zip(FAMILIES, ("CLOC", "PixCLIP"), strict=True):
+        classes = (getattr(pixclip_hf, prefix + name) for name in ("Config", "Model", "Processor"))
+        model, processor = build_tiny(*classes)
+        model.save_pretrained(folder / family)
+        processor.save_pretrained(folder / family)
+        scenes = [make_scene(index, size=32) for index in range(3)]
+        # The first scene twice: its texts are on both ranks, and no negatives of each other.
+        scenes.append(scenes[0])
+        scenes[1] = {**scenes[1], "regions": scenes[1]["regions"][:1]}
+        batch = RegionCollator(processor, regions_per_image=4, crops=family == "pixclip")(scenes)
+        del batch["return_loss"]
+        torch.save(batch, folder / f"{family}.pt")
+    mp.spawn(work, args=(folder,), nprocs=RANKS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return [torch.load(folder / f"found{rank}.pt", weights_only=False) for rank in range(RANKS)]
+
+
+def test_gather_rows(found):
+    rows = torch.tensor([[0.0, 1], [2, 3], [4, 5], [10, 11]])
+    weights = torch.arange(8.0).reshape(4, 2)
+    for rank, start, end in ((0, 0, 3), (1, 3, 4)):
+        gathered = found[rank]["gathers"]
+        assert torch.equal(gathered["rows"], rows) and gathered["offset"] == start
+        # Both ranks' losses, the second twice as heavy, reach the rank that the row came from.
+        assert torch.equal(gathered["grad"], 3 * weights[start:end])
+        assert gathered["flags"].tolist() == [True, False, True, True] and gathered["flags"].dtype == torch.bool
+        assert gathered["numbers"].tolist() == [2**40] * 3 + [2**40 + 1]
+        assert gathered["empty"][0].tolist() == [[1, 1]] and gathered["empty"][1] == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_equal_the_whole_batch(family, folder, found):
+    model = AutoModel.from_pretrained(folder / family)
+    batch = torch.load(folder / f"{family}.pt")
+    assert batch["region_attention_mask"].sum(-1).tolist()[1] == 1  # ragged
+    loss, parts = loss_of(model, batch)
+    assert torch.allclose(loss, model(**batch).loss, atol=1e-6)
+    expected = gradients(model)
+    assert any(value.abs().max() > 1e-2 for value in expected.values())
+    for rank in range(RANKS):
+        result = found[rank][family]
+        torch.testing.assert_close(result["loss"], loss, atol=1e-5, rtol=1e-5)
+        assert result["parts"].keys() == parts.keys()
+        for name, part in parts.items():
+            torch.testing.assert_close(result["parts"][name], part, atol=1e-5, rtol=1e-5)
+        assert result["gradients"].keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(result["gradients"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("captions", CAPTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_equals_one_process(family, captions, folder, found):
+    """`RegionTrainer` under DistributedDataParallel: same weights, logs and metrics as one process with the whole
+    batch, over two epochs of other draws."""
+    expected = train(folder / family, AutoProcessor.from_pretrained(folder / family), captions, 1)
+    for rank in range(RANKS):
+        result = found[rank][family, captions]
+        for name, value in expected["weights"].items():
+            torch.testing.assert_close(result["weights"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+        for log, same in zip(expected["logs"], result["logs"], strict=True):
+            for name in (name for name in log if name.startswith("loss")):
+                assert same[name] == pytest.approx(log[name], abs=2e-4), name
+        assert result["metrics"] == pytest.approx(expected["metrics"], abs=1e-4)
