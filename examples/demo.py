@@ -25,11 +25,12 @@ from pixclip_hf.visualization import draw_regions, similarity_map
 
 # Steps and batch sizes that stay within the training time of the README on two CPU cores.
 RECIPES = {
-    "cloc": ["--max_steps", "2400", "--per_device_train_batch_size", "32", "--learning_rate", "1e-3"],
-    "pixclip": ["--max_steps", "1500", "--per_device_train_batch_size", "64", "--learning_rate", "1e-3"],
+    "cloc": ["--max_steps", "2200", "--per_device_train_batch_size", "32", "--region_text", "caption", "category"],
+    "pixclip": ["--max_steps", "1500", "--per_device_train_batch_size", "64"],
 }
 COMMON = [
-    "--lr_scheduler_type", "cosine", "--warmup_steps", "200", "--weight_decay", "0.05", "--adam_beta2", "0.98",
+    "--learning_rate", "1e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "100",
+    "--weight_decay", "0.05", "--adam_beta2", "0.98",
     "--logging_steps", "100", "--save_strategy", "no", "--report_to", "none", "--dataloader_drop_last", "True",
 ]  # fmt: skip
 TEST_IMAGES = 1000

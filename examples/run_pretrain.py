@@ -10,7 +10,8 @@ From a CLIP and an LLM, with LoRA on the LLM, on a dataset in the record schema 
         --text_model_name_or_path meta-llama/Llama-3.2-1B --lora_r 16 --dataset_name org/regions \
         --output_dir runs/pixclip --per_device_train_batch_size 64 --learning_rate 1e-4 --bf16
 
-A run that finds a checkpoint in its output folder goes on from it.
+A run that finds a checkpoint in its output folder goes on from it. `--do_eval` evaluates without training, unless
+`--do_train` or `--eval_strategy` is given too.
 """
 
 import sys
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> Trainer:
         if not model.name_or_path:
             # Adapters name the model below them: one that was made here must lie somewhere.
             model.name_or_path = str(Path(training_arguments.output_dir, "base").resolve())
-            model.save_pretrained(model.name_or_path)
+            model.save_pretrained(model.name_or_path, is_main_process=training_arguments.should_save)
         model = add_lora(
             model,
             lora_arguments.lora_r,
@@ -81,6 +82,8 @@ def main(argv: list[str] | None = None) -> Trainer:
 
     # 2. Data: records in, batches out of the collator.
     train_dataset, eval_dataset = build_datasets(data_arguments, processor.image_processor.size["height"])
+    if training_arguments.do_eval and eval_dataset is None:
+        raise ValueError(f"An evaluation on {data_arguments.dataset_name!r} needs `--eval_split`, got None.")
     collator = RegionCollator(
         processor,
         seed=training_arguments.seed,
@@ -96,7 +99,9 @@ def main(argv: list[str] | None = None) -> Trainer:
         eval_dataset=eval_dataset,
         processing_class=processor,
     )
-    if training_arguments.do_train or not training_arguments.do_eval:
+    # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
+    during_training = training_arguments.eval_strategy != "no"
+    if training_arguments.do_train or during_training or not training_arguments.do_eval:
         checkpoint = training_arguments.resume_from_checkpoint or get_last_checkpoint(training_arguments.output_dir)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.log_metrics("train", result.metrics)
@@ -107,7 +112,7 @@ def main(argv: list[str] | None = None) -> Trainer:
         trainer.save_state()
 
     # 5. Evaluate.
-    if eval_dataset is not None and (training_arguments.do_eval or training_arguments.eval_strategy != "no"):
+    if eval_dataset is not None and training_arguments.do_eval:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)

@@ -14,12 +14,12 @@ from pixclip_hf.visualization import draw_regions, similarity_map
 def test_similarity_map(family, request):
     model, processor = request.getfixturevalue(f"tiny_{family}")
     image = make_scene(0)["image"].crop((0, 0, 64, 48))
-    values = similarity_map(model, processor, image, "a red circle", grid=4, side=0.5)
+    values = similarity_map(model, processor, image, "a red disc", grid=4, side=0.5)
     assert values.shape == (4, 4) and values.dtype == np.float32
     assert np.abs(values).max() <= 1 + 1e-6 and values.std() > 0
     # Row 1, column 2: the window around (0.625, 0.375); row 0, column 0 is cut at the border.
     boxes = [[0.375 * 64, 0.125 * 48, 0.875 * 64, 0.625 * 48], [0, 0, 0.375 * 64, 0.375 * 48]]
-    inputs = processor(images=image, boxes=boxes, text="a red circle")
+    inputs = processor(images=image, boxes=boxes, text="a red disc")
     mode = {} if family == "cloc" else {"mode": "pooled"}
     with torch.no_grad():
         output = model(**inputs, **mode)

@@ -189,7 +189,7 @@ def test_rectangles_become_exact_masks(tiny_pixclip):
     ("arguments", "message"),
     [
         ({"regions_per_image": 0}, "`regions_per_image` must be at least 1, got 0"),
-        ({"region_text": "alt_text"}, "`region_text` must be one of .* got 'alt_text'"),
+        ({"region_text": "alt_text"}, "`region_text` must be one .* got 'alt_text'"),
         ({"whole_image_share": 1.1}, r"`whole_image_share` must lie in \[0, 1\], got 1.1"),
         ({"whole_image_share": -0.1}, "`whole_image_share`"),
         ({"whole_image_share": float("nan")}, "`whole_image_share`"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-REGION_TEXTS = ("caption", "long_caption")
+REGION_TEXTS = ("caption", "long_caption", "category")
 
 
 def region_inputs(processor: Any, regions: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[list[Any]]]:
@@ -67,7 +67,9 @@ class RegionCollator:
         processor: of the model to train.
         regions_per_image: at most so many regions of an image; drawn without replacement from those that have the
             text.
-        region_text: `"caption"` (short) or `"long_caption"`.
+        region_text: `"caption"` (short), `"long_caption"`, `"category"` (as `a {category}`), or several of them, of
+            which each batch draws one: side by side the less specific text would be a false negative of the other.
+            Categories tie a region to what it is, apart from all else that a caption says.
         image_captions: adds one caption an image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption
             (Alpha-CLIP mixes 10 %). An image without any region always takes that slot when the share is above zero.
@@ -83,7 +85,7 @@ class RegionCollator:
         self,
         processor: Any,
         regions_per_image: int = 4,
-        region_text: str = "caption",
+        region_text: str | Sequence[str] = "caption",
         image_captions: bool = True,
         whole_image_share: float = 0.0,
         crops: bool = False,
@@ -91,13 +93,14 @@ class RegionCollator:
     ):
         if regions_per_image < 1:
             raise ValueError(f"`regions_per_image` must be at least 1, got {regions_per_image}.")
-        if region_text not in REGION_TEXTS:
-            raise ValueError(f"`region_text` must be one of {REGION_TEXTS}, got {region_text!r}.")
+        region_texts = (region_text,) if isinstance(region_text, str) else tuple(region_text)
+        if not region_texts or not set(region_texts) <= set(REGION_TEXTS):
+            raise ValueError(f"`region_text` must be one or several of {REGION_TEXTS}, got {region_text!r}.")
         if not 0 <= whole_image_share <= 1:
             raise ValueError(f"`whole_image_share` must lie in [0, 1], got {whole_image_share}.")
         self.processor = processor
         self.regions_per_image = regions_per_image
-        self.region_text = region_text
+        self.region_texts = region_texts
         self.image_captions = image_captions
         self.whole_image_share = whole_image_share
         self.crops = crops
@@ -113,16 +116,19 @@ class RegionCollator:
             The batch that the model's `forward` takes, `return_loss` included.
         """
         images, regions, texts, captions = [], [], [], []
+        kind = None
         for position, record in enumerate(records):
             key = record["sample_key"] if "sample_key" in record else _content_key(record)
             rng = np.random.default_rng((self.seed, *key))
-            record_regions, record_texts, caption = self._sample(record, rng, position)
+            if kind is None:
+                kind = self.region_texts[rng.integers(len(self.region_texts))]
+            record_regions, record_texts, caption = self._sample(record, kind, rng, position)
             images.append(record["image"])
             regions.append(record_regions)
             texts.append(record_texts)
             captions.append(caption)
         if not any(regions):
-            raise ValueError(f"No record of the batch has a region with a `{self.region_text}`.")
+            raise ValueError(f"No record of the batch has a region with a `{kind}`.")
         arguments = region_inputs(self.processor, regions)
         if self.crops:
             arguments["return_crops"] = True
@@ -132,9 +138,9 @@ class RegionCollator:
         return {**batch, "return_loss": True}
 
     def _sample(
-        self, record: Mapping[str, Any], rng: np.random.Generator, position: int
+        self, record: Mapping[str, Any], kind: str, rng: np.random.Generator, position: int
     ) -> tuple[list[Any], list[str], str | None]:
-        usable = [region for region in record["regions"] if region[self.region_text]]
+        usable = [region for region in record["regions"] if region[kind]]
         whole = rng.random() < self.whole_image_share or (not usable and self.whole_image_share > 0)
         caption = None
         if self.image_captions or whole:
@@ -145,7 +151,8 @@ class RegionCollator:
         chosen = usable
         if len(usable) > count:
             chosen = [usable[index] for index in sorted(rng.choice(len(usable), count, replace=False))]
-        regions, texts = list(chosen), [region[self.region_text] for region in chosen]
+        template = "a {}" if kind == "category" else "{}"
+        regions, texts = list(chosen), [template.format(region[kind]) for region in chosen]
         if whole:
             width, height = record["image"].size
             regions.insert(0, {"box": [0, 0, width, height], "mask": None})

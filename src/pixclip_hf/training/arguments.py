@@ -53,7 +53,10 @@ class DataArguments:
     regions_per_image: int | None = field(
         default=None, metadata={"help": "Regions drawn from an image: 4 for CLOC, 1 for PixCLIP."}
     )
-    region_text: str | None = field(default=None, metadata={"help": "`caption` (CLOC) or `long_caption` (PixCLIP)."})
+    region_text: list[str] | None = field(
+        default=None,
+        metadata={"help": "`caption` (CLOC), `long_caption` (PixCLIP), `category`; of several, each batch draws one."},
+    )
     image_captions: bool | None = field(
         default=None, metadata={"help": "Train on whole images and their captions too: yes for CLOC, no for PixCLIP."}
     )

@@ -65,10 +65,10 @@ def small_model(
 def start_vision_tower(model: CLOCModel | PixCLIPModel) -> None:
     """Starts a CLIP vision tower so that it can learn in minutes.
 
-    CLIP's own start has positions at a fourteenth of the patches' scale and all but uniform attention: a short training
-    would spend its time on finding out which patches are neighbours. Here positions are 2-D sines and cosines, and
-    queries resemble keys, so that patches first look at what is like them and near them (mimetic initialisation,
-    Trockman and Kolter 2023).
+    CLIP's own start has positions at a fourteenth of the patches' scale and all but uniform attention: a short
+    training would spend its time on finding out which patches are neighbours. Here positions are 2-D sines and
+    cosines, and queries resemble keys, so that patches first look at what is like them and near them (mimetic
+    initialisation, Trockman and Kolter 2023).
     """
     embeddings = model.vision_model.embeddings
     side = embeddings.image_size // embeddings.patch_size

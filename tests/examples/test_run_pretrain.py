@@ -1,0 +1,205 @@
+"""The training script, end to end on few scenes: what it leaves behind loads and goes on."""
+
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, LlamaConfig, LlamaModel
+
+from pixclip_hf.data.scenes import make_scene, scenes_dataset
+
+FAMILIES = {"cloc": "CLOC", "pixclip": "PixCLIP"}
+
+
+@pytest.fixture(scope="module")
+def main():
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+    from run_pretrain import main
+
+    return main
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def towers(tmp_path, tiny_tokenizer):
+    """Folders of a tiny CLIP with its image processor and of a tiny LLM with its tokenizer."""
+    sizes = {"intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {"hidden_size": 32, "image_size": 32, "patch_size": 8, **sizes}
+    text = {"hidden_size": 24, "vocab_size": 259, "max_position_embeddings": 128, "eos_token_id": 258, **sizes}
+    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=16))
+    clip.save_pretrained(tmp_path / "clip")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "clip")
+    LlamaModel(LlamaConfig(**text)).save_pretrained(tmp_path / "llm")
+    tiny_tokenizer.save_pretrained(tmp_path / "llm")
+    return ["--vision_model_name_or_path", str(tmp_path / "clip"), "--text_model_name_or_path", str(tmp_path / "llm")]
+
+
+def options(folder, *more, steps=2):
+    return [
+        "--output_dir", str(folder), "--max_steps", str(steps), "--per_device_train_batch_size", "4",
+        "--per_device_eval_batch_size", "4", "--scenes_train_images", "12", "--scenes_eval_images", "6",
+        "--image_size", "32", "--logging_steps", "1", "--report_to", "none", "--use_cpu", "--disable_tqdm", "True",
+        *map(str, more),
+    ]  # fmt: skip
+
+
+def embed(model, processor):
+    scene = make_scene(0, "test", size=32)
+    inputs = processor(images=scene["image"], boxes=[scene["regions"][0]["box"]], text=["a plain red disc"])
+    with torch.no_grad():
+        output = model.eval()(**inputs)
+    return torch.cat([output.region_embeds[0], output.text_embeds])
+
+
+def text_length(trainer):
+    """Tokens of the region texts that the collator draws."""
+    return trainer.data_collator([make_scene(0)])["region_input_ids"].shape[-1]
+
+
+def load(folder):
+    return embed(AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_scratch(family, main, tmp_path):
+    trainer = main(options(tmp_path / "run", "--model_type", family, "--do_train", "--do_eval"))
+    assert type(AutoModel.from_pretrained(tmp_path / "run")).__name__ == f"{FAMILIES[family]}Model"
+    assert type(AutoProcessor.from_pretrained(tmp_path / "run")).__name__ == f"{FAMILIES[family]}Processor"
+    torch.testing.assert_close(load(tmp_path / "run"), embed(trainer.model, trainer.processing_class))
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2 and state["log_history"][0]["loss"] > 0
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert results["train_loss"] > 0 and results["eval_loss"] > 0
+    assert 0 <= results["eval_region_to_text_recall@1"] <= 1
+    # The habits of each model's recipe.
+    names = {name.removeprefix("loss_") for name in state["log_history"][0] if name.startswith("loss_")}
+    if family == "cloc":
+        assert names == {"image_text", "region_text", "grounding_l1", "grounding_giou"}
+        assert trainer.data_collator.regions_per_image == 4
+        assert text_length(trainer) < 20
+    else:
+        assert names == {"mask_text", "crop_text", "local_global"}
+        assert trainer.data_collator.regions_per_image == 1 and trainer.data_collator.whole_image_share == 0.1
+        assert text_length(trainer) > 77
+
+
+def test_goes_on_from_its_output_folder(main, tmp_path):
+    whole = main(options(tmp_path / "whole", "--save_steps", 2, steps=4))
+    first = main(options(tmp_path / "run", "--save_steps", 2, "--lr_scheduler_type", "linear", steps=4))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(first.model.state_dict()[name], value)
+    # As if the run had been stopped behind its first checkpoint.
+    for path in (tmp_path / "run" / "checkpoint-4").iterdir():
+        path.unlink()
+    (tmp_path / "run" / "checkpoint-4").rmdir()
+    second = main(options(tmp_path / "run", "--save_steps", 2, steps=4))
+    losses = [log["loss"] for log in second.state.log_history if "loss" in log]
+    assert losses == [log["loss"] for log in whole.state.log_history if "loss" in log] and len(losses) == 4
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+
+
+def test_from_a_checkpoint_and_evaluation_alone(main, tmp_path):
+    main(options(tmp_path / "first", "--model_type", "pixclip"))
+    start = ["--model_name_or_path", tmp_path / "first"]
+    trainer = main(options(tmp_path / "second", *start, "--do_eval"))
+    assert not (tmp_path / "second" / "model.safetensors").exists()
+    assert type(trainer.model).__name__ == "PixCLIPModel" and trainer.data_collator.crops
+    torch.testing.assert_close(embed(trainer.model, trainer.processing_class), load(tmp_path / "first"))
+    results = json.loads((tmp_path / "second" / "eval_results.json").read_text())
+    main(options(tmp_path / "third", *start))
+    assert results["eval_loss"] > 0
+    assert (load(tmp_path / "third") - load(tmp_path / "first")).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_towers_with_frozen_parts(family, main, towers, tmp_path):
+    trainer = main(options(tmp_path / "run", *towers, "--model_type", family, "--freeze_vision", "--freeze_text"))
+    model = AutoModel.from_pretrained(tmp_path / "run")
+    for part, source in (("vision_model", CLIPModel.from_pretrained(tmp_path / "clip").vision_model),
+                         ("text_model", LlamaModel.from_pretrained(tmp_path / "llm"))):  # fmt: skip
+        state = getattr(model, part).state_dict()
+        for name, value in source.state_dict().items():
+            assert torch.equal(state[name], value), name
+    assert not any(parameter.requires_grad for parameter in trainer.model.vision_model.parameters())
+    torch.testing.assert_close(load(tmp_path / "run"), embed(trainer.model, trainer.processing_class))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_on_towers(family, main, towers, tmp_path):
+    """The output folder loads, though the model below the adapters was made in the run."""
+    lora = ["--lora_r", 4, "--lora_alpha", 8, "--freeze_vision", "--save_steps", 1]
+    lora += ["--learning_rate", 1e-3, "--lr_scheduler_type", "constant"]
+    trainer = main(options(tmp_path / "run", *towers, "--model_type", family, *lora))
+    assert (tmp_path / "run" / "adapter_model.safetensors").exists()
+    assert not any("vision_model" in name for name, p in trainer.model.named_parameters() if p.requires_grad)
+    expected = embed(trainer.model, trainer.processing_class)
+    torch.testing.assert_close(load(tmp_path / "run"), expected)
+    again = main(options(tmp_path / "run", *towers, "--model_type", family, *lora, steps=3))
+    assert again.state.global_step == 3 and len(again.state.log_history) > len(trainer.state.log_history)
+    assert (load(tmp_path / "run") - expected).abs().max() > 1e-4
+
+
+def test_lora_targets(main, tmp_path):
+    target = ["--lora_target_modules", r"text_model\..*\.fc2"]
+    trainer = main(options(tmp_path / "run", "--lora_r", 2, *target, steps=1))
+    adapted = [name for name, _ in trainer.model.named_parameters() if "lora_A" in name]
+    assert len(adapted) == 2 and all(".fc2." in name for name in adapted)
+
+
+def test_on_a_dataset(main, tmp_path):
+    """A folder of Parquet files, with an evaluation on another split while training."""
+    scenes_dataset(12, size=32).to_parquet(tmp_path / "data" / "train.parquet")
+    scenes_dataset(5, split="test", size=32).to_parquet(tmp_path / "data" / "test.parquet")
+    data = ["--dataset_name", tmp_path / "data", "--eval_split", "test", "--eval_strategy", "steps", "--eval_steps", 1]
+    draws = ["--regions_per_image", 2, "--region_text", "long_caption", "--image_captions", "False"]
+    trainer = main(options(tmp_path / "run", *data, *draws))
+    assert len(trainer.train_dataset) == 12 and len(trainer.eval_dataset) == 5
+    batch = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
+    assert batch["region_attention_mask"].shape == (2, 2) and "input_ids" not in batch
+    assert text_length(trainer) > 77
+    assert sum("eval_loss" in log for log in trainer.state.log_history) == 3
+
+
+def test_a_dataset_without_an_evaluation_split(main, tmp_path):
+    scenes_dataset(8, size=32).save_to_disk(tmp_path / "data")
+    trainer = main(options(tmp_path / "run", "--dataset_name", tmp_path / "data"))
+    assert trainer.eval_dataset is None and trainer.state.global_step == 2
+    with pytest.raises(ValueError, match="needs `--eval_split`"):
+        main(options(tmp_path / "run", "--dataset_name", tmp_path / "data", "--do_eval"))
+    with pytest.raises(ValueError, match="`split` must be one of"):
+        main(options(tmp_path / "run", "--dataset_name", tmp_path / "data", "--train_split", "validation"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--vision_model_name_or_path", "a"], "go together, got 'a' and None"),
+        (["--text_model_name_or_path", "b"], "go together, got None and 'b'"),
+        (
+            ["--model_name_or_path", "c", "--vision_model_name_or_path", "a", "--text_model_name_or_path", "b"],
+            "exclude each other, got 'c' and 'a'",
+        ),
+        (["--image_size", "30"], "must be a multiple of its `patch_size`"),
+        (["--regions_per_image", "0"], "`regions_per_image` must be at least 1"),
+        (["--whole_image_share", "2"], "`whole_image_share` must lie in"),
+        (["--region_text", "alt_text"], "`region_text` must be one .* got .*alt_text"),
+        (["--lora_r", "2", "--lora_target_modules", "nothing"], "`target_modules` 'nothing' matches no module"),
+    ],
+)
+def test_bad_arguments(given, message, main, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        main(options(tmp_path / "run", *given))
+
+
+@pytest.mark.parametrize("given", (["--model_type", "clip"], ["--scenes_setting", "easy"], ["--no_such_option", "1"]))
+def test_unknown_choices(given, main, tmp_path):
+    with pytest.raises((SystemExit, ValueError)):
+        main(options(tmp_path / "run", *given))
