@@ -261,3 +261,19 @@ def test_every_epoch_draws_anew(tiny_cloc, scenes):
         rows = [row[row > 0].tolist() for batch in epoch for row in batch["region_input_ids"][:, 0]]
         texts.append(sorted(rows))
     assert texts[0] != texts[1]
+
+
+def test_of_several_texts_each_batch_draws_one():
+    regions = [{**region(i), "category": f"thing{i}"} for i in range(3)]
+    kinds = {"category": "a thing0", "caption": "a thing 0", "long_caption": "a long thing 0"}
+    drawn = []
+    for index in range(60):
+        records = [record(regions, key=(0, index)), record(regions, key=(0, 100 + index))]
+        given = draw(records, region_text=("caption", "category"))["region_text"]
+        assert given[0] == given[1]
+        drawn.append(given[0][0])
+    assert set(drawn) == {kinds["caption"], kinds["category"]}
+    assert 15 < drawn.count(kinds["category"]) < 45
+    assert draw(records, region_text="category")["region_text"][0] == ["a thing0", "a thing1", "a thing2"]
+    with pytest.raises(ValueError, match="region_text"):
+        draw(records, region_text=())

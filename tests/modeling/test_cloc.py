@@ -325,3 +325,16 @@ def test_trained_queries_survive_saving(tmp_path):
     layer, again = model.prompter.layer, CLOCModel.from_pretrained(tmp_path).prompter.layer
     assert not torch.equal(layer.q_proj.weight, layer.k_proj.weight)
     assert torch.equal(layer.q_proj.weight, again.q_proj.weight)
+
+
+def test_grounding_leaves_out_texts_that_several_regions_of_an_image_have():
+    model = build_model("cloc")
+    batch = build_batch("cloc", counts=(3,))
+    batch["region_input_ids"][0, 1] = batch["region_input_ids"][0, 0]
+    batch["region_text_attention_mask"][0, 1] = batch["region_text_attention_mask"][0, 0]
+    output = model(**batch)
+    l1 = (output.pred_boxes[0, 2] - batch["region_boxes"][0, 2]).abs().sum()
+    torch.testing.assert_close(output.loss_parts["grounding_l1"], l1)
+    moved = batch["region_boxes"].clone()
+    moved[0, :2] = torch.tensor([0.1, 0.1, 0.9, 0.9])
+    assert model(**{**batch, "region_boxes": moved}).loss_parts["grounding_l1"] == output.loss_parts["grounding_l1"]

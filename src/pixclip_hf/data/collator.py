@@ -69,6 +69,7 @@ class RegionCollator:
             text.
         region_text: `"caption"` (short), `"long_caption"`, `"category"` (as `a {category}`), or several of them, of
             which each batch draws one: side by side the less specific text would be a false negative of the other.
+            Over several ranks the batches of a step may draw different ones.
             Categories tie a region to what it is, apart from all else that a caption says.
         image_captions: adds one caption an image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption
@@ -116,12 +117,12 @@ class RegionCollator:
             The batch that the model's `forward` takes, `return_loss` included.
         """
         images, regions, texts, captions = [], [], [], []
-        kind = None
-        for position, record in enumerate(records):
-            key = record["sample_key"] if "sample_key" in record else _content_key(record)
+        keys = [record["sample_key"] if "sample_key" in record else _content_key(record) for record in records]
+        # A stream of its own: what is drawn of a record must not depend on its place in the batch.
+        kind_rng = np.random.default_rng((len(self.region_texts), self.seed, *keys[0]))
+        kind = self.region_texts[kind_rng.integers(len(self.region_texts))]
+        for position, (record, key) in enumerate(zip(records, keys, strict=True)):
             rng = np.random.default_rng((self.seed, *key))
-            if kind is None:
-                kind = self.region_texts[rng.integers(len(self.region_texts))]
             record_regions, record_texts, caption = self._sample(record, kind, rng, position)
             images.append(record["image"])
             regions.append(record_regions)

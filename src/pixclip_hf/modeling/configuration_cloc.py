@@ -47,7 +47,7 @@ class CLOCConfig(PreTrainedConfig):
             Heads of the Prompter's layer; those of the vision tower when not given.
         prompter_intermediate_size (`int`, *optional*):
             Width of its feed-forward part; that of the vision tower when not given.
-        position_scale (`float`, *optional*, defaults to 1.0):
+        position_scale (`float`, *optional*, defaults to 0.5):
             Standard deviation of the random Fourier frequencies, in cycles per half image side.
         roi_align_size (`int`, *optional*, defaults to 7):
             Bins a side of RoIAlign.
@@ -86,7 +86,7 @@ class CLOCConfig(PreTrainedConfig):
     grounding: bool = True
     prompter_num_attention_heads: int | None = None
     prompter_intermediate_size: int | None = None
-    position_scale: float | int = 1.0
+    position_scale: float | int = 0.5
     roi_align_size: int = 7
     image_text_loss_weight: float | int = 1.0
     region_text_loss_weight: float | int = 1.0

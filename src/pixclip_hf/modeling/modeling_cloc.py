@@ -31,6 +31,9 @@ from .modeling_regions import box_cxcywh_to_xyxy, patch_centers, roi_align
 from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
 from .modeling_vision import build_vision_model, patch_grid, patch_tokens
 
+# Of the Prompter's first queries and keys: enough to single out a box, not a patch of it.
+QUERY_GAIN = 1.5
+
 
 @dataclass
 class CLOCOutput(ModelOutput):
@@ -87,7 +90,8 @@ class FourierPositions(nn.Module):
         """(..., 2) to (..., width), float32."""
         # Not a matrix product, which autocast would take to half precision.
         angles = ((2 * points.float() - 1)[..., None] * self.frequencies.float()).sum(-2) * (2 * math.pi)
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        # Sine and cosine of a frequency side by side: a head's slice of them holds both.
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
     def over_boxes(self, boxes: Tensor) -> Tensor:
         """Mean of the features over each box, at the length of a point's: xyxy (..., 4) to (..., width), float32.
@@ -97,7 +101,7 @@ class FourierPositions(nn.Module):
         corner, opposite = boxes.float().unflatten(-1, (2, 2)).unbind(-2)
         cycles = 2 * (opposite - corner)[..., None] * self.frequencies.float()
         fall_off = torch.sinc(cycles).prod(-2)
-        means = self((corner + opposite) / 2) * torch.cat([fall_off, fall_off], dim=-1)
+        means = self((corner + opposite) / 2) * fall_off.repeat_interleave(2, dim=-1)
         return F.normalize(means, dim=-1) * (means.shape[-1] / 2) ** 0.5
 
 
@@ -113,8 +117,8 @@ class CLOCPrompterLayer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm1 = nn.LayerNorm(width)
-        self.q_proj = ScaledLinear(width, width, gain=2)
-        self.k_proj = ScaledLinear(width, width, gain=2)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
         self.v_proj = ScaledLinear(width, width)
         self.out_proj = ScaledLinear(width, width)
         self.norm2 = nn.LayerNorm(width)
@@ -159,9 +163,9 @@ class CLOCPrompter(nn.Module):
     a caption's embedding; one transformer layer.
 
     The image tokens carry the Fourier features of their patch centres, in the basis of the corner encodings. A box
-    prompt also carries the mean of these features over the box, and the layer's queries start out equal to its keys:
-    a prompt therefore looks into its box from the first step. The paper says neither; from random weights it decides
-    whether shapes are learned in minutes.
+    prompt also carries the mean of these features over the box, and the layer's query and key projections start as
+    multiples of the identity: a prompt therefore looks into its box from the first step. The paper says neither; from
+    random weights it decides whether shapes are learned in minutes.
     """
 
     def __init__(self, config: CLOCConfig):
@@ -236,7 +240,8 @@ class CLOCPreTrainedModel(PreTrainedModel):
         super().initialize_weights()
         for module in self.modules():
             if isinstance(module, CLOCPrompterLayer):
-                init.copy_(module.q_proj.weight, module.k_proj.weight)
+                for projection in (module.q_proj, module.k_proj):
+                    init.copy_(projection.weight, QUERY_GAIN * torch.eye(*projection.weight.shape))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -556,9 +561,12 @@ class CLOCModel(CLOCVisionModel):
                 ranks=ranks,
             )
         if output.pred_boxes is not None and self.config.grounding_loss_weight:
-            normalizer = rows_per_rank(valid, gather, ranks)
+            # A text that several regions of the image have finds none of their boxes in particular.
+            same = output.region_text_ids[:, :, None] == output.region_text_ids[:, None, :]
+            repeats = (same & valid.view(same.shape[:2])[:, None, :]).sum(-1).flatten()
+            found = valid & (repeats == 1)
             losses["grounding_l1"], losses["grounding_giou"] = grounding_losses(
-                output.pred_boxes.flatten(0, 1), region_boxes.flatten(0, 1), valid, normalizer
+                output.pred_boxes.flatten(0, 1), region_boxes.flatten(0, 1), found, rows_per_rank(found, gather, ranks)
             )
         return losses
 

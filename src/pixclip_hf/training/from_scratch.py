@@ -55,6 +55,7 @@ def small_model(
             **text,
         },
         projection_dim=128,
+        **({"prompter_num_attention_heads": 8} if model_type == "cloc" else {}),
     )
     model = model_class(config)
     start_vision_tower(model)
@@ -65,15 +66,16 @@ def small_model(
 def start_vision_tower(model: CLOCModel | PixCLIPModel) -> None:
     """Starts a CLIP vision tower so that it can learn in minutes.
 
-    CLIP's own start has positions at a fourteenth of the patches' scale and all but uniform attention: a short
-    training would spend its time on finding out which patches are neighbours. Here positions are 2-D sines and
-    cosines, and queries resemble keys, so that patches first look at what is like them and near them (mimetic
-    initialisation, Trockman and Kolter 2023).
+    CLIP's own start has small patch weights, which Adam's first steps shake about, positions at a fourteenth of the
+    patches' scale, and all but uniform attention. Here patch weights are three times as large, positions are 2-D sines
+    and cosines at the patches' scale, and queries resemble keys, so that patches first look at what is like them and
+    near them (mimetic initialisation, Trockman and Kolter 2023).
     """
     embeddings = model.vision_model.embeddings
     side = embeddings.image_size // embeddings.patch_size
     with torch.no_grad():
-        embeddings.position_embedding.weight[1:] = 0.5 * sincos_2d(side, embeddings.embed_dim)
+        embeddings.patch_embedding.weight.mul_(3)
+        embeddings.position_embedding.weight[1:] = 1.5 * sincos_2d(side, embeddings.embed_dim)
         for layer in model.vision_model.encoder.layers:
             queries, keys = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
             scale = 1.5 * queries.shape[1] ** -0.5

@@ -1,0 +1,52 @@
+"""Every snippet of the README runs as printed, with tiny models in the places that it names."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TEXT_CONFIG, VISION_CONFIG, build_tiny, build_tokenizer
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaModel
+
+import pixclip_hf
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """The working folder of a reader who has run both demos, and the Hub repositories that the README names."""
+    for family, name in (("cloc", "CLOC"), ("pixclip", "PixCLIP")):
+        classes = (getattr(pixclip_hf, name + part) for part in ("Config", "Model", "Processor"))
+        for part in build_tiny(*classes):
+            part.save_pretrained(tmp_path / "runs" / "demo" / family)
+    clip, llm = tmp_path / "openai/clip-vit-large-patch14-336", tmp_path / "any/llm"
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, projection_dim=16)).save_pretrained(clip)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(clip)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaModel(LlamaConfig(vocab_size=259, num_key_value_heads=2, **sizes)).save_pretrained(llm)
+    build_tokenizer().save_pretrained(llm)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_snippets_run_as_printed(places):
+    assert len(SNIPPETS) >= 4
+    names = {}
+    for snippet in SNIPPETS:
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert len(names["regions"]) == 2 and names["tensor"].shape == (1, 16)
+    assert names["out"].logits_per_region.shape == (2, 2, 2)
+    assert isinstance(names["model"], pixclip_hf.PixCLIPModel)
+    assert names["processor"].image_processor.size == {"height": 32, "width": 32}
+
+
+def test_files_and_targets_exist():
+    for path in re.findall(r"\]\(([^)#]+)\)|python (\S+\.py)", README):
+        path = next(filter(None, path))
+        if not path.startswith("http"):
+            assert (ROOT / path).exists(), path
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= set(targets)
