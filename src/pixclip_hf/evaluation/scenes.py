@@ -21,23 +21,23 @@ def embed_texts(
     model: Any, processor: Any, texts: Sequence[str], max_length: int | None = None, batch_size: int = 128
 ) -> Tensor:
     """L2-normalised embeddings `(T, D)` of texts, equal texts sharing one; cut to `max_length` tokens if given."""
-    unique = {text: None for text in texts}
-    inputs = [
-        processor(text=part, max_length=max_length, return_tensors="pt").to(model.device)
-        for part in _batches(list(unique), batch_size)
-    ]
+    unique = list(dict.fromkeys(texts))
+    inputs = processor(text=unique, max_length=max_length, return_tensors="pt")
     # Texts that a cut makes equal must tie exactly: they, too, are embedded once.
-    rows: dict[tuple[int, ...], Tensor] = {}
-    keys = [tuple(ids[mask.bool()].tolist()) for part in inputs for ids, mask in zip(*_tokens(part), strict=True)]
-    embeds = torch.cat([model.get_text_features(**part).pooler_output for part in inputs])
-    for key, row in zip(keys, F.normalize(embeds.float(), dim=-1), strict=True):
-        rows.setdefault(key, row)
-    by_text = dict(zip(unique, keys, strict=True))
-    return torch.stack([rows[by_text[text]] for text in texts]).cpu()
-
-
-def _tokens(inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return inputs["input_ids"], inputs["attention_mask"]
+    keys = [
+        tuple(ids[mask.bool()].tolist()) for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)
+    ]
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    rows = torch.tensor(sorted(first.values()))
+    embeds = [
+        model.get_text_features(
+            inputs.input_ids[part].to(model.device), inputs.attention_mask[part].to(model.device)
+        ).pooler_output
+        for part in rows.split(batch_size)
+    ]
+    by_row = dict(zip(rows.tolist(), F.normalize(torch.cat(embeds).float(), dim=-1).cpu(), strict=True))
+    by_text = {text: by_row[first[key]] for text, key in zip(unique, keys, strict=True)}
+    return torch.stack([by_text[text] for text in texts])
 
 
 @torch.no_grad()

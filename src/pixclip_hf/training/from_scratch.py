@@ -55,6 +55,8 @@ def small_model(
             **text,
         },
         projection_dim=128,
+        # A mean over tokens starts as a bag of words: what "star" means in one description holds in all others.
+        text_pooling="mean",
         **({"prompter_num_attention_heads": 8} if model_type == "cloc" else {}),
     )
     model = model_class(config)
