@@ -3,9 +3,9 @@
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "train": ["accelerate", "datasets", "peft", "tokenizers"],
-    "data": ["datasets", "tokenizers"],
-    "eval": ["datasets", "evaluate", "matplotlib"],
+    "train": ["accelerate", "datasets>=4", "peft", "tokenizers"],
+    "data": ["datasets>=4", "tokenizers"],
+    "eval": ["datasets>=4", "evaluate", "matplotlib"],
     "dev": ["pytest", "pytest-timeout", "ruff"],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})

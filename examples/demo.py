@@ -25,12 +25,17 @@ from pixclip_hf.visualization import draw_regions, similarity_map
 
 # Steps and batch sizes that stay within the training time of the README on two CPU cores.
 RECIPES = {
-    "cloc": ["--max_steps", "1800", "--per_device_train_batch_size", "32", "--region_text", "caption", "category"],
-    "pixclip": ["--max_steps", "900", "--per_device_train_batch_size", "32", "--regions_per_image", "2"],
-}
+    "cloc": [
+        "--max_steps", "1800", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
+        "--region_text", "caption", "category",
+    ],
+    "pixclip": [
+        "--max_steps", "700", "--per_device_train_batch_size", "16", "--warmup_steps", "50",
+        "--regions_per_image", "4", "--region_text", "long_caption", "caption",
+    ],
+}  # fmt: skip
 COMMON = [
-    "--learning_rate", "1e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "100",
-    "--weight_decay", "0.05", "--adam_beta2", "0.98",
+    "--learning_rate", "1e-3", "--lr_scheduler_type", "cosine", "--weight_decay", "0.05", "--adam_beta2", "0.98",
     "--logging_steps", "100", "--save_strategy", "no", "--report_to", "none", "--dataloader_drop_last", "True",
 ]  # fmt: skip
 TEST_IMAGES = 1000

@@ -24,7 +24,9 @@ def places(tmp_path, monkeypatch):
             part.save_pretrained(tmp_path / "runs" / "demo" / family)
     clip, llm = tmp_path / "openai/clip-vit-large-patch14-336", tmp_path / "any/llm"
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, projection_dim=16)).save_pretrained(clip)
+    CLIPModel(CLIPConfig(vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, projection_dim=16)).save_pretrained(
+        clip
+    )
     CLIPImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(clip)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaModel(LlamaConfig(vocab_size=259, num_key_value_heads=2, **sizes)).save_pretrained(llm)

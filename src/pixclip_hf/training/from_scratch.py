@@ -35,7 +35,14 @@ def small_model(
         raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_CLASSES))}, got {model_type!r}.")
     config_class, model_class, processor_class = MODEL_CLASSES[model_type]
     vision = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "hidden_act": "relu"}
-    text = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "hidden_act": "relu"}
+    # CLOC reads phrases, PixCLIP paragraphs.
+    text_width = 64 if model_type == "cloc" else 128
+    text = {
+        "hidden_size": text_width,
+        "intermediate_size": 3 * text_width,
+        "num_attention_heads": 4,
+        "hidden_act": "relu",
+    }
     config = config_class(
         vision_config={
             "model_type": "clip_vision_model",
@@ -83,6 +90,15 @@ def start_vision_tower(model: CLOCModel | PixCLIPModel) -> None:
             scale = 1.5 * queries.shape[1] ** -0.5
             queries.normal_(std=scale)
             keys.normal_(std=0.3 * scale).add_(queries)
+        if isinstance(model, PixCLIPModel):
+            # The class token looks at what the mask marks: both point into one direction.
+            direction = torch.randn(embeddings.embed_dim)
+            embeddings.class_embedding.copy_(direction)
+            patches = embeddings.patch_embedding
+            patches.mask_weight.copy_(direction[:, None, None, None].expand_as(patches.mask_weight))
+            patches.mask_weight.mul_(
+                model.config.mask_std / (1 - model.config.mask_mean) / patches.mask_weight[0].numel()
+            )
 
 
 def sincos_2d(side: int, width: int) -> Tensor:
