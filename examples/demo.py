@@ -30,7 +30,7 @@ RECIPES = {
         "--region_text", "caption", "category",
     ],
     "pixclip": [
-        "--max_steps", "700", "--per_device_train_batch_size", "16", "--warmup_steps", "50",
+        "--max_steps", "700", "--per_device_train_batch_size", "16", "--warmup_steps", "150",
         "--regions_per_image", "4", "--region_text", "long_caption", "caption",
     ],
 }  # fmt: skip

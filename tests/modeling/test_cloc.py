@@ -9,7 +9,7 @@ from builders import build_batch, build_config, build_model, build_texts, shake
 from torch import nn
 
 from pixclip_hf import CLOCModel
-from pixclip_hf.modeling.modeling_cloc import CLOCPrompterLayer, FourierPositions
+from pixclip_hf.modeling.modeling_cloc import QUERY_GAIN, CLOCPrompterLayer, FourierPositions
 
 WIDTH, HEADS, INNER = 32, 4, 48
 
@@ -112,8 +112,8 @@ def test_fourier_positions_equal_their_formula():
         for k in range(3):
             fx, fy = positions.frequencies[:, k].tolist()
             angle = 2 * math.pi * ((2 * x - 1) * fx + (2 * y - 1) * fy)
-            assert row[k] == pytest.approx(math.sin(angle), abs=1e-5)
-            assert row[3 + k] == pytest.approx(math.cos(angle), abs=1e-5)
+            assert row[2 * k] == pytest.approx(math.sin(angle), abs=1e-5)
+            assert row[2 * k + 1] == pytest.approx(math.cos(angle), abs=1e-5)
 
 
 def test_positions_stay_exact_under_autocast():
@@ -298,25 +298,27 @@ def test_heads_of_the_prompter():
 def test_new_layers_start_as_wide_as_intended():
     torch.manual_seed(0)
     model = CLOCModel(build_config("cloc", projection_dim=64))
-    for name, gain in (
-        ("visual_projection", 1),
-        ("region_projection", 1),
-        ("prompter.box_fc1", 1),
-        ("prompter.layer.k_proj", 2),
-        ("prompter.layer.fc2", 1),
+    for name in (
+        "visual_projection",
+        "region_projection",
+        "prompter.box_fc1",
+        "prompter.layer.v_proj",
+        "prompter.layer.fc2",
     ):
         linear = model.get_submodule(name)
-        assert linear.weight.std().item() == pytest.approx(gain * linear.in_features**-0.5, rel=0.1), name
+        assert linear.weight.std().item() == pytest.approx(linear.in_features**-0.5, rel=0.1), name
 
 
 def test_a_new_prompt_looks_into_its_box():
-    model = CLOCModel(build_config("cloc"))
-    layer = model.prompter.layer
-    assert torch.equal(layer.q_proj.weight, layer.k_proj.weight)
+    layer = CLOCModel(build_config("cloc")).prompter.layer
+    for projection in (layer.q_proj, layer.k_proj):
+        assert torch.equal(projection.weight, QUERY_GAIN * torch.eye(WIDTH))
+    torch.manual_seed(0)
+    positions = FourierPositions(512, 0.5)
     box = torch.tensor([0.1, 0.2, 0.4, 0.5])
-    points = torch.tensor([[0.25, 0.35], [0.75, 0.85], [0.25, 0.9], [0.9, 0.35]])
-    inside, *outside = model.prompter.positions(points) @ model.prompter.positions.over_boxes(box)
-    assert inside > 2 * max(outside)
+    points = torch.tensor([[0.25, 0.35], [0.75, 0.85], [0.25, 0.95], [0.95, 0.35]])
+    inside, *outside = positions(points) @ positions.over_boxes(box)
+    assert inside > 3 * max(outside)
 
 
 def test_trained_queries_survive_saving(tmp_path):

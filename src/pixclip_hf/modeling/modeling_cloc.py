@@ -247,7 +247,7 @@ class CLOCPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ScaledLinear):
-            init.normal_(module.weight, std=module.gain * module.in_features**-0.5)
+            init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, FourierPositions):
             init.normal_(module.frequencies, std=module.scale)
         elif isinstance(module, LogitScale):

@@ -101,7 +101,7 @@ class PixCLIPPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ScaledLinear):
-            init.normal_(module.weight, std=module.gain * module.in_features**-0.5)
+            init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, LogitScale):
             init.constant_(module.log_scale, module.init_value)
 

@@ -26,11 +26,7 @@ class LogitScale(nn.Module):
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer that starts with weights of standard deviation `gain / sqrt(in_features)`."""
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, gain: float = 1.0):
-        super().__init__(in_features, out_features, bias)
-        self.gain = gain
+    """A linear layer that starts with weights of standard deviation `1 / sqrt(in_features)`."""
 
 
 class AdapterBlock(nn.Module):

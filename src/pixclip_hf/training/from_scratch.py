@@ -93,7 +93,7 @@ def start_vision_tower(model: CLOCModel | PixCLIPModel) -> None:
         if isinstance(model, PixCLIPModel):
             # The class token looks at what the mask marks: both point into one direction.
             direction = torch.randn(embeddings.embed_dim)
-            embeddings.class_embedding.copy_(direction)
+            embeddings.class_embedding.copy_(0.5 * direction)
             patches = embeddings.patch_embedding
             patches.mask_weight.copy_(direction[:, None, None, None].expand_as(patches.mask_weight))
             patches.mask_weight.mul_(
