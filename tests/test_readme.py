@@ -51,4 +51,4 @@ def test_files_and_targets_exist():
         if not path.startswith("http"):
             assert (ROOT / path).exists(), path
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
-    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= set(targets)
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", README, flags=re.M)) <= set(targets)
