@@ -17,8 +17,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    package_dir={"": "src"},
-    packages=find_packages("src"),
+    # The card templates stand in their own folder and travel inside the package.
+    package_dir={"": "src", "pixclip_hf.hub_cards": "hub_cards"},
+    packages=[*find_packages("src"), "pixclip_hf.hub_cards"],
+    package_data={"pixclip_hf.hub_cards": ["*.md"]},
     install_requires=[
         "torch",
         "transformers>=5.23,<6",

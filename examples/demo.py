@@ -2,7 +2,8 @@
 
     python examples/demo.py --model cloc --seed 0
 
-Everything lands in runs/demo/<model>, which loads with AutoModel, AutoProcessor and pipeline.
+Everything lands in runs/demo/<model>, with the code of model, processor and pipelines and a model card: the folder
+loads with AutoModel, AutoProcessor and pipeline, here or where the package is not installed.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pixclip_hf.data.collator import region_inputs
 from pixclip_hf.data.scenes import all_descriptions, late_detail_pairs, make_scene, same_box_pairs
 from pixclip_hf.evaluation.report import markdown_table, share
 from pixclip_hf.evaluation.scenes import embed_texts, evaluate_scenes
+from pixclip_hf.hub import write_card
 from pixclip_hf.processing.processing_regions import decode_rle
 from pixclip_hf.visualization import draw_regions, similarity_map
 
@@ -151,11 +153,19 @@ def main() -> None:
         for setting in ("default", "hard")
     )
     steps = int(RECIPES[arguments.model][1])
-    metrics = {"seed": arguments.seed, "train_steps": steps, "train_seconds": seconds, **test}
+    run = {
+        "dataset": "scenes",
+        "split": "test",
+        "seed": arguments.seed,
+        "train_steps": steps,
+        "train_seconds": seconds,
+    }
+    metrics = {**run, **test}
     metrics |= {f"hard_{name}": value for name, value in hard.items()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     draw(model, processor, folder, arguments.seed)
     print(report(arguments.model, metrics, hard, folder))
+    write_card(folder, str(folder))
     use_pipeline(folder, arguments.seed)
     print(f"written: {folder}")
 

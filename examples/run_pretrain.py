@@ -14,7 +14,9 @@ A run that finds a checkpoint in its output folder goes on from it. `--do_eval` 
 `--do_train` or `--eval_strategy` is given too.
 """
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
@@ -60,6 +62,19 @@ def build_datasets(arguments: DataArguments, image_size: int):
     return train, load_records(arguments.dataset_name, arguments.eval_split) if arguments.eval_split else None
 
 
+def save_run_arguments(model: ModelArguments, data: DataArguments, lora: LoraArguments, training: TrainingArguments):
+    """run_arguments.json: what the model card tells of the run."""
+    collator = data.collator_arguments(model.model_type)
+    content = {
+        "model": asdict(model),
+        "data": asdict(data) | {name: collator[name] for name in collator if name in asdict(data)},
+        "lora": asdict(lora),
+        # Without the values of tokens; settings that are no plain values become text.
+        "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
+    }
+    Path(training.output_dir, "run_arguments.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
 def main(argv: list[str] | None = None) -> Trainer:
     parser = HfArgumentParser((ModelArguments, DataArguments, LoraArguments, TrainingArguments))
     model_arguments, data_arguments, lora_arguments, training_arguments = parser.parse_args_into_dataclasses(argv)
@@ -72,6 +87,8 @@ def main(argv: list[str] | None = None) -> Trainer:
             # Adapters name the model below them: one that was made here must lie somewhere.
             model.name_or_path = str(Path(training_arguments.output_dir, "base").resolve())
             model.save_pretrained(model.name_or_path, is_main_process=training_arguments.should_save)
+            if training_arguments.should_save:
+                processor.save_pretrained(model.name_or_path)
         model = add_lora(
             model,
             lora_arguments.lora_r,
@@ -110,6 +127,8 @@ def main(argv: list[str] | None = None) -> Trainer:
         # 4. Save: weights (of a LoRA run: adapters), configuration, processor, code and log in one folder.
         trainer.save_model()
         trainer.save_state()
+        if trainer.is_world_process_zero():
+            save_run_arguments(model_arguments, data_arguments, lora_arguments, training_arguments)
 
     # 5. Evaluate.
     if eval_dataset is not None and training_arguments.do_eval:

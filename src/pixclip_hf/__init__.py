@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcesso
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling.configuration_cloc import CLOCConfig
+from .modeling.configuration_pipelines import SavesPipelines
 from .modeling.configuration_pixclip import PixCLIPConfig
 from .modeling.modeling_cloc import CLOCModel, CLOCOutput, CLOCPreTrainedModel, CLOCVisionModel
 from .modeling.modeling_pixclip import PixCLIPModel, PixCLIPOutput, PixCLIPPreTrainedModel, PixCLIPVisionModel
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 # Public names whose modules need an extra (`pip install pixclip-hf[train]`, `[data]`): imported on first access.
 _MODULE_OF_LAZY_NAME = {
     "make_scene": ".data.scenes",
+    "publish": ".hub",
     "record_features": ".data.schema",
     "scenes_dataset": ".data.scenes",
     "scenes_tokenizer": ".data.tokenizer",
@@ -72,6 +74,7 @@ def _register() -> None:
         ("zero-shot-region-classification", ZeroShotRegionClassificationPipeline),
     ):
         PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=AutoModel)
+        SavesPipelines.pipeline_classes[task] = pipeline_class
 
 
 _register()

@@ -8,12 +8,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_choices import TEXT_POOLINGS, TEXT_PROJECTIONS, check_choice, check_towers
+from .configuration_pipelines import SavesPipelines
 
 REGION_READOUTS = ("prompt", "mean", "roi_align")
 
 
 @strict
-class CLOCConfig(PreTrainedConfig):
+class CLOCConfig(SavesPipelines, PreTrainedConfig):
     r"""
     Configuration of [`CLOCModel`] (Contrastive Localized Language-Image Pre-Training, arXiv 2410.02746).
 

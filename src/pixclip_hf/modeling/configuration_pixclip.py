@@ -8,10 +8,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_choices import TEXT_POOLINGS, TEXT_PROJECTIONS, check_choice, check_towers
+from .configuration_pipelines import SavesPipelines
 
 
 @strict
-class PixCLIPConfig(PreTrainedConfig):
+class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
     r"""
     Configuration of [`PixCLIPModel`] (PixCLIP, arXiv 2511.04601).
 

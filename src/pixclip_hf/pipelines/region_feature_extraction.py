@@ -166,8 +166,12 @@ class RegionPipeline(Pipeline):
         return {"per_region": features.float(), "regions": regions}
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
-        """Saves the model, the processor and the pipeline's code: a folder that `pipeline` loads."""
-        super().save_pretrained(save_directory, **kwargs)
+        """Saves the model and the processor: a folder that both region pipelines load.
+
+        Their code is saved with the model's configuration, so the base class, which would name one task alone, has
+        nothing to add.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
     @staticmethod

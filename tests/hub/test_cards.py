@@ -1,0 +1,155 @@
+"""Cards: what a run recorded and nothing else, in metadata that the Hub's own reader takes."""
+
+import json
+import re
+
+import pytest
+from conftest import build_tiny
+from huggingface_hub import DatasetCard, ModelCard
+from PIL import Image
+
+import pixclip_hf
+from pixclip_hf import hub
+from pixclip_hf.data.scenes import scenes_dataset
+from pixclip_hf.training import add_lora
+
+FAMILIES = ("cloc", "pixclip")
+METRICS = {
+    "dataset": "scenes",
+    "split": "test",
+    "seed": 3,
+    "train_steps": 7,
+    "train_seconds": 61.5,
+    "image_count": 100,
+    "region_description_exact": 0.81234567,
+    "region_description_count": 400,
+    "image_to_text_recall@1": 0.5,
+    "hard_region_description_exact": 0.25,
+    "hard_late_detail": float("nan"),
+}
+RUN = {
+    "model": {"vision_model_name_or_path": "openai/clip", "text_model_name_or_path": "/home/me/llm"},
+    "data": {"dataset_name": "org/regions", "regions_per_image": 2, "region_text": ["caption", "category"],
+             "scenes_seed": 0, "eval_split": "val"},
+    "lora": {"lora_r": 0, "lora_alpha": 32},
+    "training": {"max_steps": 7, "num_train_epochs": 3.0, "learning_rate": 1e-3, "seed": 0, "bf16": False,
+                 "output_dir": "/home/me/secret"},
+}  # fmt: skip
+
+
+def build(family):
+    prefix = {"cloc": "CLOC", "pixclip": "PixCLIP"}[family]
+    return build_tiny(*(getattr(pixclip_hf, prefix + part) for part in ("Config", "Model", "Processor")))
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(family, tmp_path):
+    for part in build(family):
+        part.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_bare_model_invents_nothing(family, folder):
+    card = ModelCard.load(hub.write_card(folder, "org/name"))
+    data = card.data.to_dict()
+    assert data == {
+        "library_name": "transformers",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": [family, "region-feature-extraction", "zero-shot-region-classification"],
+    }
+    for heading in ("## Training", "## Evaluation", "Licence:"):
+        assert heading not in card.text
+    for heading in ("## Use", "## Intended use and limits", "## Citation"):
+        assert heading in card.text
+    assert not re.search(r"None|\{\{|\{%|\n\n\n\n", card.text)
+
+
+def test_what_a_run_recorded(folder):
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "run_arguments.json").write_text(json.dumps(RUN))
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 7}))
+    (folder / "all_results.json").write_text(json.dumps({"eval_text_to_region_recall@1": 0.125, "train_loss": 2.0}))
+    card = ModelCard.load(hub.write_card(folder, "org/name", license="apache-2.0", language="en"))
+    found = {
+        (result.metric_name, result.dataset_type, result.dataset_config): (result.metric_type, result.metric_value)
+        for result in card.data.eval_results
+    }
+    assert found == {
+        ("region description exact", "scenes", None): ("accuracy", 0.8123),
+        ("image to text recall@1", "scenes", None): ("recall@1", 0.5),
+        ("region description exact", "scenes", "hard"): ("accuracy", 0.25),
+        ("text to region recall@1", "org/regions", None): ("recall@1", 0.125),
+    }
+    assert card.data.model_name == "name" and card.data.license == "apache-2.0" and card.data.language == "en"
+    # What lies on somebody's disk is no name on the Hub.
+    assert card.data.base_model == ["openai/clip"] and card.data.datasets == ["org/regions"]
+    assert "/home/me" not in card.content
+    rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", card.text, flags=re.M))
+    assert rows["steps"] == "7" and rows["learning_rate"] == "0.001" and rows["seed"] == "0"
+    assert rows["region_text"] == "caption, category" and rows["dataset"] == "org/regions"
+    assert not rows.keys() & {"num_train_epochs", "max_grad_norm", "lora_alpha", "scenes_seed", "bf16", "output_dir"}
+
+
+def test_unnamed_evaluation_is_no_result(folder):
+    metrics = {key: value for key, value in METRICS.items() if key != "dataset"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert ModelCard.load(hub.write_card(folder, "org/name")).data.eval_results is None
+
+
+def test_snippets_of_a_card_run(folder, tmp_path, monkeypatch):
+    Image.linear_gradient("L").resize((256, 200)).convert("RGB").save(tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", hub.write_card(folder, str(folder)).read_text(), flags=re.S)
+    assert len(snippets) == 3
+    names = {}
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert len(names["regions"]) == 2 and names["features"].shape == (1, 1, 16)
+
+
+def test_adapters_name_their_base(tmp_path):
+    model, processor = build("cloc")
+    adapted = add_lora(model, r=2)
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path)
+    with pytest.raises(ValueError, match="`base_model` must be the Hub id"):
+        hub.write_folder(adapted, processor, tmp_path / "none", "org/lora")
+    folder = hub.write_folder(adapted, processor, tmp_path / "lora", "org/lora", base_model="org/cloc")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "org/cloc" and card.data.base_model_relation == "adapter"
+    assert "lora" in card.data.tags and "adapters of rank 2" in card.text
+    assert adapted.peft_config["default"].base_model_name_or_path == str(tmp_path)
+    merged = hub.write_folder(adapted, processor, tmp_path / "merged", "org/merged", merge=True)
+    assert "lora" not in ModelCard.load(merged / "README.md").data.tags
+
+
+def test_bad_input(tmp_path):
+    model, processor = build("cloc")
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(ValueError, match="`folder` must be empty"):
+        hub.write_folder(model, processor, tmp_path, "org/name")
+    with pytest.raises(ValueError, match="`merge` needs a model with LoRA adapters, got a CLOCModel"):
+        hub.write_folder(model, processor, tmp_path / "out", "org/name", merge=True)
+    with pytest.raises(ValueError, match="`model_type` must be one of cloc, pixclip, got None"):
+        hub.write_card(tmp_path, "org/name")
+    with pytest.raises(ValueError, match="`kind` must be one of longgrit, vesl, got 'other'"):
+        hub.write_dataset_card(tmp_path, "org/name", "other")
+    with pytest.raises(ValueError, match="`folder` must hold Parquet shards"):
+        hub.write_dataset_card(tmp_path, "org/name", "vesl")
+
+
+@pytest.mark.parametrize("kind", hub.DATASET_CARDS)
+def test_dataset_card(kind, tmp_path):
+    for split, count in (("train", 3), ("test", 2)):
+        scenes_dataset(count, size=32).to_parquet(tmp_path / f"data/{split}-00000-of-00001.parquet")
+    path = hub.write_dataset_card(tmp_path, "org/name", kind, models={"boxes": "org/detector"}, license="mit")
+    card = DatasetCard.load(path)
+    assert card.data.size_categories == "n<1K" and card.data.license == "mit" and card.data.language is None
+    files = {entry["split"]: entry["path"] for entry in card.data.to_dict()["configs"][0]["data_files"]}
+    assert files == {"train": "data/train-*.parquet", "test": "data/test-*.parquet"}
+    assert "| train | 3 | 1 |" in card.text and "| boxes | org/detector |" in card.text
+    assert not re.search(r"None|\{\{|\{%", card.text)
