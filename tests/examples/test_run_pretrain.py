@@ -78,6 +78,9 @@ def test_from_scratch(family, main, tmp_path):
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert results["train_loss"] > 0 and results["eval_loss"] > 0
     assert 0 <= results["eval_region_to_text_recall@1"] <= 1
+    recorded = json.loads((tmp_path / "run" / "run_arguments.json").read_text())
+    assert recorded["data"]["dataset_name"] == "scenes" and recorded["training"]["max_steps"] == 2
+    assert recorded["data"]["regions_per_image"] == trainer.data_collator.regions_per_image
     # The habits of each model's recipe.
     names = {name.removeprefix("loss_") for name in state["log_history"][0] if name.startswith("loss_")}
     if family == "cloc":
