@@ -84,8 +84,11 @@ def folder(tmp_path_factory):
     """A folder with an image, both models, adapters, and a dataset of two shards."""
     folder = tmp_path_factory.mktemp("world")
     Image.linear_gradient("L").resize((256, 200)).convert("RGB").save(folder / "image.jpg")
+    processors = {}
     for name, prefix in FAMILIES.items():
-        for part in build_tiny(*(getattr(pixclip_hf, prefix + kind) for kind in ("Config", "Model", "Processor"))):
+        classes = (getattr(pixclip_hf, prefix + kind) for kind in ("Config", "Model", "Processor"))
+        model, processors[name] = build_tiny(*classes)
+        for part in (model, processors[name]):
             part.save_pretrained(folder / "runs/demo" / name)
     results = {"dataset": "scenes", "split": "test", "same_box_by_mask": 0.875}
     (folder / "runs/demo/pixclip/metrics.json").write_text(json.dumps(results))
@@ -95,7 +98,7 @@ def folder(tmp_path_factory):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     adapted.save_pretrained(folder / "lora")
-    part.save_pretrained(folder / "lora")
+    processors["cloc"].save_pretrained(folder / "lora")
     records = scenes_dataset(6, size=32)
     for index in range(2):
         records.shard(2, index, contiguous=True).to_parquet(folder / f"vesl/train-0000{index}-of-00002.parquet")
@@ -258,7 +261,7 @@ print("error", error_of(AutoModel.from_pretrained, "team/cloc", revision="absent
     assert "team/absent is not a local folder" in absent and "RepositoryNotFoundError: 404" in absent
     assert "gated repo" in gated and "GatedRepoError: 401" in gated
     assert "private" in private and "RepositoryNotFoundError: 401" in private
-    assert "HfHubHTTPError: 401" in wrong and "Invalid credentials" in wrong
+    assert "HfHubHTTPError: Client error '401 Unauthorized'" in wrong and "team/cloc" in wrong
     assert "'absent'" in revision or "absent is not a valid git identifier" in revision
     pushes = world.author.run("""
 print("error", error_of(pixclip_hf.publish, model, processor, "team/cloc", token="hf_wrong"))

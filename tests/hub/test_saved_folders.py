@@ -34,7 +34,8 @@ def outputs(folder, again=None, **options):
     if again is not None:
         for part in (model, processor):
             part.save_pretrained(f"{{again}} again")
-        pipelines[1].save_pretrained(f"{{again}} from a pipeline")
+        if again.name == "CLOC siglip":
+            pipelines[1].save_pretrained(f"{{again}} from a pipeline")
     pixels = processor(images="image.png", return_tensors="pt")["pixel_values"]
     texts = {{}} if model.text_model is not None else {{"text_states": torch.eye(2, 24)}}
     with torch.no_grad():
@@ -151,9 +152,10 @@ torch.save({
     for name, wanted in here.items():
         # Two regions that differ, and scores that are no tie, or equality would say little.
         assert (wanted["features"][0] - wanted["features"][1]).abs().max() > 1e-4
-        for way in (name, f"{name} again", f"{name} from a pipeline"):
+        for way in (name, f"{name} again"):
             assert found[way]["modules"] == {"transformers_modules"}, way
             assert_same(found[way], wanted)
+    assert_same(found["CLOC siglip from a pipeline"], here["CLOC siglip"])
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -183,7 +185,6 @@ def test_what_is_in_the_folder(place):
         assert not hasattr(config, "custom_pipelines") and "custom_pipelines" not in config.to_dict()
     assert (place / "saved" / "sharded" / "README.md").is_file() and (place / "saved" / "run" / "README.md").is_file()
     model, processor = build("CLOC", "clip")
-    before = model.config.to_dict()
     pipeline(FEATURES, model=model, processor=processor, device="cpu").save_pretrained(place / "pipe")
-    assert model.config.to_dict() == before
+    assert "custom_pipelines" not in model.config.to_dict()
     assert AutoProcessor.from_pretrained(place / "pipe").to_dict() == processor.to_dict()
