@@ -166,15 +166,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, {})
         if verb == "preupload":
             files = json.loads(self.body)["files"]
-            modes = [
-                {
-                    "path": f["path"],
-                    "uploadMode": "lfs" if f["path"].endswith((".safetensors", ".parquet", ".png")) else "regular",
-                    "shouldIgnore": False,
-                }
-                for f in files
-            ]
-            return self.reply(200, {"files": modes})
+            for file in files:
+                large = file["path"].endswith((".safetensors", ".parquet", ".png"))
+                file |= {"uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            return self.reply(200, {"files": files})
         if verb == "commit":
             return self.commit(repository, kind, name, rest)
         revision, _, folder = rest.partition("/")
@@ -190,15 +185,7 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(self.body)["paths"]
             return self.reply(200, self.describe(files, [path for path in asked if path in files]))
         siblings = [{"rfilename": path} for path in files]
-        body = {
-            "id": name,
-            "sha": sha,
-            "siblings": siblings,
-            "private": repository.private,
-            "gated": False,
-            "tags": [],
-        }
-        return self.reply(200, {**body, "downloads": 0, "likes": 0, "lastModified": "2026-01-01T00:00:00.000Z"})
+        self.reply(200, {"id": name, "sha": sha, "siblings": siblings, "private": repository.private, "tags": []})
 
     def describe(self, files, paths):
         described = []
