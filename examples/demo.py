@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from run_pretrain import main as run_pretrain
 from transformers import AutoModel, AutoProcessor, pipeline
 
+from pixclip_hf.cards import write_card
 from pixclip_hf.data.collator import region_inputs
 from pixclip_hf.data.scenes import all_descriptions, late_detail_pairs, make_scene, same_box_pairs
 from pixclip_hf.evaluation.report import markdown_table, share
 from pixclip_hf.evaluation.scenes import embed_texts, evaluate_scenes
-from pixclip_hf.hub import write_card
 from pixclip_hf.processing.processing_regions import decode_rle
 from pixclip_hf.visualization import draw_regions, similarity_map
 

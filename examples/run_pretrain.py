@@ -24,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 import pixclip_hf
+from pixclip_hf.cards import write_card
 from pixclip_hf.data.collator import RegionCollator
 from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.scenes import scenes_dataset
@@ -63,7 +64,7 @@ def build_datasets(arguments: DataArguments, image_size: int):
 
 
 def save_run_arguments(model: ModelArguments, data: DataArguments, lora: LoraArguments, training: TrainingArguments):
-    """run_arguments.json: what the model card tells of the run."""
+    """run_arguments.json: the settings that the model card shows."""
     collator = data.collator_arguments(model.model_type)
     content = {
         "model": asdict(model),
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     # 1. Model and processor.
     set_seed(training_arguments.seed)
     model, processor = build_model(model_arguments)
+    model_arguments.model_type = model.config.model_type  # a checkpoint has its own
     if lora_arguments.lora_r:
         if not model.name_or_path:
             # Adapters name the model below them: one that was made here must lie somewhere.
@@ -104,7 +106,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     collator = RegionCollator(
         processor,
         seed=training_arguments.seed,
-        **data_arguments.collator_arguments(model.config.model_type),
+        **data_arguments.collator_arguments(model_arguments.model_type),
     )
 
     # 3. Train, from the last checkpoint of the output folder if there is one.
@@ -118,7 +120,8 @@ def main(argv: list[str] | None = None) -> Trainer:
     )
     # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
     during_training = training_arguments.eval_strategy != "no"
-    if training_arguments.do_train or during_training or not training_arguments.do_eval:
+    trains = training_arguments.do_train or during_training or not training_arguments.do_eval
+    if trains:
         checkpoint = training_arguments.resume_from_checkpoint or get_last_checkpoint(training_arguments.output_dir)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.log_metrics("train", result.metrics)
@@ -135,6 +138,10 @@ def main(argv: list[str] | None = None) -> Trainer:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+
+    # 6. The model card, from these records.
+    if trains and trainer.is_world_process_zero():
+        write_card(training_arguments.output_dir, training_arguments.output_dir, model_type=model_arguments.model_type)
     return trainer
 
 

@@ -1,11 +1,13 @@
 """The demo's report and picture, on a model that has learned nothing yet."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from pixclip_hf.data.scenes import make_scene
@@ -85,6 +87,27 @@ def test_use_pipeline(family, small, demo, tmp_path, capsys):
     assert len(lines) == len(regions)
     for line, region in zip(lines, regions, strict=True):
         assert line.startswith(region["caption"]) and line.endswith("128 numbers, norm 1.000")
+
+
+def test_whole(family, demo, tmp_path, monkeypatch, capsys):
+    """Everything that a run leaves behind, and that its card shows it."""
+    few = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--scenes_train_images", "4"]
+    monkeypatch.setitem(demo.RECIPES, family, [*few, "--scenes_eval_images", "2", "--use_cpu"])
+    monkeypatch.setattr(demo, "TEST_IMAGES", 12)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--model", family, "--seed", "3", "--output_dir", str(tmp_path)])
+    demo.main()
+    folder = tmp_path / family
+    assert capsys.readouterr().out.endswith(f"written: {folder}\n")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    card = ModelCard.load(folder / "README.md")
+    measured = {
+        (result.metric_name.replace(" ", "_"), result.dataset_config): result.metric_value
+        for result in card.data.eval_results
+    }
+    key = "region_description_exact" if family == "cloc" else "image_to_text_recall@1"
+    assert measured[key, None] == round(metrics[key], 4) and measured[key, "hard"] == round(metrics[f"hard_{key}"], 4)
+    assert "| steps | 2 |" in card.text and "| scenes_seed | 3 |" in card.text and "(regions.png)" in card.text
+    assert {"run_arguments.json", "report.md", "regions.png"} <= {path.name for path in folder.iterdir()}
 
 
 def test_recipes_name_their_steps(demo):

@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, LlamaConfig, LlamaModel
 
 from pixclip_hf.data.scenes import make_scene, scenes_dataset
@@ -78,6 +79,13 @@ def test_from_scratch(family, main, tmp_path):
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert results["train_loss"] > 0 and results["eval_loss"] > 0
     assert 0 <= results["eval_region_to_text_recall@1"] <= 1
+    recorded = json.loads((tmp_path / "run" / "run_arguments.json").read_text())
+    assert recorded["data"]["dataset_name"] == "scenes" and recorded["training"]["max_steps"] == 2
+    assert recorded["data"]["regions_per_image"] == trainer.data_collator.regions_per_image
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    measured = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert measured["region to text recall@1"] == round(results["eval_region_to_text_recall@1"], 4)
+    assert "| steps | 2 |" in card.text
     # The habits of each model's recipe.
     names = {name.removeprefix("loss_") for name in state["log_history"][0] if name.startswith("loss_")}
     if family == "cloc":
@@ -110,13 +118,16 @@ def test_from_a_checkpoint_and_evaluation_alone(main, tmp_path):
     main(options(tmp_path / "first", "--model_type", "pixclip"))
     start = ["--model_name_or_path", tmp_path / "first"]
     trainer = main(options(tmp_path / "second", *start, "--do_eval"))
-    assert not (tmp_path / "second" / "model.safetensors").exists()
+    assert not {"model.safetensors", "README.md"} & {path.name for path in (tmp_path / "second").iterdir()}
     assert type(trainer.model).__name__ == "PixCLIPModel" and trainer.data_collator.crops
     torch.testing.assert_close(embed(trainer.model, trainer.processing_class), load(tmp_path / "first"))
     results = json.loads((tmp_path / "second" / "eval_results.json").read_text())
     main(options(tmp_path / "third", *start))
     assert results["eval_loss"] > 0
     assert (load(tmp_path / "third") - load(tmp_path / "first")).abs().max() > 1e-5
+    # The type is the checkpoint's, not the default of the arguments.
+    recorded = json.loads((tmp_path / "third" / "run_arguments.json").read_text())
+    assert recorded["model"]["model_type"] == "pixclip" and recorded["data"]["regions_per_image"] == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,6 +150,8 @@ def test_lora_on_towers(family, main, towers, tmp_path):
     lora += ["--learning_rate", 1e-3, "--lr_scheduler_type", "constant"]
     trainer = main(options(tmp_path / "run", *towers, "--model_type", family, *lora))
     assert (tmp_path / "run" / "adapter_model.safetensors").exists()
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert "lora" in card.data.tags and card.data.base_model is None and "| lora_r | 4 |" in card.text
     assert not any("vision_model" in name for name, p in trainer.model.named_parameters() if p.requires_grad)
     expected = embed(trainer.model, trainer.processing_class)
     torch.testing.assert_close(load(tmp_path / "run"), expected)

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
 import pixclip_hf
-from pixclip_hf import hub
+from pixclip_hf import cards, hub
 from pixclip_hf.data.scenes import scenes_dataset
 from pixclip_hf.training import add_lora
 
@@ -55,7 +55,7 @@ def folder(family, tmp_path):
 
 
 def test_bare_model_invents_nothing(family, folder):
-    card = ModelCard.load(hub.write_card(folder, "org/name"))
+    card = ModelCard.load(cards.write_card(folder, "org/name"))
     data = card.data.to_dict()
     assert data == {
         "library_name": "transformers",
@@ -74,7 +74,7 @@ def test_what_a_run_recorded(folder):
     (folder / "run_arguments.json").write_text(json.dumps(RUN))
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 7}))
     (folder / "all_results.json").write_text(json.dumps({"eval_text_to_region_recall@1": 0.125, "train_loss": 2.0}))
-    card = ModelCard.load(hub.write_card(folder, "org/name", license="apache-2.0", language="en"))
+    card = ModelCard.load(cards.write_card(folder, "org/name", license="apache-2.0", language="en"))
     found = {
         (result.metric_name, result.dataset_type, result.dataset_config): (result.metric_type, result.metric_value)
         for result in card.data.eval_results
@@ -98,13 +98,13 @@ def test_what_a_run_recorded(folder):
 def test_unnamed_evaluation_is_no_result(folder):
     metrics = {key: value for key, value in METRICS.items() if key != "dataset"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    assert ModelCard.load(hub.write_card(folder, "org/name")).data.eval_results is None
+    assert ModelCard.load(cards.write_card(folder, "org/name")).data.eval_results is None
 
 
 def test_snippets_of_a_card_run(folder, tmp_path, monkeypatch):
     Image.linear_gradient("L").resize((256, 200)).convert("RGB").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", hub.write_card(folder, str(folder)).read_text(), flags=re.S)
+    snippets = re.findall(r"```python\n(.*?)```", cards.write_card(folder, str(folder)).read_text(), flags=re.S)
     assert len(snippets) == 3
     names = {}
     for snippet in snippets:
@@ -118,13 +118,21 @@ def test_adapters_name_their_base(tmp_path):
     adapted.peft_config["default"].base_model_name_or_path = str(tmp_path)
     with pytest.raises(ValueError, match="`base_model` must be the Hub id"):
         hub.write_folder(adapted, processor, tmp_path / "none", "org/lora")
+    # Beside a run on this disk, the card names no base: neither its path nor what the base was made from.
+    adapted.save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "run_arguments.json").write_text(json.dumps(RUN))
+    card = ModelCard.load(cards.write_card(tmp_path / "run", "runs/lora", model_type="cloc"))
+    assert card.data.base_model is None and "adapters of rank 2, and the parts" in card.text
+    assert str(tmp_path) not in card.content and "openai/clip" not in card.content
     folder = hub.write_folder(adapted, processor, tmp_path / "lora", "org/lora", base_model="org/cloc")
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == "org/cloc" and card.data.base_model_relation == "adapter"
     assert "lora" in card.data.tags and "adapters of rank 2" in card.text
     assert adapted.peft_config["default"].base_model_name_or_path == str(tmp_path)
+    adapted.peft_config["default"].base_model_name_or_path = "org/cloc"
     merged = hub.write_folder(adapted, processor, tmp_path / "merged", "org/merged", merge=True)
-    assert "lora" not in ModelCard.load(merged / "README.md").data.tags
+    data = ModelCard.load(merged / "README.md").data
+    assert "lora" not in data.tags and data.base_model == "org/cloc" and "base_model_relation" not in data.to_dict()
 
 
 def test_bad_input(tmp_path):
@@ -135,18 +143,18 @@ def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="`merge` needs a model with LoRA adapters, got a CLOCModel"):
         hub.write_folder(model, processor, tmp_path / "out", "org/name", merge=True)
     with pytest.raises(ValueError, match="`model_type` must be one of cloc, pixclip, got None"):
-        hub.write_card(tmp_path, "org/name")
+        cards.write_card(tmp_path, "org/name")
     with pytest.raises(ValueError, match="`kind` must be one of longgrit, vesl, got 'other'"):
-        hub.write_dataset_card(tmp_path, "org/name", "other")
+        cards.write_dataset_card(tmp_path, "org/name", "other")
     with pytest.raises(ValueError, match="`folder` must hold Parquet shards"):
-        hub.write_dataset_card(tmp_path, "org/name", "vesl")
+        cards.write_dataset_card(tmp_path, "org/name", "vesl")
 
 
-@pytest.mark.parametrize("kind", hub.DATASET_CARDS)
+@pytest.mark.parametrize("kind", cards.DATASET_CARDS)
 def test_dataset_card(kind, tmp_path):
     for split, count in (("train", 3), ("test", 2)):
         scenes_dataset(count, size=32).to_parquet(tmp_path / f"data/{split}-00000-of-00001.parquet")
-    path = hub.write_dataset_card(tmp_path, "org/name", kind, models={"boxes": "org/detector"}, license="mit")
+    path = cards.write_dataset_card(tmp_path, "org/name", kind, models={"boxes": "org/detector"}, license="mit")
     card = DatasetCard.load(path)
     assert card.data.size_categories == "n<1K" and card.data.license == "mit" and card.data.language is None
     files = {entry["split"]: entry["path"] for entry in card.data.to_dict()["configs"][0]["data_files"]}

@@ -1,0 +1,280 @@
+"""Model and dataset cards, filled from what a run or a dataset recorded."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+
+# Built distributions carry the templates inside the package, a checkout (and an editable install of it) beside `src`.
+_TEMPLATE_FOLDERS = (Path(__file__).with_name("hub_cards"), Path(__file__).parents[2] / "hub_cards")
+MODEL_CARDS = ("cloc", "pixclip")
+DATASET_CARDS = ("longgrit", "vesl")
+# Fields of `TrainingArguments` that a card shows.
+TRAINING_FIELDS = (
+    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
+    "bf16", "fp16", "seed",
+)  # fmt: skip
+# Entries of metrics.json that describe the run and not the model.
+_RUN_ENTRIES = ("seed", "train_steps", "train_seconds")
+# Measures that are shares of right decisions.
+_ACCURACIES = ("region_description_", "crop_", "same_box", "late_detail")
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
+          (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
+
+
+def write_card(
+    folder: str | PathLike,
+    repo_id: str,
+    *,
+    run_folder: str | PathLike | None = None,
+    model_type: str | None = None,
+    base_model: str | list[str] | None = None,
+    datasets: list[str] | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+) -> Path:
+    """Writes `README.md`, the model card, from what a run recorded. What was not recorded is left out.
+
+    Args:
+        folder: a saved model.
+        repo_id: the name that the snippets load: a Hub id, or the folder itself.
+        run_folder: where `metrics.json`, `all_results.json`, `trainer_state.json` and `run_arguments.json` lie, as
+            far as they exist; `folder` when None.
+        model_type: `"cloc"` or `"pixclip"`; read from `config.json` when None.
+        base_model: Hub ids of what the model was made from; when None, what adapters name as their base, or what
+            `run_arguments.json` says.
+        datasets: Hub ids of the training data; from `run_arguments.json` when None.
+        license, language: for the metadata.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        ValueError: an unknown `model_type`.
+    """
+    folder = Path(folder)
+    records = Path(run_folder) if run_folder is not None else folder
+    config = _read_json(folder / "config.json")
+    adapter = _read_json(folder / "adapter_config.json")
+    model_type = model_type or config.get("model_type")
+    if model_type not in MODEL_CARDS:
+        raise ValueError(f"`model_type` must be one of {', '.join(MODEL_CARDS)}, got {model_type!r}.")
+    run = _read_json(records / "run_arguments.json")
+    made_from, data = run.get("model", {}), run.get("data", {})
+    if base_model is None:
+        if adapter:
+            names = [adapter.get("base_model_name_or_path")]
+        else:
+            names = [made_from.get(f"{part}model_name_or_path") for part in ("", "vision_", "text_")]
+        base_model = [name for name in names if is_hub_id(name)] or None
+    if datasets is None and is_hub_id(data.get("dataset_name")):
+        datasets = [data["dataset_name"]]
+    results = _evaluations(records, data)
+    name = repo_id.rstrip("/").split("/")[-1]
+    fields = {
+        "language": language,
+        "license": license,
+        "library_name": "transformers",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": [model_type, "region-feature-extraction", "zero-shot-region-classification"]
+        + (["lora", "peft"] if adapter else []),
+        "base_model": base_model,
+        "base_model_relation": "adapter" if adapter and base_model else None,
+        "datasets": datasets,
+    }
+    card_data = ModelCardData(
+        **{key: value for key, value in fields.items() if value},
+        **({"eval_results": results, "model_name": name} if results else {}),
+    )
+    state = _read_json(records / "trainer_state.json")
+    card = ModelCard.from_template(
+        card_data,
+        template_str=_template(model_type),
+        model_name=name,
+        repo_id=repo_id,
+        base_model=_listed(base_model),
+        adapter=adapter,
+        has_text=config.get("text_config", True) is not None,
+        text_model_name=config.get("text_model_name"),
+        picture=(folder / "regions.png").is_file(),
+        results=results,
+        scenes=any(result.dataset_type == "scenes" for result in results),
+        training=_training_table(run, state),
+        data=_data_table(data),
+        license=license,
+    )
+    path = folder / "README.md"
+    card.save(path)
+    return path
+
+
+def write_dataset_card(
+    folder: str | PathLike,
+    repo_id: str,
+    kind: str,
+    *,
+    sources: list[str] | None = None,
+    models: Mapping[str, str] | None = None,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+) -> Path:
+    """Writes `README.md`, the dataset card, into a folder of Parquet shards; the counts are those of the shards.
+
+    Args:
+        folder: the shards, named `<split>-*.parquet`, there or below `data/`.
+        repo_id: the name that the snippet loads.
+        kind: `"longgrit"` or `"vesl"`.
+        sources: Hub ids of the datasets that the images come from.
+        models: step of the annotation -> the model that made it.
+        license, language: for the metadata.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        ValueError: an unknown `kind`, or no Parquet shard.
+    """
+    folder = Path(folder)
+    if kind not in DATASET_CARDS:
+        raise ValueError(f"`kind` must be one of {', '.join(DATASET_CARDS)}, got {kind!r}.")
+    splits = _count_rows(folder)
+    rows = sum(split["rows"] for split in splits.values())
+    fields = {
+        "language": language,
+        "license": license,
+        "pretty_name": {"longgrit": "LongGRIT", "vesl": "VESL"}[kind],
+        "size_categories": next((size for limit, size in _SIZES if rows < limit), "n>1T"),
+        "source_datasets": sources,
+        "annotations_creators": "machine-generated",
+        "task_categories": ["zero-shot-image-classification", "image-feature-extraction"],
+        "tags": [kind, "regions", "masks", "long-captions"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": name, "path": split["path"]} for name, split in splits.items()],
+            }
+        ],
+    }
+    card = DatasetCard.from_template(
+        DatasetCardData(**{key: value for key, value in fields.items() if value}),
+        template_str=_template(kind),
+        repo_id=repo_id,
+        dataset_name=repo_id.rstrip("/").split("/")[-1],
+        splits=splits,
+        sources=sources,
+        models=dict(models or {}),
+        license=license,
+    )
+    path = folder / "README.md"
+    card.save(path)
+    return path
+
+
+def _template(name: str) -> str:
+    for folder in _TEMPLATE_FOLDERS:
+        if (path := folder / f"{name}.md").is_file():
+            return path.read_text()
+    raise FileNotFoundError(f"No card template {name}.md in {' or '.join(map(str, _TEMPLATE_FOLDERS))}.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def is_hub_id(name: Any) -> bool:
+    """Whether `name` can only mean a repository: `owner/name`, and nothing of that name lies here."""
+    return isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
+
+
+def _listed(names: str | Iterable[str] | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])
+
+
+def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
+    """The measures of `metrics.json` (an evaluation by itself) and of `all_results.json` (the trainer's own).
+
+    A measure whose dataset was not recorded says nothing and is left out.
+    """
+    results = []
+    metrics = _read_json(records / "metrics.json")
+    if dataset := metrics.get("dataset"):
+        for key, value in metrics.items():
+            hard = key.startswith("hard_")
+            measure = key.removeprefix("hard_")
+            if _is_measure(measure, value) and measure not in _RUN_ENTRIES:
+                setting = "hard" if hard else metrics.get("setting")
+                results.append(_evaluation(measure, value, dataset, setting, metrics.get("split")))
+    evaluated = _read_json(records / "all_results.json")
+    if dataset := data.get("dataset_name"):
+        name = dataset if dataset == "scenes" or is_hub_id(dataset) else Path(dataset).name
+        setting = data.get("scenes_setting") if dataset == "scenes" else None
+        split = data.get("eval_split") or ("test" if dataset == "scenes" else None)
+        for key, value in evaluated.items():
+            if "_recall@" in key and key.startswith("eval_"):
+                results.append(_evaluation(key.removeprefix("eval_"), value, name, setting, split))
+    return results
+
+
+def _is_measure(key: str, value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and not key.endswith("_count")
+
+
+def _evaluation(measure: str, value: float, dataset: str, setting: str | None, split: str | None) -> EvalResult:
+    name, at, rank = measure.partition("_recall@")
+    return EvalResult(
+        task_type="image-feature-extraction" if at else "zero-shot-image-classification",
+        dataset_type=dataset,
+        dataset_name=f"{dataset} ({setting})" if setting else dataset,
+        dataset_config=setting,
+        dataset_split=split,
+        metric_type=f"recall@{rank}" if at else "accuracy" if measure.startswith(_ACCURACIES) else measure,
+        metric_name=f"{name.replace('_', ' ')} recall@{rank}" if at else measure.replace("_", " "),
+        metric_value=round(float(value), 4),
+    )
+
+
+def _training_table(run: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    table = {"steps": state["global_step"]} if "global_step" in state else {}
+    arguments = run.get("training", {})
+    left_out = "num_train_epochs" if arguments.get("max_steps", -1) > 0 else "max_steps"
+    shown = {name: arguments[name] for name in TRAINING_FIELDS if name in arguments and name != left_out}
+    table |= {name: value for name, value in shown.items() if value is not None and value is not False}
+    lora = run.get("lora", {})
+    return table | ({name: value for name, value in lora.items() if value is not None} if lora.get("lora_r") else {})
+
+
+def _data_table(data: Mapping[str, Any]) -> dict[str, Any]:
+    scenes = data.get("dataset_name") == "scenes"
+    table = {
+        name: value
+        for name, value in data.items()
+        if value is not None and name != "dataset_name" and (scenes or not name.startswith("scenes_"))
+    }
+    name = data.get("dataset_name")
+    return {"dataset": name, **table} if scenes or is_hub_id(name) else table
+
+
+def _count_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Split -> `{"rows", "shards", "path"}`, from the footers of the Parquet files."""
+    # Comes with the `data` extra; cards of models do without.
+    from pyarrow.parquet import read_metadata
+
+    splits: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        name = path.stem.split("-")[0]
+        place = path.parent.relative_to(folder)
+        split = splits.setdefault(name, {"rows": 0, "shards": 0, "path": (place / f"{name}-*.parquet").as_posix()})
+        split["rows"] += read_metadata(path).num_rows
+        split["shards"] += 1
+    if not splits:
+        raise ValueError(f"`folder` must hold Parquet shards named <split>-*.parquet, got none in {str(folder)!r}.")
+    return splits
+
+
+__all__ = ["is_hub_id", "write_card", "write_dataset_card"]
