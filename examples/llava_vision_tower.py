@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None):
         output = llava(**inputs)
         tokens = llava.generate(**inputs, max_new_tokens=8, do_sample=False)
     answer = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    print(f"{output.image_hidden_states.shape[1]} image tokens, logits {tuple(output.logits.shape)}: {answer!r}")
+    print(f"{len(output.image_hidden_states)} image tokens, logits {tuple(output.logits.shape)}: {answer!r}")
 
     if arguments.output_dir is not None:
         llava.save_pretrained(arguments.output_dir)

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None):
 
     # 2. A question about two regions of a scene.
     scene = make_scene(0, split="test")
-    boxes = [region["box"] for region in scene["regions"][:2]]
+    boxes = [scene["regions"][index]["box"] for index in (0, -1)]
     inputs = build_inputs(cloc, cloc_processor, tokenizer, scene["image"], boxes, "How does {} differ from {}?")
 
     # 3. A few words.

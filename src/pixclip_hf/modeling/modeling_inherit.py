@@ -140,8 +140,8 @@ def take_tower(source: Source, whole: PreTrainedModel) -> Tower:
     if model.config.model_type == "siglip_vision_model":
         # SigLIP compares what leaves its pooling head: no projection is the identity.
         weight = torch.eye(model.config.hidden_size, dtype=model.dtype)
-    log_scale = getattr(whole, "logit_scale", None) if source.composite else None
-    return Tower(model, weight, log_scale)
+    log_scale = getattr(whole, "logit_scale", None)
+    return Tower(model, weight, log_scale if isinstance(log_scale, Tensor) else None)
 
 
 def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str, ...] = ()) -> None:
@@ -310,7 +310,7 @@ def model_from_towers(
         inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection"),
         inherit_projection(model.text_projection, text_tower.projection, "text_projection"),
     ]
-    if same and all(aligned) and "logit_scale_init_value" not in kwargs:
+    if same and all(aligned) and vision_tower.log_scale is not None and "logit_scale_init_value" not in kwargs:
         with torch.no_grad():
             model.logit_scale.log_scale.copy_(vision_tower.log_scale)
     return model.eval()
