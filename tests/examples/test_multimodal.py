@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import AutoModel, AutoProcessor, LlamaForCausalLM, LlavaForConditionalGeneration
 
 import pixclip_hf
 from pixclip_hf.data.scenes import make_scene
@@ -49,6 +49,11 @@ def test_llava_from_a_saved_cloc(examples, saved_cloc, tiny_cloc, tmp_path):
         assert torch.equal(llava.model.vision_tower.state_dict()[name], value)
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
     assert torch.equal(again(**inputs).logits, output.logits)
+    processor = AutoProcessor.from_pretrained(tmp_path / "llava")
+    image = make_scene(0, split="test")["image"]
+    found = processor(images=image, text="<image> What is in the picture?", return_tensors="pt")
+    for name, value in inputs.items():
+        assert torch.equal(found[name], value)
 
 
 @torch.no_grad()
