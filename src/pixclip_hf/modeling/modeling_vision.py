@@ -8,7 +8,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 
+from .configuration_eva02 import Eva02VisionConfig
+from .modeling_eva02 import Eva02VisionModel
 from .modeling_regions import weighted_mean
+
+AutoModel.register(Eva02VisionConfig, Eva02VisionModel, exist_ok=True)
 
 
 class MaskedPatchConv(nn.Conv2d):
