@@ -72,7 +72,8 @@ def _register() -> None:
         config.register_for_auto_class()
         model.register_for_auto_class("AutoModel")
         processor.register_for_auto_class("AutoProcessor")
-    # The tower by itself: its modules register it with the auto classes.
+    # The tower by itself; its configuration is registered where both models' configurations need it.
+    AutoModel.register(Eva02VisionConfig, Eva02VisionModel)
     Eva02VisionConfig.register_for_auto_class()
     Eva02VisionModel.register_for_auto_class("AutoModel")
     RegionImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -114,6 +114,7 @@ def test_the_recorded_numbers_of_alpha_clip(half, tmp_path):
     model = AutoModel.from_pretrained(tmp_path / "out")
     state = load_file(checkpoint) if half == "full" else torch.load(checkpoint)
     everything_accounted(report, state, model.state_dict())
+    assert model.config.text_config.eos_token_id == io["input_ids"].max()
     close(model.get_region_features(io["pixel_values"], io["mask"]).pooler_output[:, 0], io["image_features"])
     close(model.get_text_features(io["input_ids"]).pooler_output, io["text_features"])
     shown = torch.arange(io["input_ids"].shape[1]) <= io["input_ids"].argmax(-1, keepdim=True)
@@ -121,10 +122,10 @@ def test_the_recorded_numbers_of_alpha_clip(half, tmp_path):
 
 
 def as_clip(model):
-    """The towers of a converted model as a transformers CLIP."""
+    """The towers of a converted model as a transformers CLIP, with the wrong token ids of the first on the Hub."""
     config = CLIPConfig(
         vision_config=model.config.vision_config.to_dict(),
-        text_config=model.config.text_config.to_dict(),
+        text_config=model.config.text_config.to_dict() | {"bos_token_id": 0, "eos_token_id": 2},
         projection_dim=model.config.projection_dim,
     )
     clip = CLIPModel(config)
@@ -235,8 +236,8 @@ def test_the_settings_of_open_clip_beside_its_weights(tmp_path):
     model, processor = (auto.from_pretrained(tmp_path / "out") for auto in (AutoModel, AutoProcessor))
     pixels = torch.randn(2, 3, 18, 18, generator=torch.Generator().manual_seed(0))
     close(model.get_image_features(pixels).pooler_output, clip.get_image_features(pixels).pooler_output)
-    assert processor.image_processor.image_mean == [0.5, 0.4, 0.3]
-    assert processor.image_processor.image_std == [0.3, 0.2, 0.1]
+    assert list(processor.image_processor.image_mean) == [0.5, 0.4, 0.3]
+    assert list(processor.image_processor.image_std) == [0.3, 0.2, 0.1]
     with pytest.raises(ValueError, match="open_clip_config.json.*'open-clip'"):
         convert("clip", path, tmp_path / "clip")
     for part, name, value in (("vision_cfg", "layers", 4), ("text_cfg", "vocab_size", 61)):
@@ -327,7 +328,7 @@ def test_both_pipelines_load_what_was_converted(tmp_path, picture):
         inputs = processor(images=picture, boxes=boxes, return_tensors="pt")
         expected = model.get_region_features(**inputs).pooler_output[0]
         features = pipeline("region-feature-extraction", model=folder, device="cpu")(
-            picture, boxes=boxes, return_tensors=True
+            picture, boxes=boxes, return_tensors=True, normalize=False
         )
         torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
         classify = pipeline("zero-shot-region-classification", model=folder, device="cpu")

@@ -78,6 +78,9 @@ def _lay_over(checkpoint: Checkpoint, clip: str | PathLike, head_width: int, tex
                 f"left over {sorted(info['unexpected_keys'])}."
             )
         text = model.config.text_config.to_dict()
+        if text["eos_token_id"] == 2:
+            # The first CLIPs on the Hub carry wrong ids; transformers then takes the largest token for the end.
+            text |= {"bos_token_id": text["vocab_size"] - 2, "eos_token_id": text["vocab_size"] - 1}
         theirs = {name: getattr(model.config.vision_config, name) for name in vision}, model.config.projection_dim
         tensors = dict(model.state_dict())
         moves = [Move(name, (name,)) for name in tensors if name.startswith(("text_model.", "text_projection."))]

@@ -119,7 +119,7 @@ def fill(model: nn.Module, plan: Plan, allow: tuple[str, ...] = ()) -> dict[str,
     if left_over or missing or wrong:
         origin = {name: move.source for move in plan.moves for name in move.targets}
         missing = [f"{name} (from {origin[name]})" if name in origin else name for name in missing]
-        parts = (("left over in the checkpoint", left_over), ("missing", missing), ("of another shape", wrong))
+        parts = (("left over in the checkpoint", left_over), ("missing", missing), ("of another shape or type", wrong))
         raise ValueError(
             "The checkpoint does not fit: "
             + "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
