@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcesso
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling.configuration_cloc import CLOCConfig
+from .modeling.configuration_eva02 import Eva02VisionConfig
 from .modeling.configuration_pipelines import SavesPipelines
 from .modeling.configuration_pixclip import PixCLIPConfig
 from .modeling.modeling_cloc import CLOCModel, CLOCOutput, CLOCPreTrainedModel, CLOCVisionModel
+from .modeling.modeling_eva02 import Eva02VisionModel
 from .modeling.modeling_pixclip import PixCLIPModel, PixCLIPOutput, PixCLIPPreTrainedModel, PixCLIPVisionModel
 from .pipelines.region_feature_extraction import RegionFeatureExtractionPipeline
 from .pipelines.zero_shot_region_classification import ZeroShotRegionClassificationPipeline
@@ -43,6 +45,8 @@ __all__ = [
     "CLOCPreTrainedModel",
     "CLOCProcessor",
     "CLOCVisionModel",
+    "Eva02VisionConfig",
+    "Eva02VisionModel",
     "PixCLIPConfig",
     "PixCLIPModel",
     "PixCLIPOutput",
@@ -68,6 +72,10 @@ def _register() -> None:
         config.register_for_auto_class()
         model.register_for_auto_class("AutoModel")
         processor.register_for_auto_class("AutoProcessor")
+    # The tower by itself; its configuration is registered where both models' configurations need it.
+    AutoModel.register(Eva02VisionConfig, Eva02VisionModel)
+    Eva02VisionConfig.register_for_auto_class()
+    Eva02VisionModel.register_for_auto_class("AutoModel")
     RegionImageProcessor.register_for_auto_class("AutoImageProcessor")
     for task, pipeline_class in (
         ("region-feature-extraction", RegionFeatureExtractionPipeline),

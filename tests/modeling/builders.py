@@ -9,7 +9,7 @@ from transformers import AutoConfig
 import pixclip_hf
 
 FAMILIES = ("cloc", "pixclip")
-VISION_KINDS = ("clip", "siglip")
+VISION_KINDS = ("clip", "siglip", "eva02")
 TEXT_KINDS = ("clip_text", "bert", "llama")
 CONFIGS = {"cloc": pixclip_hf.CLOCConfig, "pixclip": pixclip_hf.PixCLIPConfig}
 MODELS = {"cloc": pixclip_hf.CLOCModel, "pixclip": pixclip_hf.PixCLIPModel}

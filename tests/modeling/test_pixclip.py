@@ -188,8 +188,8 @@ def test_pooled_features_equal_the_long_way(vision):
             for row in range(32):
                 for column in range(32):
                     if mask[row, column]:
-                        patch = image[(vision == "clip") + row // 8 * 4 + column // 8]
-                        total = total + (tower.post_layernorm(patch) if vision == "clip" else patch)
+                        patch = image[(vision != "siglip") + row // 8 * 4 + column // 8]
+                        total = total + (tower.post_layernorm(patch) if vision != "siglip" else patch)
                         count += 1
             state = total / count
             if vision == "siglip":

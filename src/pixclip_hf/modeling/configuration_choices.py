@@ -2,6 +2,13 @@
 
 from typing import Any
 
+from transformers import AutoConfig
+
+from .configuration_eva02 import Eva02VisionConfig
+
+# Here and not only in the package, so that a folder's own code knows the tower too.
+AutoConfig.register(Eva02VisionConfig.model_type, Eva02VisionConfig, exist_ok=True)
+
 TEXT_POOLINGS = ("mean", "last", "eos", "cls")
 TEXT_PROJECTIONS = ("linear", "mlp_adapter")
 

@@ -20,7 +20,8 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
 
     Args:
         vision_config (`dict` or `PreTrainedConfig`, *optional*):
-            A CLIP- or SigLIP-family vision tower; a default `clip_vision_model` when not given.
+            A CLIP- or SigLIP-family vision tower or an `eva02_vision_model`; a default `clip_vision_model` when not
+            given.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             Any text model that `AutoModel` builds; a default `clip_text_model` when not given. `None` builds the model
             without a text tower: pooled states then come in as `text_states` and `text_hidden_size` gives their width.

@@ -18,8 +18,8 @@ class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
 
     Args:
         vision_config (`dict` or `PreTrainedConfig`, *optional*):
-            A CLIP- or SigLIP-family vision tower with a convolutional patch projection; a default `clip_vision_model`
-            when not given.
+            A CLIP- or SigLIP-family vision tower with a convolutional patch projection, or an `eva02_vision_model`; a
+            default `clip_vision_model` when not given.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             Any text encoder or decoder LLM that `AutoModel` builds; a default `clip_text_model` when not given. `None`
             builds the model without a text tower: pooled states then come in as `text_states` and `text_hidden_size`
@@ -42,6 +42,8 @@ class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
             A binary mask `m` enters the patch projection as `(m - mask_mean) / mask_std`.
         mask_bias (`bool`, *optional*, defaults to `False`):
             Gives the mask projection a bias (the EVA02 checkpoints have one).
+        visual_projection_bias (`bool`, *optional*, defaults to `False`):
+            Gives the image projection a bias (the EVA02 checkpoints have one).
         mask_text_loss_weight, crop_text_loss_weight, local_global_loss_weight (`float`, *optional*, default to 1.0):
             Weights of the three training branches. Their exact form is reconstructed: see
             [`PixCLIPModel.compute_loss`].
@@ -76,6 +78,7 @@ class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
     mask_mean: float | int = 0.5
     mask_std: float | int = 0.26
     mask_bias: bool = False
+    visual_projection_bias: bool = False
     mask_text_loss_weight: float | int = 1.0
     crop_text_loss_weight: float | int = 1.0
     local_global_loss_weight: float | int = 1.0

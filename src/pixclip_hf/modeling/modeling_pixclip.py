@@ -116,7 +116,9 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
         super().__init__(config)
         self.vision_model = build_vision_model(config.vision_config)
         add_mask_projection(self.vision_model, config.mask_bias)
-        self.visual_projection = ScaledLinear(config.vision_config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection = ScaledLinear(
+            config.vision_config.hidden_size, config.projection_dim, bias=config.visual_projection_bias
+        )
         self.post_init()
 
     @can_return_tuple

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 
+from .configuration_eva02 import Eva02VisionConfig
+from .modeling_eva02 import Eva02VisionModel
 from .modeling_regions import weighted_mean
 
 
@@ -53,13 +55,17 @@ class MaskedPatchConv(nn.Conv2d):
 
 
 def build_vision_model(vision_config: Any) -> PreTrainedModel:
-    """The tower of a vision configuration, by `AutoModel`.
+    """The tower of a vision configuration: ours, or by `AutoModel`.
 
     Raises:
         ValueError: a SigLIP-family tower without its pooling head.
     """
     if getattr(vision_config, "vision_use_head", True) is False:
         raise ValueError("`vision_config.vision_use_head` must be True, got False: image embeddings need that head.")
+    if vision_config.model_type == Eva02VisionConfig.model_type:
+        # Code that came with a repository holds this configuration twice, once for the model's configuration and once
+        # for the model: a mapping by class would know only one of them.
+        return Eva02VisionModel._from_config(vision_config)
     return AutoModel.from_config(vision_config)
 
 

@@ -1,0 +1,1 @@
+"""Public checkpoints turned into folders that `AutoModel`, `AutoProcessor` and the pipelines load."""

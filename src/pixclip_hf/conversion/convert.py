@@ -1,0 +1,144 @@
+"""From a public checkpoint to a saved model: reads, converts, checks what was written, and only then names it."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoProcessor
+
+from ..modeling.configuration_pixclip import PixCLIPConfig
+from ..modeling.modeling_pixclip import PixCLIPModel
+from ..processing.image_processing_region import RegionImageProcessor
+from ..processing.processing_pixclip import PixCLIPProcessor
+from .alpha_clip import plan_alpha_clip
+from .checkpoint import read_checkpoint
+from .official_pixclip import plan_pixclip
+from .open_clip import plan_open_clip
+from .openai_clip import plan_clip
+from .tokenizer import OPENAI_VOCABULARY, find_merges, load_tokenizer
+from .weights import Plan, fill
+
+PLANS = {"alpha-clip": plan_alpha_clip, "pixclip": plan_pixclip, "clip": plan_clip, "open-clip": plan_open_clip}
+DTYPES = ("float32", "float16", "bfloat16")
+REPORT = "conversion_report.json"
+
+
+def convert(
+    source: str,
+    checkpoint: str | PathLike,
+    output: str | PathLike,
+    *,
+    dtype: str | None = None,
+    tokenizer: str | PathLike | None = None,
+    allow: Iterable[str] = (),
+    **options: Any,
+) -> dict[str, Any]:
+    """Converts a checkpoint into a folder with a [`PixCLIPModel`], its processor and `conversion_report.json`.
+
+    The folder is written beside `output` under another name, read back and compared with what was converted; only then
+    does it become `output`. Whatever fails leaves no `output`.
+
+    Args:
+        source: `"alpha-clip"`, `"pixclip"`, `"clip"` or `"open-clip"`.
+        checkpoint: the file; see [`read_checkpoint`].
+        output: a folder that does not exist yet, or is empty.
+        dtype: of the saved weights, `"float32"`, `"float16"` or `"bfloat16"`; the checkpoint's own when None (the
+            narrowest that holds all of its tensors without loss).
+        tokenizer: folder or Hub id of the text tower's tokenizer, or OpenAI's `bpe_simple_vocab_16e6.txt.gz`. When
+            None: that of `text_model`; for a CLIP with OpenAI's vocabulary the merges of an installed
+            `open_clip_torch` or `clip`; else the processor is saved without a tokenizer, and the report says so.
+        allow: patterns (`*`, `?`) of names that may be left over in the checkpoint, or missing in the model.
+        options: of the source: [`plan_alpha_clip`], [`plan_pixclip`], [`plan_clip`] or [`plan_open_clip`].
+
+    Returns:
+        The report: `source`, `checkpoint`, `prefix` that its names had, `beside` the weights in the file, `dtype`,
+        `notes`, `allow`, and the account of [`fill`]: `sources` and `targets`.
+
+    Raises:
+        ValueError: an unknown source or dtype, an output that is not empty, a damaged or unsafe file, one that is not
+            what it was called, weights that are left over, missing or of another shape, or a tokenizer that does not
+            fit.
+        FileNotFoundError: no such checkpoint.
+    """
+    if source not in PLANS:
+        raise ValueError(f"`source` must be one of {', '.join(map(repr, PLANS))}, got {source!r}.")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"`dtype` must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}.")
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"`output` must be a new or empty folder, got {str(output)!r}.")
+    given = read_checkpoint(checkpoint)
+    plan = PLANS[source](given, **options)
+    config = PixCLIPConfig(**plan.config)
+    processor = _build_processor(config, plan, tokenizer, options.get("text_model"))
+    model = PixCLIPModel._from_config(config, dtype=getattr(torch, dtype) if dtype else plan.dtype).eval()
+    account = fill(model, plan, tuple(allow))
+    report = {
+        "source": source,
+        "checkpoint": given.path.name,
+        "prefix": given.prefix,
+        "beside": list(given.beside),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "notes": plan.notes,
+        "allow": list(allow),
+        **account,
+    }
+    _write(model, processor, report, output)
+    return report
+
+
+def _build_processor(
+    config: PixCLIPConfig, plan: Plan, tokenizer: str | PathLike | None, text_model: str | None
+) -> PixCLIPProcessor:
+    side = config.vision_config.image_size
+    image_processor = RegionImageProcessor(
+        size={"height": side, "width": side},
+        crop_size={"height": side, "width": side},
+        image_mean=plan.image_mean or RegionImageProcessor.image_mean,
+        image_std=plan.image_std or RegionImageProcessor.image_std,
+    )
+    text, loaded = config.text_config, None
+    if text is None and tokenizer is not None:
+        raise ValueError(f"`tokenizer` ({str(tokenizer)!r}) needs a text tower: `text_model` must name it.")
+    if tokenizer is not None:
+        loaded = load_tokenizer(tokenizer, text, config.text_pooling)
+    elif text_model is not None:
+        try:
+            loaded = load_tokenizer(text_model, text, config.text_pooling)
+        except (OSError, ValueError) as error:
+            plan.notes.append(f"no tokenizer at {text_model!r}: {error}")
+    elif text is not None and text.vocab_size == OPENAI_VOCABULARY and (merges := find_merges()):
+        loaded = load_tokenizer(merges, text, config.text_pooling)
+        plan.notes.append(f"tokenizer: OpenAI's, from {merges}")
+    if text is not None and loaded is None:
+        plan.notes.append("the processor has no tokenizer, text= raises: --tokenizer names one")
+    return PixCLIPProcessor(image_processor, loaded, text_model_name=config.text_model_name)
+
+
+def _write(model: PixCLIPModel, processor: PixCLIPProcessor, report: dict[str, Any], output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.parent / f".{output.name}.{os.getpid()}.partial"
+    try:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+        _read_back(model, partial)
+        if output.exists():
+            output.rmdir()
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_back(model: PixCLIPModel, folder: Path) -> None:
+    again = AutoModel.from_pretrained(folder, dtype="auto").state_dict()
+    state = model.state_dict()
+    changed = [name for name, tensor in state.items() if name not in again or not torch.equal(tensor, again[name])]
+    if changed or again.keys() != state.keys():
+        raise RuntimeError(f"What was written reads back differently: {', '.join(changed)}.")
+    AutoProcessor.from_pretrained(folder)
