@@ -6,7 +6,7 @@ import torch
 
 from ..modeling.configuration_eva02 import Eva02VisionConfig
 from ..modeling.modeling_eva02 import rotary_tables
-from ..modeling.modeling_inherit import load_tower
+from ..modeling.modeling_inherit import load_weights, read_source
 from .checkpoint import Checkpoint
 from .formats import check_source
 from .weights import Move, Plan, pairs
@@ -157,7 +157,8 @@ def _adapter_moves() -> list[Move]:
 
 
 def _attach(plan: Plan, text_model: str) -> None:
-    tower = load_tower(text_model, "text", "auto").model
+    source = read_source("text", text_model, {})
+    tower = source.tower(load_weights(source, "auto"))
     width = plan.config["text_hidden_size"]
     if tower.config.hidden_size != width:
         raise ValueError(
