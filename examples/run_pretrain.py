@@ -72,7 +72,7 @@ def build_model(arguments: ModelArguments):
         (model.text_model, arguments.text_gradient_checkpointing),
     ):
         if checkpointed and tower is not None:
-            tower.gradient_checkpointing_enable({"use_reentrant": False})
+            tower.activation_checkpointing_enable({"use_reentrant": False})
     return model, processor
 
 
@@ -132,6 +132,12 @@ def main(argv: list[str] | None = None) -> Trainer:
             lora_arguments.lora_dropout,
             lora_arguments.lora_target_modules,
         )
+
+    if model_arguments.compile_towers:
+        # In place, so that names, checkpoints and adapters stay as they are.
+        for name, module in model.named_modules():
+            if name.split(".")[-1] in ("vision_model", "text_model"):
+                module.compile(backend=model_arguments.compile_towers)
 
     # 2. Data: records in, batches out of the collator.
     train_dataset, eval_dataset = build_datasets(

@@ -39,6 +39,11 @@ class ModelArguments:
         default=False, metadata={"help": "Recompute the text tower's activations in the backward pass."}
     )
 
+    compile_towers: str | None = field(
+        default=None,
+        metadata={"help": "Compile the towers with this backend of torch.compile (`inductor`); all else stays eager."},
+    )
+
     def __post_init__(self) -> None:
         if isinstance(self.config_overrides, str):
             self.config_overrides = json.loads(self.config_overrides)
