@@ -94,13 +94,22 @@ def build_datasets(arguments: DataArguments, image_size: int, seed: int):
     return train, load_records(arguments.dataset_name, arguments.eval_split) if arguments.eval_split else None
 
 
-def save_run_arguments(model: ModelArguments, data: DataArguments, lora: LoraArguments, training: TrainingArguments):
+def save_run_arguments(
+    model: ModelArguments,
+    data: DataArguments,
+    lora: LoraArguments,
+    optimizer: OptimizerArguments,
+    training: TrainingArguments,
+):
     """run_arguments.json: what the model card tells of the run."""
     collator = data.collator_arguments(model.model_type)
+    of_streams = () if data.streaming else ("streaming", "shuffle_buffer", "max_corrupt_share")
+    said = {name: value for name, value in asdict(data).items() if name not in of_streams}
     content = {
         "model": asdict(model),
-        "data": asdict(data) | {name: collator[name] for name in collator if name in asdict(data)},
+        "data": said | {name: collator[name] for name in collator if name in said},
         "lora": asdict(lora),
+        "optimizer": asdict(optimizer),
         # Without the values of tokens; settings that are no plain values become text.
         "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
     }
@@ -173,7 +182,9 @@ def main(argv: list[str] | None = None) -> Trainer:
         trainer.save_model()
         trainer.save_state()
         if trainer.is_world_process_zero():
-            save_run_arguments(model_arguments, data_arguments, lora_arguments, training_arguments)
+            save_run_arguments(
+                model_arguments, data_arguments, lora_arguments, optimizer_arguments, training_arguments
+            )
 
     # 5. Evaluate.
     if eval_dataset is not None and training_arguments.do_eval:

@@ -83,6 +83,8 @@ def test_recipes_run(recipe, main, stand_ins, tmp_path):
     assert ("text_model" in rates) != said.get("freeze_text", False)
     assert trainer.model.vision_model.is_activation_checkpointing == said.get("vision_gradient_checkpointing", False)
     assert not trainer.model.text_model.is_activation_checkpointing
+    recorded = json.loads((tmp_path / "run" / "run_arguments.json").read_text())
+    assert recorded["optimizer"]["vision_lr_scale"] == scale and recorded["data"]["streaming"] is True
     # From scratch where the recipe says so.
     same = torch.equal(
         CLIPModel.from_pretrained(tmp_path / "clip").vision_model.embeddings.class_embedding,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import pixclip_hf
 from pixclip_hf.training import OptimizerArguments, add_lora, optimizer_for, parameter_groups
@@ -167,10 +167,29 @@ def test_bad_options(options, message):
         parameter_groups(build("CLOC"), RATE, **options)
 
 
-def test_nothing_to_train_and_unfit_optimisers(tmp_path):
-    model = build("CLOC").requires_grad_(False)
+def test_nothing_to_train():
     with pytest.raises(ValueError, match="no trainable parameter"):
-        parameter_groups(model, RATE)
-    training = TrainingArguments(str(tmp_path), optim="lomo", use_cpu=True)
-    with pytest.raises((ValueError, ImportError)):
-        optimizer_for(build("CLOC"), training, OptimizerArguments())
+        parameter_groups(build("CLOC").requires_grad_(False), RATE)
+
+
+def test_optimisers_that_pick_their_parameters(tmp_path, monkeypatch):
+    class Own(torch.optim.SGD):
+        pass
+
+    def own(training, model):
+        return Own, {"lr": RATE, "optimizer_dict": {}}
+
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", staticmethod(own))
+    training = TrainingArguments(str(tmp_path), use_cpu=True)
+    assert optimizer_for(build("CLOC"), training, OptimizerArguments()) == (Own, {"lr": RATE, "optimizer_dict": {}})
+    with pytest.raises(ValueError, match="picks its parameters itself, and takes no .*layer_decay=0.5"):
+        optimizer_for(build("CLOC"), training, OptimizerArguments(layer_decay=0.5))
+
+
+def test_names_of_other_towers():
+    """GPT-2 calls its embeddings and blocks by other names."""
+    text = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    towers = {"vision_config": dict(VISION["clip"]), "text_config": text, "projection_dim": 16}
+    names = settings_of(pixclip_hf.PixCLIPModel(pixclip_hf.PixCLIPConfig(**towers)), layer_decay=0.5)
+    assert names["text_model.wte.weight"] == (0.5**3, False) and names["text_model.wpe.weight"] == (0.5**3, False)
+    assert names["text_model.h.1.ln_1.weight"] == (0.5, False) and names["text_model.ln_f.weight"] == (1, False)

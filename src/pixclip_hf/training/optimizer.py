@@ -11,7 +11,7 @@ from .arguments import OptimizerArguments
 
 MASK_PROJECTION = (".mask_weight", ".mask_bias")
 # What a tower computes before its first block.
-BELOW_BLOCKS = re.compile(r"embed|cls_token|pre_layrnorm")
+BELOW_BLOCKS = re.compile(r"embed|cls_token|pre_layrnorm|\bw[tp]e\b")
 
 
 def parameter_groups(
@@ -92,14 +92,16 @@ def optimizer_for(
     model: nn.Module, training: TrainingArguments, groups: OptimizerArguments
 ) -> tuple[type[Optimizer], dict[str, Any]]:
     """The optimiser of `training` (`--optim`, betas, ...) on [`parameter_groups`], as `Trainer` takes it:
-    `optimizer_cls_and_kwargs`.
+    `optimizer_cls_and_kwargs`. An optimiser that picks its parameters itself (GaLore, Muon) stays as it is.
 
     Raises:
-        ValueError: an optimiser that picks its parameters itself, or else see [`parameter_groups`].
+        ValueError: rates by part for an optimiser that picks its parameters itself; see also [`parameter_groups`].
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     if not isinstance(optimizer_class, type) or options.keys() & {"params", "model", "optimizer_dict"}:
-        raise ValueError(f"`optim` must be an optimiser that takes parameter groups, got {str(training.optim)!r}.")
+        if groups != OptimizerArguments():
+            raise ValueError(f"`optim` {str(training.optim)!r} picks its parameters itself, and takes no {groups}.")
+        return optimizer_class, options
     options["params"] = parameter_groups(
         model,
         training.learning_rate,
