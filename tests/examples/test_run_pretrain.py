@@ -200,9 +200,10 @@ def test_compiled_towers(family, main, towers, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("given", (["--compile_towers", "inductor"], ["--torch_compile"]))
+@pytest.mark.parametrize("given", (["--compile_towers", "inductor"], ["--torch_compile_backend", "aot_eager"]))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_compiled_with_inductor(family, given, main, tmp_path):
+def test_compiled(family, given, main, tmp_path):
+    """With real kernels, and the whole model, whose graph breaks in places."""
     eager = main(options(tmp_path / "eager", "--model_type", family))
     torch._dynamo.reset()
     compiled = main(options(tmp_path / "compiled", "--model_type", family, *given))
