@@ -23,7 +23,7 @@ from pixclip_hf import CLOCConfig, CLOCModel, PixCLIPConfig, PixCLIPModel
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-BATCH, ROUNDS = (64, 15) if CUDA else (4, 4)
+BATCH, ROUNDS = (64, 15) if CUDA else (4, 3)
 REGIONS, TOKENS, REGION_TOKENS, VOCABULARY = 4, 77, 16, 49408
 CLOC_SHORT = f"CLOC, {REGIONS} regions of {REGION_TOKENS} tokens"
 CLOC_LONG = f"CLOC, {REGIONS} regions of {TOKENS} tokens"

@@ -123,7 +123,8 @@ def test_data_guide(places, main, monkeypatch):
     # The tar that the guide writes is one that the stream reads.
     (places / "tars").mkdir()
     (places / "train-00000.tar").rename(places / "tars" / "train-00000.tar")
-    trainer = run(blocks("data", "bash")[1].replace("my-regions", "tars"), main)
+    command = blocks("data", "bash")[1].replace("my-regions", "tars").replace("runs/streamed", "runs/tars")
+    trainer = run(command, main)
     assert trainer.state.global_step == 1 and trainer._stream.delivered == 1
 
 
