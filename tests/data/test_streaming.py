@@ -129,8 +129,13 @@ def test_ranks_share_the_records(shards, workers, write, tmp_path):
     assert sorted(found[0] + found[1]) == list(range(16))
 
 
-@pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (2, 1), (3, 1), (2, 2)])
-def test_resumes_anywhere(workers, world_size, write, tmp_path):
+@pytest.mark.parametrize(
+    ("write", "workers", "world_size"),
+    [
+        (write_parquet, 0, 1), (write_parquet, 2, 1), (write_parquet, 3, 1), (write_parquet, 2, 2), (write_tars, 2, 1),
+    ],
+)  # fmt: skip
+def test_resumes_anywhere(write, workers, world_size, tmp_path):
     """State through JSON after each batch of two and a half passes, uneven shards and blocks, one corrupt record."""
     records = [small_record(i) for i in range(23)]
     records[7]["width"] = 0

@@ -182,7 +182,7 @@ def losses(trainer):
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ("pixclip", pytest.param("cloc", marks=pytest.mark.slow)))
 def test_compiled_towers(family, main, towers, tmp_path):
     """The same losses and checkpoints, and each tower in one graph, adapters included."""
     given = [*towers, "--model_type", family, "--lora_r", 2, "--learning_rate", 1e-3]
