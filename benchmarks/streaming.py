@@ -23,7 +23,7 @@ from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.training.from_scratch import small_model
 
 IMAGES, SHARDS, WORKERS, BATCH = 1024, 4, 2, 32
-ROUNDS, BATCHES, WAITING = 3, 12, 2 * WORKERS
+ROUNDS, BATCHES, WAITING = 3, 8, 2 * WORKERS
 
 
 def seconds(work: Callable[[], None]) -> float:
