@@ -121,6 +121,15 @@ def test_every_pass_has_every_record_once_in_another_order(workers, write, tmp_p
     assert again == passes[0] != other and sorted(other) == sorted(again)
 
 
+def test_every_pass_has_the_shards_in_another_order(tmp_path):
+    """Without any shuffling inside a shard."""
+    write_parquet(tmp_path / "data", [small_record(i) for i in range(12)], 6)
+    records = islice(RecordStream(stream_records(str(tmp_path / "data"), "train"), shuffle_buffer=1), 36)
+    found = ids(records)
+    passes = [found[:12], found[12:24], found[24:]]
+    assert passes[0] != passes[1] != passes[2] and all(sorted(numbers) == list(range(12)) for numbers in passes)
+
+
 @pytest.mark.parametrize(("shards", "workers"), [(4, 0), (4, 2), (3, 0), (1, 0)])
 def test_ranks_share_the_records(shards, workers, write, tmp_path):
     """Whole shards each, or every second record where the shards do not divide."""
