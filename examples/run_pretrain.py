@@ -10,6 +10,11 @@ From a CLIP and an LLM, with LoRA on the LLM, on a dataset in the record schema 
         --text_model_name_or_path meta-llama/Llama-3.2-1B --lora_r 16 --dataset_name org/regions \
         --output_dir runs/pixclip --per_device_train_batch_size 64 --learning_rate 1e-4 --bf16
 
+With the settings of a paper, from a recipe; what follows on the command line overrides it:
+
+    accelerate launch --config_file examples/accelerate/8_gpus.yaml examples/run_pretrain.py \
+        examples/recipes/cloc_vit_b16.yaml --dataset_name org/regions --output_dir runs/cloc
+
 A run that finds a checkpoint in its output folder goes on from it. `--do_eval` evaluates without training, unless
 `--do_train` or `--eval_strategy` is given too.
 """
@@ -28,8 +33,18 @@ from pixclip_hf.cards import write_card
 from pixclip_hf.data.collator import RegionCollator
 from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.scenes import scenes_dataset
+from pixclip_hf.data.streaming import RecordStream, stream_records
 from pixclip_hf.data.tokenizer import scenes_tokenizer
-from pixclip_hf.training import DataArguments, LoraArguments, ModelArguments, RegionTrainer, add_lora
+from pixclip_hf.training import (
+    DataArguments,
+    LoraArguments,
+    ModelArguments,
+    OptimizerArguments,
+    RegionTrainer,
+    add_lora,
+    optimizer_for,
+    recipe_arguments,
+)
 from pixclip_hf.training.from_scratch import MODEL_CLASSES, small_model
 
 logger = logging.get_logger("run_pretrain")
@@ -37,39 +52,65 @@ logger = logging.get_logger("run_pretrain")
 
 def build_model(arguments: ModelArguments):
     """Model and processor: from a checkpoint, from two towers, or small and random."""
+    overrides = arguments.config_overrides or {}
     if arguments.model_name_or_path is not None:
-        model = AutoModel.from_pretrained(arguments.model_name_or_path)
+        model = AutoModel.from_pretrained(arguments.model_name_or_path, **overrides)
         processor = AutoProcessor.from_pretrained(arguments.model_name_or_path)
     elif arguments.vision_model_name_or_path is not None:
         _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
         towers = arguments.vision_model_name_or_path, arguments.text_model_name_or_path
-        model = model_class.from_vision_text_pretrained(*towers)
+        model = model_class.from_vision_text_pretrained(*towers, **overrides)
+        if arguments.random_weights:
+            model = model_class(model.config)
         processor = processor_class.from_vision_text_pretrained(*towers)
     else:
         model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size)
     model.vision_model.requires_grad_(not arguments.freeze_vision)
     if model.text_model is not None:
         model.text_model.requires_grad_(not arguments.freeze_text)
+    for tower, checkpointed in (
+        (model.vision_model, arguments.vision_gradient_checkpointing),
+        (model.text_model, arguments.text_gradient_checkpointing),
+    ):
+        if checkpointed and tower is not None:
+            tower.activation_checkpointing_enable({"use_reentrant": False})
     return model, processor
 
 
-def build_datasets(arguments: DataArguments, image_size: int):
+def build_datasets(arguments: DataArguments, image_size: int, seed: int):
     """Training and evaluation records."""
     if arguments.dataset_name == "scenes":
         options = {"size": image_size, "setting": arguments.scenes_setting, "seed": arguments.scenes_seed}
         train = scenes_dataset(arguments.scenes_train_images, split=arguments.train_split, **options)
         return train, scenes_dataset(arguments.scenes_eval_images, split=arguments.eval_split or "test", **options)
-    train = load_records(arguments.dataset_name, arguments.train_split)
+    if arguments.streaming:
+        train = RecordStream(
+            stream_records(arguments.dataset_name, arguments.train_split),
+            seed,
+            arguments.shuffle_buffer,
+            arguments.max_corrupt_share,
+        )
+    else:
+        train = load_records(arguments.dataset_name, arguments.train_split)
     return train, load_records(arguments.dataset_name, arguments.eval_split) if arguments.eval_split else None
 
 
-def save_run_arguments(model: ModelArguments, data: DataArguments, lora: LoraArguments, training: TrainingArguments):
+def save_run_arguments(
+    model: ModelArguments,
+    data: DataArguments,
+    lora: LoraArguments,
+    optimizer: OptimizerArguments,
+    training: TrainingArguments,
+):
     """run_arguments.json: the settings that the model card shows."""
     collator = data.collator_arguments(model.model_type)
+    of_streams = () if data.streaming else ("streaming", "shuffle_buffer", "max_corrupt_share")
+    said = {name: value for name, value in asdict(data).items() if name not in of_streams}
     content = {
         "model": asdict(model),
-        "data": asdict(data) | {name: collator[name] for name in collator if name in asdict(data)},
+        "data": said | {name: collator[name] for name in collator if name in said},
         "lora": asdict(lora),
+        "optimizer": asdict(optimizer),
         # Without the values of tokens; settings that are no plain values become text.
         "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
     }
@@ -77,8 +118,12 @@ def save_run_arguments(model: ModelArguments, data: DataArguments, lora: LoraArg
 
 
 def main(argv: list[str] | None = None) -> Trainer:
-    parser = HfArgumentParser((ModelArguments, DataArguments, LoraArguments, TrainingArguments))
-    model_arguments, data_arguments, lora_arguments, training_arguments = parser.parse_args_into_dataclasses(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        argv = recipe_arguments(argv[0]) + argv[1:]
+    kinds = (ModelArguments, DataArguments, LoraArguments, OptimizerArguments, TrainingArguments)
+    parsed = HfArgumentParser(kinds).parse_args_into_dataclasses(argv, look_for_args_file=False)
+    model_arguments, data_arguments, lora_arguments, optimizer_arguments, training_arguments = parsed
 
     # 1. Model and processor.
     set_seed(training_arguments.seed)
@@ -99,8 +144,16 @@ def main(argv: list[str] | None = None) -> Trainer:
             lora_arguments.lora_target_modules,
         )
 
+    if model_arguments.compile_towers:
+        # In place, so that names, checkpoints and adapters stay as they are.
+        for name, module in model.named_modules():
+            if name.split(".")[-1] in ("vision_model", "text_model"):
+                module.compile(backend=model_arguments.compile_towers)
+
     # 2. Data: records in, batches out of the collator.
-    train_dataset, eval_dataset = build_datasets(data_arguments, processor.image_processor.size["height"])
+    train_dataset, eval_dataset = build_datasets(
+        data_arguments, processor.image_processor.size["height"], training_arguments.seed
+    )
     if training_arguments.do_eval and eval_dataset is None:
         raise ValueError(f"An evaluation on {data_arguments.dataset_name!r} needs `--eval_split`, got None.")
     collator = RegionCollator(
@@ -117,6 +170,7 @@ def main(argv: list[str] | None = None) -> Trainer:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,
+        optimizer_cls_and_kwargs=optimizer_for(model, training_arguments, optimizer_arguments),
     )
     # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
     during_training = training_arguments.eval_strategy != "no"
@@ -131,7 +185,9 @@ def main(argv: list[str] | None = None) -> Trainer:
         trainer.save_model()
         trainer.save_state()
         if trainer.is_world_process_zero():
-            save_run_arguments(model_arguments, data_arguments, lora_arguments, training_arguments)
+            save_run_arguments(
+                model_arguments, data_arguments, lora_arguments, optimizer_arguments, training_arguments
+            )
 
     # 5. Evaluate.
     if eval_dataset is not None and training_arguments.do_eval:
@@ -147,4 +203,4 @@ def main(argv: list[str] | None = None) -> Trainer:
 
 if __name__ == "__main__":
     logger.info(f"pixclip_hf {pixclip_hf.__version__}")
-    main(sys.argv[1:])
+    main()

@@ -191,6 +191,38 @@ def test_a_dataset_without_an_evaluation_split(main, tmp_path):
         main(options(tmp_path / "run", "--dataset_name", tmp_path / "data", "--train_split", "validation"))
 
 
+def losses(trainer):
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+@pytest.mark.parametrize("family", ("pixclip", pytest.param("cloc", marks=pytest.mark.slow)))
+def test_compiled_towers(family, main, towers, tmp_path):
+    """The same losses and checkpoints, and each tower in one graph, adapters included."""
+    given = [*towers, "--model_type", family, "--lora_r", 2, "--learning_rate", 1e-3]
+    eager = main(options(tmp_path / "eager", *given))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = main(options(tmp_path / "compiled", *given, "--compile_towers", "aot_eager"))
+    assert losses(compiled) == pytest.approx(losses(eager), abs=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+    names = [set(trainer.model.state_dict()) for trainer in (eager, compiled)]
+    assert names[0] == names[1]
+    torch.testing.assert_close(load(tmp_path / "compiled"), load(tmp_path / "eager"), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("given", (["--compile_towers", "inductor"], ["--torch_compile_backend", "aot_eager"]))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled(family, given, main, tmp_path):
+    """With real kernels, and the whole model, whose graph breaks in places."""
+    eager = main(options(tmp_path / "eager", "--model_type", family))
+    torch._dynamo.reset()
+    compiled = main(options(tmp_path / "compiled", "--model_type", family, *given))
+    assert losses(compiled) == pytest.approx(losses(eager), abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -16,7 +16,9 @@ PARTS = {
     "cloc": {"image_text", "region_text", "grounding_l1", "grounding_giou"},
     "pixclip": {"image_text", "mask_text", "crop_text", "local_global"},
 }
-CLOCKS = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
+CLOCKS = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"} | {
+    f"{what}_per_second" for what in ("images", "regions", "tokens")
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,166 @@
+"""The guides: every snippet and every command in them runs, on tiny stand-ins of what they name."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from conftest import TEXT_CONFIG, VISION_CONFIG, build_tokenizer
+from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaModel
+
+from pixclip_hf.data.readers import load_records
+from pixclip_hf.data.scenes import make_scene, scenes_dataset
+from pixclip_hf.data.schema import validate_record
+
+ROOT = Path(__file__).parents[1]
+DOCS = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+# Behind each command: what makes it short, and fit for two cores.
+SHORT = [
+    "--max_steps", "1", "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "--disable_tqdm",
+    "True", "--logging_steps", "1", "--image_size", "32", "--dataloader_num_workers", "1", "--shuffle_buffer", "4",
+]  # fmt: skip
+
+
+def blocks(name, language):
+    return re.findall(rf"```{language}\n(.*?)```", DOCS[name], flags=re.S)
+
+
+@pytest.fixture
+def main():
+    sys.path.insert(0, str(ROOT / "examples"))
+    from run_pretrain import main
+
+    return main
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """The working folder of a reader: the repository's examples, and the checkpoints that the guides name."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    clip, llm = tmp_path / "openai/clip-vit-base-patch16", tmp_path / "any/llm"
+    CLIPModel(CLIPConfig(vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, projection_dim=16)).save_pretrained(
+        clip
+    )
+    CLIPImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(clip)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaModel(LlamaConfig(vocab_size=259, num_key_value_heads=2, **sizes)).save_pretrained(llm)
+    for folder in (clip, llm):
+        build_tokenizer().save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(block, main):
+    """A command of a guide, in this process."""
+    words = shlex.split(block.replace("\\\n", " "))
+    if words[:2] == ["accelerate", "launch"]:
+        assert words[2] == "--config_file" and Path(words[3]).is_file()
+        words = words[4:]
+    else:
+        assert words.pop(0) == "python"
+    assert words[0] == "examples/run_pretrain.py" and Path(words[0]).is_file()
+    return main(words[1:] + SHORT)
+
+
+def write_coco(folder):
+    """`photos/` and `instances.json` as COCO has them: polygons, RLEs and no captions."""
+    (folder / "photos").mkdir()
+    images, annotations = [], []
+    for index in range(8):
+        scene = make_scene(index, size=32)
+        scene["image"].save(folder / "photos" / f"{index}.png")
+        images.append({"id": index, "file_name": f"{index}.png", "width": 32, "height": 32})
+        for region in scene["regions"]:
+            x0, y0, x1, y1 = region["box"]
+            mask = region["mask"] if region["id"] % 2 else [[x0, y0, x1, y0, x1, y1, x0, y1]]
+            box = [x0, y0, x1 - x0, y1 - y0]
+            annotations.append(
+                {"id": region["id"], "image_id": index, "category_id": 1, "bbox": box, "segmentation": mask}
+            )
+    categories = [{"id": 1, "name": "thing"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(content))
+    return len(annotations)
+
+
+def write_image_folder(folder):
+    (folder / "labelled-photos").mkdir()
+    lines = []
+    for index in range(3):
+        scene = make_scene(index, size=32)
+        scene["image"].save(folder / "labelled-photos" / f"{index}.png")
+        boxes, texts = zip(*[(region["box"], region["caption"]) for region in scene["regions"]], strict=True)
+        row = {"file_name": f"{index}.png", "caption": scene["captions"][0], "boxes": boxes, "texts": texts}
+        lines.append(json.dumps(row))
+    (folder / "labelled-photos" / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def test_data_guide(places, main, monkeypatch):
+    annotated = write_coco(places)
+    write_image_folder(places)
+    pushed = []
+    monkeypatch.setattr(datasets.Dataset, "push_to_hub", lambda self, *args, **kwargs: pushed.append((args, kwargs)))
+    names = {"__name__": "guide"}
+    for block in blocks("data", "python"):
+        exec(compile(block, "data.md", "exec"), names)
+    assert pushed == [(("org/regions",), {"private": True})]
+    records = load_records("my-regions", "train")
+    assert len(records) == len(names["records"]) == 8
+    assert sum(len(record["regions"]) for record in records) == annotated
+    for record in records:
+        validate_record(record)
+    scene = make_scene(0, size=32)
+    assert records[0]["regions"][0]["box"] == pytest.approx(scene["regions"][0]["box"])
+    own = names["own"]
+    validate_record(own[2])
+    assert own[2]["regions"][0]["caption"] == make_scene(2, size=32)["regions"][0]["caption"]
+    trainers = [run(block, main) for block in blocks("data", "bash")]
+    assert len(trainers) == 2 and all(trainer.state.global_step == 1 for trainer in trainers)
+    # The tar that the guide writes is one that the stream reads.
+    (places / "tars").mkdir()
+    (places / "train-00000.tar").rename(places / "tars" / "train-00000.tar")
+    command = blocks("data", "bash")[1].replace("my-regions", "tars").replace("runs/streamed", "runs/tars")
+    trainer = run(command, main)
+    assert trainer.state.global_step == 1 and trainer._stream.delivered == 1
+
+
+def test_finetuning_guide(places, main):
+    records = scenes_dataset(8, size=32)
+    for shard in range(2):
+        records.shard(2, shard).to_parquet(places / "my-regions" / f"train-{shard}.parquet")
+    trainers = [run(block, main) for block in blocks("finetune", "bash")]
+    assert len(trainers) == 6 and all(trainer.state.global_step == 1 for trainer in trainers)
+    frozen, lora, cloc, more, *recipes = trainers
+    assert not any(p.requires_grad for p in frozen.model.text_model.parameters())
+    assert type(lora.model).__name__ == "PeftModel"
+    assert len({group["initial_lr"] for group in cloc.optimizer.param_groups}) > 3
+    assert AutoModel.from_pretrained("runs/more").config.model_type == more.model.config.model_type == "cloc"
+    assert [trainer.model.config.model_type for trainer in recipes] == ["pixclip", "cloc"]
+
+
+def test_what_the_guides_name_exists():
+    text = "\n".join(DOCS.values())
+    for path in re.findall(r"(?:examples|src)/[\w/]+\.(?:py|yaml)", text):
+        assert (ROOT / path).is_file(), path
+    for name in re.findall(r"`(\w+\.yaml)`", text):
+        assert (ROOT / "examples" / "accelerate" / name).is_file(), name
+    for path in re.findall(r"\]\(([\w./]+)\)", text):
+        assert (ROOT / "docs" / path).exists(), path
+
+
+def test_every_argument_of_the_guides_exists(main):
+    import run_pretrain
+    from transformers import HfArgumentParser, TrainingArguments
+
+    kinds = (
+        run_pretrain.ModelArguments, run_pretrain.DataArguments, run_pretrain.LoraArguments,
+        run_pretrain.OptimizerArguments, TrainingArguments,
+    )  # fmt: skip
+    known = set(HfArgumentParser(kinds)._option_string_actions)
+    launcher = {"--config_file", "--machine_rank"}
+    named = {name for text in DOCS.values() for name in re.findall(r"(?<![\w-])--\w+", text)} - launcher
+    assert len(named) > 25 and named <= known, named - known
