@@ -20,6 +20,30 @@ class ModelArguments:
     image_size: int = field(default=64, metadata={"help": "Side of the images in pixels, of a model from scratch."})
     freeze_vision: bool = field(default=False, metadata={"help": "Leave the vision tower as it is."})
     freeze_text: bool = field(default=False, metadata={"help": "Leave the text tower as it is."})
+    text_max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a text; the tokenizer's own limit by default."}
+    )
+    text_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the states of all texts under the frozen text model: computed once, by whichever run "
+            "needs them first. Training then does without the text model; the saved model has it."
+        },
+    )
+    text_cache_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision of the text model that fills the cache.",
+            "choices": ["float32", "bfloat16", "float16"],
+        },
+    )
+    text_quantization: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text model in `4bit` or `8bit` (bitsandbytes), below LoRA or to fill the cache.",
+            "choices": ["4bit", "8bit"],
+        },
+    )
 
     def __post_init__(self) -> None:
         towers = (self.vision_model_name_or_path, self.text_model_name_or_path)

@@ -6,13 +6,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import Sampler
 from torch.distributed.nn.functional import all_gather
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data.collator import RegionDataset
 from ..evaluation.retrieval import retrieval_recall
 from ..modeling.modeling_batches import set_losses
+from .length_sampler import EpochLengthSampler
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
@@ -55,6 +57,7 @@ class RegionTrainer(Trainer):
     - Each part of the loss is logged beside the sum, as `loss_<part>` (`eval_loss_<part>` in an evaluation).
     - An evaluation reports region-text retrieval over the whole set, `eval_region_to_text_recall@1` and
       `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
+    - `train_sampling_strategy="group_by_length"` puts records whose texts are of about one length into a batch.
 
     Takes the arguments of `Trainer`; `data_collator` is a [`RegionCollator`]. Columns are kept, since the collator
     reads them, and the training set is wrapped in a [`RegionDataset`].
@@ -72,6 +75,24 @@ class RegionTrainer(Trainer):
         self._parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._eval_parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._eval_rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length" and dataset is not None
+        if not grouped or not has_length(dataset):
+            return super()._get_train_sampler(train_dataset)
+        return self._length_sampler(dataset, self.args.train_batch_size * self.args.gradient_accumulation_steps)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        grouped = self.args.train_sampling_strategy == "group_by_length" and eval_dataset is not None
+        if not grouped or not has_length(eval_dataset):
+            return super()._get_eval_sampler(eval_dataset)
+        return self._length_sampler(eval_dataset, self.args.eval_batch_size)
+
+    def _length_sampler(self, dataset: Any, batch_size: int) -> EpochLengthSampler:
+        lengths = self.data_collator.text_lengths(getattr(dataset, "records", dataset))
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochLengthSampler(batch_size, lengths=lengths, seed=seed)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
