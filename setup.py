@@ -1,9 +1,12 @@
 """Packaging of pixclip-hf: the core needs only torch and transformers, everything else is an extra by capability."""
 
+from runpy import run_path
+
 from setuptools import find_packages, setup
 
+SUPPORTED = run_path("src/pixclip_hf/versions.py")["SUPPORTED"]
 EXTRAS = {
-    "train": ["accelerate", "datasets>=4", "peft", "tokenizers"],
+    "train": ["accelerate", "datasets>=4", f"peft{SUPPORTED['peft']}", "tokenizers"],
     "data": ["datasets>=4", "tokenizers"],
     "eval": ["datasets>=4", "evaluate", "matplotlib"],
     "dev": ["pytest", "pytest-timeout", "ruff"],
@@ -22,8 +25,8 @@ setup(
     packages=[*find_packages("src"), "pixclip_hf.hub_cards"],
     package_data={"pixclip_hf.hub_cards": ["*.md"]},
     install_requires=[
-        "torch",
-        "transformers>=5.23,<6",
+        f"torch{SUPPORTED['torch']}",
+        f"transformers{SUPPORTED['transformers']}",
         "huggingface_hub",
         "safetensors",
         "numpy",

@@ -7,6 +7,11 @@ Importing the package registers its configurations, models, processors and pipel
 from importlib import import_module
 from typing import Any
 
+from .versions import check_versions
+
+check_versions()  # before anything of transformers: a clear message, not a name that some version lacks
+
+# ruff: noqa: E402, I001
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 

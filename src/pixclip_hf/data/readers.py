@@ -33,13 +33,28 @@ def load_records(name_or_path: str, split: str) -> "datasets.Dataset":
         loaded = loaded[split]
     else:
         loaded = load_dataset(name_or_path, split=split)
+    return in_schema(loaded, name_or_path)
+
+
+def in_schema(
+    loaded: "datasets.Dataset | datasets.IterableDataset", name: str
+) -> "datasets.Dataset | datasets.IterableDataset":
+    """The columns of the record schema, cast where their types differ.
+
+    Args:
+        loaded: a dataset whose features are known.
+        name: of the dataset, for messages.
+
+    Raises:
+        ValueError: a column is missing or has another type.
+    """
     features = record_features()
-    if missing := sorted(set(features) - set(loaded.features)):
-        raise ValueError(f"{name_or_path!r} is not in the record schema: it lacks the columns {', '.join(missing)}.")
+    if missing := sorted(set(features) - set(loaded.features or {})):
+        raise ValueError(f"{name!r} is not in the record schema: it lacks the columns {', '.join(missing)}.")
     columns = loaded.select_columns(list(features))
     if columns.features == features:
         return columns
     try:
         return columns.cast(features)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"{name_or_path!r} is not in the record schema: {error}") from error
+        raise ValueError(f"{name!r} is not in the record schema: {error}") from error

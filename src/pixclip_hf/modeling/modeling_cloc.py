@@ -381,12 +381,13 @@ class CLOCModel(CLOCVisionModel):
         self.post_init()
 
     @classmethod
-    def from_vision_text_pretrained(cls, vision: str, text: str, **kwargs: Any) -> "CLOCModel":
+    def from_vision_text_pretrained(cls, vision: str, text: str | None, **kwargs: Any) -> "CLOCModel":
         """A model that inherits its towers, and the projections behind them where they fit.
 
         Args:
             vision: CLIP or SigLIP checkpoint (composite or vision tower alone), Hub id or folder.
-            text: any text encoder or decoder LLM, or a composite checkpoint with a text tower.
+            text: any text encoder or decoder LLM, or a composite checkpoint with a text tower. None builds the model
+                without one: it needs `text_hidden_size` and takes pooled states.
             kwargs: `dtype` of the whole model (float32 when not given), `revision`, `token`, `cache_dir`,
                 `local_files_only`, and fields of [`CLOCConfig`].
 
@@ -417,7 +418,8 @@ class CLOCModel(CLOCVisionModel):
             `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalised.
         """
         outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
-        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        # Cached states, and those of an LLM that was attached, may come in another precision.
+        outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))
         return outputs
 
     @can_return_tuple

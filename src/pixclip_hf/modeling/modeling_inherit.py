@@ -98,12 +98,12 @@ def _check(source: str, target: str, missing: Any, unexpected: Any) -> None:
 
 
 def model_from_towers(
-    model_class: Any, config_class: Any, vision: str, text: str, new: tuple[str, ...], **kwargs: Any
+    model_class: Any, config_class: Any, vision: str, text: str | None, new: tuple[str, ...], **kwargs: Any
 ) -> PreTrainedModel:
     """A region model of `model_class` with the weights of two towers, and a configuration made of theirs.
 
     Args:
-        vision, text: see [`load_tower`].
+        vision, text: see [`load_tower`]; no text tower when `text` is None.
         new: endings of the vision tower's parameter names that only the new model has.
         kwargs: `dtype` (float32 when not given), Hub arguments (`revision`, `token`, `cache_dir`, `local_files_only`),
             and fields of the configuration.
@@ -111,16 +111,16 @@ def model_from_towers(
     dtype = kwargs.pop("dtype", None) or torch.float32
     hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     vision_tower = load_tower(vision, "vision", dtype, **hub_kwargs)
-    text_tower = load_tower(text, "text", dtype, **hub_kwargs)
+    text_tower = None if text is None else load_tower(text, "text", dtype, **hub_kwargs)
     if "projection_dim" not in kwargs and vision_tower.projection is not None:
         kwargs["projection_dim"] = len(vision_tower.projection)
-    config = config_class(
-        vision_config=vision_tower.model.config.to_dict(), text_config=text_tower.model.config.to_dict(), **kwargs
-    )
+    text_config = None if text_tower is None else text_tower.model.config.to_dict()
+    config = config_class(vision_config=vision_tower.model.config.to_dict(), text_config=text_config, **kwargs)
     # Built in its dtype and not cast: a cast would take the rotary frequencies of an LLM along.
     model = model_class._from_config(config, dtype=dtype)
     inherit(model, "vision_model", vision_tower.model, new)
-    inherit(model, "text_model", text_tower.model)
     inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection")
-    inherit_projection(model.text_projection, text_tower.projection, "text_projection")
+    if text_tower is not None:
+        inherit(model, "text_model", text_tower.model)
+        inherit_projection(model.text_projection, text_tower.projection, "text_projection")
     return model.eval()

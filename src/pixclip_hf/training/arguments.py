@@ -1,6 +1,11 @@
 """Command-line arguments of a training run, beside `TrainingArguments`."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 @dataclass
@@ -44,8 +49,29 @@ class ModelArguments:
             "choices": ["4bit", "8bit"],
         },
     )
+    random_weights: bool = field(
+        default=False,
+        metadata={"help": "Take the architecture and the tokenizer of the two towers, not their weights."},
+    )
+    config_overrides: dict | str | None = field(
+        default=None, metadata={"help": 'Fields of the model\'s configuration, as JSON: {"grounding_loss_weight": 2}.'}
+    )
+    vision_gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute the vision tower's activations in the backward pass."}
+    )
+    text_gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute the text tower's activations in the backward pass."}
+    )
 
     def __post_init__(self) -> None:
+        if isinstance(self.config_overrides, str):
+            self.config_overrides = json.loads(self.config_overrides)
+        if self.config_overrides is not None and not isinstance(self.config_overrides, dict):
+            raise ValueError(f"`config_overrides` must be a JSON object, got {self.config_overrides!r}.")
+        # An empty name is none: so the command line takes back what a recipe says.
+        self.model_name_or_path = self.model_name_or_path or None
+        self.vision_model_name_or_path = self.vision_model_name_or_path or None
+        self.text_model_name_or_path = self.text_model_name_or_path or None
         towers = (self.vision_model_name_or_path, self.text_model_name_or_path)
         if (towers[0] is None) != (towers[1] is None):
             raise ValueError(
@@ -57,6 +83,12 @@ class ModelArguments:
                 "`model_name_or_path` and `vision_model_name_or_path` exclude each other, "
                 f"got {self.model_name_or_path!r} and {towers[0]!r}."
             )
+        if self.text_cache is not None and (self.random_weights or (self.model_name_or_path or towers[0]) is None):
+            raise ValueError("`text_cache` needs a trained text model: that of a checkpoint, or of two towers.")
+        if self.random_weights and towers[0] is None:
+            raise ValueError("`random_weights` needs `vision_model_name_or_path` and `text_model_name_or_path`.")
+        if self.config_overrides and self.model_name_or_path is None and towers[0] is None:
+            raise ValueError("`config_overrides` needs a checkpoint or two towers; the small model has its own sizes.")
 
 
 @dataclass
@@ -89,6 +121,24 @@ class DataArguments:
         metadata={"help": "Share of images whose first region is the image: 0 for CLOC, 0.1 for PixCLIP."},
     )
 
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read `dataset_name` as it trains, from Parquet shards or WebDataset tars; needs `max_steps`."
+        },
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Records of a stream that are shuffled together, in each worker."}
+    )
+    max_corrupt_share: float = field(
+        default=0.01,
+        metadata={"help": "Share of a stream's records that may be unreadable; they are skipped, counted and logged."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.streaming and self.dataset_name == "scenes":
+            raise ValueError("`streaming` needs a `dataset_name`: the scenes are drawn, not read.")
+
     def collator_arguments(self, model_type: str) -> dict[str, object]:
         """Arguments of [`RegionCollator`], with the model's own habits where nothing is said."""
         pixclip = model_type == "pixclip"
@@ -112,3 +162,36 @@ class LoraArguments:
     lora_target_modules: str | None = field(
         default=None, metadata={"help": "Regular expression on module names; the attention projections by default."}
     )
+
+
+@dataclass
+class OptimizerArguments:
+    """Learning rates of the parts, relative to `learning_rate`: see [`parameter_groups`]."""
+
+    vision_lr_scale: float = field(default=1.0, metadata={"help": "Of the vision tower, without its mask projection."})
+    text_lr_scale: float = field(default=1.0, metadata={"help": "Of the text tower."})
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "A tower's block learns so much slower than the block above it; 1 is off."}
+    )
+
+
+def recipe_arguments(path: str | Path) -> list[str]:
+    """A recipe as command-line arguments: put them in front of those of the user, who then has the last word.
+
+    Args:
+        path: a YAML file that maps names of arguments to values; a list gives several values, a mapping becomes JSON,
+            an empty value leaves the argument out.
+
+    Raises:
+        ValueError: the file holds something else than a mapping.
+    """
+    recipe = yaml.safe_load(Path(path).read_text())
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe {str(path)!r} must map names of arguments to values, got {recipe!r}.")
+    return [text for name, value in recipe.items() if value is not None for text in (f"--{name}", *_texts(value))]
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value) if isinstance(value, dict) else str(value)]

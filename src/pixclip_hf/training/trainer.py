@@ -1,20 +1,24 @@
 """A `Trainer` for both models: gathers what the contrastive losses compare, logs their parts, measures retrieval."""
 
+import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import Sampler
 from torch.distributed.nn.functional import all_gather
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data.collator import RegionDataset
+from ..data.streaming import RecordStream, StreamLoader
 from ..evaluation.retrieval import retrieval_recall
 from ..modeling.modeling_batches import set_losses
 from .length_sampler import EpochLengthSampler
+from .throughput import Throughput
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
@@ -50,11 +54,23 @@ class SetEpoch(TrainerCallback):
         self.records.set_epoch(int(state.epoch or 0))
 
 
+class SetStreamEpoch(TrainerCallback):
+    """Logs as the epoch of a stream the share of `max_steps` that is done: a pass has no known length, and `Trainer`
+    starts again from 0 when it resumes."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.epoch = state.global_step / state.max_steps
+
+
 class RegionTrainer(Trainer):
     """[`Trainer`] for [`CLOCModel`] and [`PixCLIPModel`].
 
     - The contrastive losses see the regions, images and texts of every rank.
     - Each part of the loss is logged beside the sum, as `loss_<part>` (`eval_loss_<part>` in an evaluation).
+    - Images, regions and text tokens a second are logged too, over all ranks.
+    - A [`RecordStream`] as training set is read in shares by rank and worker, and resumes where it stopped.
     - An evaluation reports region-text retrieval over the whole set, `eval_region_to_text_recall@1` and
       `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
     - `train_sampling_strategy="group_by_length"` puts records whose texts are of about one length into a batch.
@@ -71,6 +87,12 @@ class RegionTrainer(Trainer):
         if self.train_dataset is not None and not isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             self.train_dataset = RegionDataset(self.train_dataset)
             self.add_callback(SetEpoch(self.train_dataset))
+        self._stream: StreamLoader | None = None
+        if isinstance(self.train_dataset, RecordStream):
+            # The stream goes on from its own position; Trainer would read again what it skips.
+            self.args.ignore_data_skip = True
+            self.add_callback(SetStreamEpoch())
+        self._throughput = Throughput()
         # Each part with its weight in the mean: as in `Trainer`, a step counts once, an evaluated image counts once.
         self._parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._eval_parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
@@ -93,6 +115,48 @@ class RegionTrainer(Trainer):
         lengths = self.data_collator.text_lengths(getattr(dataset, "records", dataset))
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochLengthSampler(batch_size, lengths=lengths, seed=seed)
+
+    def get_train_dataloader(self) -> Any:
+        """The loader of `Trainer`, or of a [`RecordStream`]."""
+        if not isinstance(self.train_dataset, RecordStream):
+            return super().get_train_dataloader()
+        self._stream = StreamLoader(
+            self.train_dataset,
+            self.data_collator,
+            self._train_batch_size,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+        return self._stream
+
+    # The position of a stream is saved and found with the random state: each rank has its own.
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._stream is not None:
+            self._stream_file(output_dir).write_text(json.dumps(self._stream.state_dict()))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if self._stream is not None and checkpoint is not None:
+            file = self._stream_file(checkpoint)
+            if not file.exists():
+                raise ValueError(
+                    f"{checkpoint!r} holds no position of the stream for rank {self.args.process_index}: it was "
+                    "written without a stream, or by fewer ranks."
+                )
+            self._stream.load_state_dict(json.loads(file.read_text()))
+
+    def _stream_file(self, folder: str) -> Path:
+        return Path(folder, f"stream_{self.args.process_index}.json")
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> Tensor:
+        """The step of `Trainer`, with its batch counted."""
+        self._throughput.count(inputs)
+        return super().training_step(model, inputs, *args)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -126,9 +190,12 @@ class RegionTrainer(Trainer):
             hook.remove()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each loss part since the last log."""
+        """Adds the mean of each loss part and the throughput since the last log."""
         if "loss" in logs:
             logs.update(self._mean_parts(self._parts, "loss_"))
+            logs.update(self._throughput.rates(self._sum_over_ranks))
+            if self._stream is not None:
+                logs["corrupt_records"] = int(self._sum_over_ranks(torch.tensor(self._stream.corrupt)))
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
@@ -151,6 +218,9 @@ class RegionTrainer(Trainer):
         real = outputs.region_text_ids != 0 if attention_mask is None else attention_mask.bool()
         rows = (outputs.region_embeds, outputs.region_text_embeds, outputs.region_text_ids)
         self._eval_rows.append(tuple(row[real].detach().cpu() for row in rows))
+
+    def _sum_over_ranks(self, counts: Tensor) -> Tensor:
+        return self.accelerator.reduce(counts.to(self.args.device)) if self.args.world_size > 1 else counts
 
     def _mean_parts(self, collected: dict[str, list[tuple[Tensor, int]]], prefix: str) -> dict[str, float]:
         means = {}

@@ -1,0 +1,266 @@
+"""Records read as they are trained on, from Parquet shards or WebDataset tars: any number of them, from disk or Hub.
+
+`datasets` reads and splits the shards. What it leaves open is done here: an order that is shuffled and still resumes
+where it stopped, records that cannot be read, and a share of the stream for every rank that never runs dry.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers.utils import logging
+
+from .collator import content_key
+from .readers import in_schema
+from .schema import record_features, validate_record
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.get_logger(__name__)
+
+# What PIL and the checks of a record raise on broken bytes and values.
+BROKEN = (
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+# A share is measured over so many records at least: one bad record among the first ten is no tenth of a dataset.
+FEWEST = 1000
+
+
+def stream_records(name_or_path: str, split: str) -> "datasets.IterableDataset":
+    """A split of a dataset in the record schema, read while it is iterated; images stay encoded.
+
+    Args:
+        name_or_path: a folder that `load_dataset` reads, or a Hub id: Parquet shards with the columns of the schema,
+            or WebDataset tars with an image and a JSON of the other fields (`key.jpg`, `key.json`) a record.
+        split: name of the split.
+
+    Raises:
+        ValueError: no such split, or columns that are not those of the schema.
+    """
+    from datasets import Features, Value, load_dataset
+    from datasets import Image as ImageFeature
+
+    stream = load_dataset(name_or_path, split=split, streaming=True)
+    if "__key__" not in (stream.features or {}):
+        return in_schema(stream, name_or_path).decode(False)
+    # A tar has no schema of its own: left to guess from five records, `datasets` would stumble over the sixth.
+    features = record_features()
+    images = [name for name, feature in stream.features.items() if isinstance(feature, ImageFeature)]
+    if len(images) != 1 or "json" not in stream.features:
+        raise ValueError(
+            f"The tars of {name_or_path!r} must hold one image and a `json` a record, got {sorted(stream.features)}."
+        )
+    fields = {name: feature for name, feature in features.items() if name != "image"}
+    keys = {"__key__": Value("string"), "__url__": Value("string")}
+    stream = load_dataset(
+        name_or_path,
+        split=split,
+        streaming=True,
+        features=Features({**keys, images[0]: ImageFeature(), "json": fields}),
+    )
+    return stream.decode(False).rename_column(images[0], "image")
+
+
+class RecordStream(IterableDataset):
+    """A streamed dataset as an endless source of training records, for [`RegionTrainer`].
+
+    Every pass goes through the shards in another order, and through a shard in blocks of `shuffle_buffer` records in
+    random order. A block's order is drawn from seed, pass and place: a position in the stream is a few numbers, and
+    going on from it reads at most one block again.
+
+    A record that cannot be decoded, or that breaks the schema, is skipped, counted and logged with its id.
+
+    Args:
+        records: of [`stream_records`].
+        seed: of the order.
+        shuffle_buffer: records, encoded, that a worker holds at a time.
+        max_corrupt_share: of the records that a worker has seen, of 1,000 at least.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    def __init__(
+        self,
+        records: "datasets.IterableDataset",
+        seed: int = 0,
+        shuffle_buffer: int = 1000,
+        max_corrupt_share: float = 0.01,
+    ):
+        if shuffle_buffer < 1:
+            raise ValueError(f"`shuffle_buffer` must be at least 1, got {shuffle_buffer}.")
+        if not 0 <= max_corrupt_share < 1:
+            raise ValueError(f"`max_corrupt_share` must lie in [0, 1), got {max_corrupt_share}.")
+        self.records = records
+        self.seed = seed
+        self.shuffle_buffer = shuffle_buffer
+        self.max_corrupt_share = max_corrupt_share
+
+    def share(self, rank: int, world_size: int) -> "datasets.IterableDataset":
+        """The part of a rank: whole shards if their number is a multiple of the ranks', else every n-th record."""
+        from datasets.distributed import split_dataset_by_node
+
+        return split_dataset_by_node(self.records, rank, world_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (record for record, _ in self.read())
+
+    def read(
+        self, rank: int = 0, world_size: int = 1, position: Mapping[str, Any] | None = None
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Records of this rank (and of this data loader worker), each with the position behind it.
+
+        Args:
+            position: where to go on; from the start when None.
+
+        Raises:
+            ValueError: more corrupt records than `max_corrupt_share`, or a pass without any record.
+        """
+        worker = getattr(get_worker_info(), "id", 0)
+        share = self.share(rank, world_size)
+        at = dict(position or {"epoch": 0, "block": 0, "start": None, "index": 0, "seen": 0, "corrupt": 0})
+        while True:
+            # `datasets` shuffles the shards by the epoch, from the first on.
+            share.set_epoch(1 + self.seed + at["epoch"])
+            if at["start"] is not None:
+                share.load_state_dict(at["start"])
+            rows, nothing = iter(share), at["start"] is None
+            while block := list(islice(rows, self.shuffle_buffer)):
+                nothing = False
+                rng = np.random.default_rng((self.seed, rank, worker, at["epoch"], at["block"]))
+                for index in rng.permutation(len(block))[at["index"] :]:
+                    at["index"] += 1
+                    at["seen"] += 1
+                    try:
+                        record = _decode(block[index])
+                    except BROKEN as error:
+                        at["corrupt"] += 1
+                        self._report(block[index], error, at, rank, worker)
+                        continue
+                    record["sample_key"] = (at["epoch"], *content_key(record))
+                    yield record, dict(at)
+                at |= {"block": at["block"] + 1, "start": share.state_dict(), "index": 0}
+            if nothing:
+                raise ValueError(f"The stream has no record for rank {rank} of {world_size}, worker {worker}.")
+            at |= {"epoch": at["epoch"] + 1, "block": 0, "start": None}
+
+    def _report(self, row: Mapping[str, Any], error: Exception, at: Mapping[str, Any], rank: int, worker: int) -> None:
+        name = _name(row)
+        logger.warning(f"Skipped a corrupt record ({at['corrupt']} of {at['seen']}), {name}: {error}")
+        if at["corrupt"] > self.max_corrupt_share * max(at["seen"], FEWEST):
+            raise ValueError(
+                f"{at['corrupt']} of the {at['seen']} records that worker {worker} of rank {rank} read are corrupt, "
+                f"more than `max_corrupt_share` = {self.max_corrupt_share} (of {FEWEST} at least). The last one is "
+                f"{name}: {error}"
+            )
+
+
+def _decode(row: Mapping[str, Any]) -> dict[str, Any]:
+    from datasets import Image as ImageFeature
+
+    record = {**row["json"], "image": row["image"]} if "json" in row else dict(row)
+    record["image"] = ImageFeature().decode_example(record["image"])
+    validate_record(record)
+    return record
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    image, regions = row.get("image") or {}, (row.get("json") or row).get("regions") or []
+    return f"image {image.get('path')!r} with regions {[region.get('id') for region in regions[:5]]}"
+
+
+class StreamLoader:
+    """Batches of a [`RecordStream`] for one rank, made in worker processes, and the place that training has reached.
+
+    Nothing is prepared by accelerate: its dispatcher would send batches of one shape from the first rank, and its
+    resuming would read and decode again whatever was seen.
+
+    Args:
+        stream: where records come from.
+        collator: makes a batch of a list of records, in the workers.
+        batch_size: records a batch.
+        rank, world_size: which share of the stream to read.
+        num_workers: no more than the rank has shards are started.
+        options: further arguments of `DataLoader`.
+    """
+
+    def __init__(
+        self,
+        stream: RecordStream,
+        collator: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        **options: Any,
+    ):
+        shards = stream.share(rank, world_size).num_shards
+        if num_workers > shards:
+            logger.warning(f"Reading with {shards} workers in place of {num_workers}: each needs a shard of its own.")
+            num_workers = shards
+        self.layout = {"world_size": world_size, "workers": max(num_workers, 1), "batch_size": batch_size}
+        self.delivered = 0
+        self.positions: list[dict[str, Any] | None] = [None] * max(num_workers, 1)
+        self._batches = _Batches(stream, collator, batch_size, rank, world_size)
+        self._loader = DataLoader(self._batches, batch_size=None, num_workers=num_workers, **options)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._batches.delivered, self._batches.positions = self.delivered, list(self.positions)
+        for item in self._loader:
+            if item is not None:
+                batch, worker, position = item
+                self.positions[worker] = position
+                self.delivered += 1
+                yield batch
+
+    @property
+    def corrupt(self) -> int:
+        """Records that were skipped on this rank."""
+        return sum(position["corrupt"] for position in self.positions if position is not None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the last batch that was taken, as plain values."""
+        return {"layout": self.layout, "delivered": self.delivered, "positions": list(self.positions)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from there: no record comes twice or is left out, and batches are those of an uninterrupted run.
+
+        Raises:
+            ValueError: the state comes from another number of ranks or workers, or another batch size: the records
+                would be dealt out differently.
+        """
+        if state["layout"] != self.layout:
+            raise ValueError(f"The stream was read with {state['layout']} and cannot go on with {self.layout}.")
+        self.delivered, self.positions = state["delivered"], list(state["positions"])
+
+
+class _Batches(IterableDataset):
+    """What runs in the workers: batches, each with its worker and the position behind it."""
+
+    def __init__(self, stream: RecordStream, collator: Callable, batch_size: int, rank: int, world_size: int):
+        self.stream, self.collator, self.batch_size = stream, collator, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.delivered, self.positions = 0, [None]
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], int, dict[str, Any]] | None]:
+        worker = getattr(get_worker_info(), "id", 0)
+        # Workers are asked in turn, from the first on: those whose turn had come pass once.
+        if worker < self.delivered % len(self.positions):
+            yield None
+        records = self.stream.read(self.rank, self.world_size, self.positions[worker])
+        while True:
+            rows = list(islice(records, self.batch_size))
+            yield self.collator([record for record, _ in rows]), worker, rows[-1][1]

@@ -1,0 +1,111 @@
+"""Parameter groups: which parameters learn at which rate, and which of them decay."""
+
+import re
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainingArguments
+
+from .arguments import OptimizerArguments
+
+MASK_PROJECTION = (".mask_weight", ".mask_bias")
+# What a tower computes before its first block.
+BELOW_BLOCKS = re.compile(r"embed|cls_token|pre_layrnorm")
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    vision_lr_scale: float = 1.0,
+    text_lr_scale: float = 1.0,
+    layer_decay: float = 1.0,
+) -> list[dict[str, Any]]:
+    """The trainable parameters of a model in groups for an optimiser.
+
+    What the towers inherit learns at `learning_rate` times the scale of its tower, and `layer_decay` times slower with
+    every block away from the tower's output (Bao et al. 2022, BEiT; as LLM2CLIP trains). All else is new and learns at
+    the full rate: mask projection (Alpha-CLIP), Prompter, heads, projections, temperatures, LoRA adapters.
+
+    Norms, biases, temperatures and embeddings (of tokens, positions, classes) do not decay.
+
+    Args:
+        model: a [`CLOCModel`] or [`PixCLIPModel`], plain or wrapped by PEFT, accelerate or `torch.compile`.
+        learning_rate, weight_decay: of the full rate, and of what decays.
+        vision_lr_scale, text_lr_scale: of the towers; 0 leaves a tower as it is, at the cost of training it.
+        layer_decay: 1 for the same rate in all blocks.
+
+    Returns:
+        Groups with `name`, `params`, `lr` and `weight_decay`, the full rate first: it is the one that `Trainer` logs.
+
+    Raises:
+        ValueError: a negative scale, a `layer_decay` outside (0, 1], or a model without trainable parameters.
+    """
+    scales = {"vision_model": vision_lr_scale, "text_model": text_lr_scale}
+    for name, scale in zip(("vision_lr_scale", "text_lr_scale"), scales.values(), strict=True):
+        if not scale >= 0:
+            raise ValueError(f"`{name}` must not be negative, got {scale}.")
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"`layer_decay` must lie in (0, 1], got {layer_decay}.")
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    inherited = _distances_to_output([name for name, _ in model.named_parameters()])
+    groups: dict[tuple[str, float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part, rate = "new", learning_rate
+        if name in inherited:
+            part, distance = inherited[name]
+            rate = learning_rate * scales[part] * layer_decay**distance
+        # Vectors are norms and biases; a class token or position table may come as (1, N, D).
+        flat = parameter.ndim < 2 or (parameter.ndim > 2 and len(parameter) == 1)
+        decay = 0.0 if flat or id(parameter) in embeddings else weight_decay
+        group = groups.setdefault((part, rate, decay), {"name": part, "params": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+    if not groups:
+        raise ValueError("`model` has no trainable parameter.")
+    return sorted(groups.values(), key=lambda group: (group["name"] != "new", -group["lr"]))
+
+
+def _distances_to_output(names: list[str]) -> dict[str, tuple[str, int]]:
+    """For each parameter that a tower inherits: the tower, and how many blocks it lies below the tower's output."""
+    places, depths = {}, {"vision_model": 0, "text_model": 0}
+    for name in names:
+        found = re.search(r"(?:^|\.)(vision_model|text_model)\.", name)
+        if found is None or name.endswith(MASK_PROJECTION) or ".lora_" in name:
+            continue
+        tower, block = found[1], re.search(r"\.(\d+)\.", name)
+        places[name] = tower, int(block[1]) if block else None
+        if block:
+            depths[tower] = max(depths[tower], int(block[1]) + 1)
+    distances = {}
+    for name, (tower, block) in places.items():
+        if block is not None:
+            distances[name] = tower, depths[tower] - block
+        else:
+            distances[name] = tower, depths[tower] + 1 if BELOW_BLOCKS.search(name) else 0
+    return distances
+
+
+def optimizer_for(
+    model: nn.Module, training: TrainingArguments, groups: OptimizerArguments
+) -> tuple[type[Optimizer], dict[str, Any]]:
+    """The optimiser of `training` (`--optim`, betas, ...) on [`parameter_groups`], as `Trainer` takes it:
+    `optimizer_cls_and_kwargs`.
+
+    Raises:
+        ValueError: an optimiser that picks its parameters itself, or else see [`parameter_groups`].
+    """
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    if not isinstance(optimizer_class, type) or options.keys() & {"params", "model", "optimizer_dict"}:
+        raise ValueError(f"`optim` must be an optimiser that takes parameter groups, got {str(training.optim)!r}.")
+    options["params"] = parameter_groups(
+        model,
+        training.learning_rate,
+        training.weight_decay,
+        groups.vision_lr_scale,
+        groups.text_lr_scale,
+        groups.layer_decay,
+    )
+    return optimizer_class, options

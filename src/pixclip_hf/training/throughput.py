@@ -1,0 +1,51 @@
+"""How much a training run gets through: images, regions and text tokens a second."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TEXT_MASKS = ("attention_mask", "region_text_attention_mask")
+
+
+class Throughput:
+    """Counts batches between two logs.
+
+    The clock starts with the first batch behind a log, so that an evaluation or a checkpoint in between is not held
+    against the training. Counts stay on the device until they are read.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start: float | None = None
+        self._counts: list[Tensor] = []
+
+    def count(self, batch: Mapping[str, Any]) -> None:
+        """Counts a batch on its way into the model: padding is neither a region nor a token."""
+        if self._start is None:
+            self._start = time.perf_counter()
+        regions = batch.get("region_attention_mask")
+        tokens = [batch[name].sum() for name in TEXT_MASKS if batch.get(name) is not None]
+        counts = (len(batch["pixel_values"]), 0 if regions is None else regions.sum(), sum(tokens))
+        self._counts.append(
+            torch.stack([torch.as_tensor(count, device=batch["pixel_values"].device) for count in counts])
+        )
+
+    def rates(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """`images_per_second`, `regions_per_second` and `tokens_per_second` since the last call; nothing without a
+        batch. Zeros are left out.
+
+        Args:
+            over_ranks: sums a tensor over the ranks.
+        """
+        if not self._counts:
+            return {}
+        totals = over_ranks(torch.stack(self._counts).sum(0)).tolist()
+        seconds = time.perf_counter() - self._start
+        self._reset()
+        names = ("images_per_second", "regions_per_second", "tokens_per_second")
+        return {name: total / seconds for name, total in zip(names, totals, strict=True) if total}

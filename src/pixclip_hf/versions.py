@@ -1,0 +1,27 @@
+"""Which versions of which libraries this package works with: `setup.py` asks for them, the import checks them."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+# transformers 5.23 itself asks for this torch and this peft; constraints.txt holds what the tests run with.
+SUPPORTED = {"transformers": ">=5.23,<6", "torch": ">=2.6,<3", "peft": ">=0.20,<1"}
+OPTIONAL = {"peft"}
+
+
+def check_versions() -> None:
+    """
+    Raises:
+        ImportError: an installed version outside its range, or a library that is missing and not optional.
+    """
+    from packaging.requirements import Requirement
+
+    for name, versions in SUPPORTED.items():
+        try:
+            installed = version(name)
+        except PackageNotFoundError:
+            if name in OPTIONAL:
+                continue
+            installed = None
+        # A local version, such as 2.13.0+cpu, is the release it was built from; a pre-release of one counts too.
+        if installed is None or not Requirement(name + versions).specifier.contains(installed, prereleases=True):
+            found = "is not installed" if installed is None else f"{installed} is installed"
+            raise ImportError(f'pixclip_hf needs {name}{versions}, but {found}: pip install "{name}{versions}"')
