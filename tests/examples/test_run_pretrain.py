@@ -178,6 +178,77 @@ def test_a_dataset_without_an_evaluation_split(main, tmp_path):
         main(options(tmp_path / "run", "--dataset_name", tmp_path / "data", "--train_split", "validation"))
 
 
+@pytest.fixture
+def loads(monkeypatch):
+    """Counts how often a text cache loads the LLM."""
+    from pixclip_hf.training import text_cache
+
+    count, original = [], text_cache.load_text_model
+    monkeypatch.setattr(text_cache, "load_text_model", lambda *a, **k: (count.append(a), original(*a, **k))[1])
+    return count
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_text_cache(family, main, towers, tmp_path, loads):
+    """The states of a frozen LLM: computed once, the run equals the one with the LLM online, and ends with the LLM."""
+    given = [*towers, "--model_type", family, "--config_overrides", '{"bidirectional": true, "text_pooling": "mean"}']
+    given += ["--text_max_length", 200, "--do_train", "--do_eval", "--save_steps", 2]
+    cached = main(options(tmp_path / "cached", *given, "--text_cache", tmp_path / "cache", steps=3))
+    assert cached.model.text_model is None and len(loads) == 1
+    checkpoint = AutoModel.from_pretrained(tmp_path / "cached" / "checkpoint-2")
+    assert checkpoint.text_model is None and checkpoint.config.text_model_name == str(tmp_path / "llm")
+    model = AutoModel.from_pretrained(tmp_path / "cached")
+    processor = AutoProcessor.from_pretrained(tmp_path / "cached")
+    assert model.config.bidirectional and model.config.text_config.is_causal is False
+    assert processor.tokenizer.model_max_length == 200
+    source = LlamaModel.from_pretrained(tmp_path / "llm").state_dict()
+    for name, value in source.items():
+        assert torch.equal(model.text_model.state_dict()[name], value), name
+    online = main(options(tmp_path / "online", *given, "--freeze_text", steps=3))
+    for name in ("loss", "eval_loss"):
+        values = [[log[name] for log in run.state.log_history if name in log] for run in (cached, online)]
+        assert values[0] == pytest.approx(values[1], abs=1e-3) and values[0]
+    recall = [run.state.log_history[-1]["eval_region_to_text_recall@1"] for run in (cached, online)]
+    assert recall[0] == recall[1]
+    # A second run computes no state, and goes on from a checkpoint.
+    again = main(options(tmp_path / "cached", *given, "--text_cache", tmp_path / "cache", steps=4))
+    assert len(loads) == 1 and again.state.global_step == 4
+    assert (load(tmp_path / "cached") - embed(model, processor)).abs().max() > 1e-5
+
+
+def test_a_text_cache_of_the_checkpoint(main, towers, tmp_path, loads):
+    """A saved model trains and evaluates on the states of its own text tower."""
+    main(options(tmp_path / "first", *towers, "--model_type", "pixclip", steps=1))
+    start = ["--model_name_or_path", tmp_path / "first", "--text_cache", tmp_path / "cache"]
+    evaluated = main(options(tmp_path / "second", *start, "--do_eval"))
+    assert evaluated.model.text_model is None and len(loads) == 1
+    plain = main(options(tmp_path / "third", "--model_name_or_path", tmp_path / "first", "--do_eval"))
+    losses = [run.state.log_history[-1]["eval_loss"] for run in (evaluated, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    main(options(tmp_path / "fourth", *start))
+    assert AutoModel.from_pretrained(tmp_path / "fourth").text_model is not None and len(loads) == 1
+    # A checkpoint without its text tower names it, and goes on from there.
+    bare = ["--model_name_or_path", tmp_path / "bare", "--text_cache", tmp_path / "cache"]
+    evaluated.model.save_pretrained(tmp_path / "bare")
+    evaluated.processing_class.save_pretrained(tmp_path / "bare")
+    again = main(options(tmp_path / "fifth", *bare, "--do_eval"))
+    assert len(loads) == 1 and again.state.log_history[-1]["eval_loss"] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_a_text_cache_of_another_model(main, towers, tmp_path, tiny_tokenizer):
+    """A run does not go on with the states of another LLM."""
+    given = ["--model_type", "cloc", "--text_cache", tmp_path / "cache", "--save_steps", 1]
+    main(options(tmp_path / "run", *towers, *given, steps=1))
+    sizes = {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "eos_token_id": 258}
+    LlamaModel(LlamaConfig(hidden_size=24, vocab_size=259, **sizes)).save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    other = [*towers[:-1], tmp_path / "other"]
+    with pytest.raises(
+        ValueError, match=r"other states than the model expects: text_model_name '.*other', not '.*llm'"
+    ):
+        main(options(tmp_path / "run", *other, *given))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -188,6 +259,9 @@ def test_a_dataset_without_an_evaluation_split(main, tmp_path):
             "exclude each other, got 'c' and 'a'",
         ),
         (["--image_size", "30"], "must be a multiple of its `patch_size`"),
+        (["--text_cache", "c"], "`text_cache` needs a trained text model"),
+        (["--model_name_or_path", "a", "--text_cache", "c", "--lora_r", "2"], "`text_cache` excludes `lora_r`"),
+        (["--text_quantization", "4bit"], "`text_quantization` needs `lora_r` or `text_cache`, got '4bit' alone"),
         (["--regions_per_image", "0"], "`regions_per_image` must be at least 1"),
         (["--whole_image_share", "2"], "`whole_image_share` must lie in"),
         (["--region_text", "alt_text"], "`region_text` must be one .* got .*alt_text"),

@@ -75,7 +75,9 @@ class TextEmbeddingCache:
         if max_length is None:
             max_length = self.tokenizer.model_max_length
         if not 0 < max_length < _UNLIMITED:
-            raise ValueError(f"`max_length` must be a number of tokens, for the tokenizer has no limit; got {max_length}.")
+            raise ValueError(
+                f"`max_length` must be a number of tokens, for the tokenizer has no limit; got {max_length}."
+            )
         config = AutoConfig.from_pretrained(self.text_model, revision=revision)
         self.width = getattr(config, "text_config", config).hidden_size
         self.key = {
@@ -144,7 +146,8 @@ class TextEmbeddingCache:
         found = self._find_hashes(list(todo))[1]
         # The longest first: what does not fit into memory fails at once.
         missing = sorted(
-            (item for item, known in zip(todo.items(), found, strict=True) if not known), key=lambda item: -len(item[1])
+            (item for item, known in zip(todo.items(), found, strict=True) if not known),
+            key=lambda item: -len(item[1]),
         )
         if missing:
             self._compute(missing, batch_size, texts_per_file, state)
@@ -237,7 +240,11 @@ class TextEmbeddingCache:
     def _encode(self, model: Any, texts: list[str]) -> tuple[np.ndarray, int]:
         limit = self.key["max_length"]
         inputs = self.tokenizer(
-            texts, truncation=True, max_length=limit, padding=True, return_tensors="pt", return_overflowing_tokens=False
+            texts,
+            truncation=True,
+            max_length=limit,
+            padding=True,
+            return_tensors="pt",
         ).to(model.device)
         if not inputs.attention_mask.any(-1).all():
             empty = int(inputs.attention_mask.any(-1).int().argmin())
