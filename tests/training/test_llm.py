@@ -8,7 +8,7 @@ import pixclip_hf
 from pixclip_hf.data.scenes import make_scene, scene_texts
 from pixclip_hf.hub import write_folder
 from pixclip_hf.modeling.modeling_text import encode_text, set_bidirectional
-from pixclip_hf.training import llm
+from pixclip_hf.training import add_lora, llm
 from pixclip_hf.training.llm import (
     attach_text_model,
     find_smollm2,
@@ -25,6 +25,11 @@ VISION = {"model_type": "clip_vision_model", "hidden_size": 32, "image_size": 32
 def llama(seed=0, width=24):
     torch.manual_seed(seed)
     return LlamaModel(LlamaConfig(hidden_size=width, vocab_size=259, eos_token_id=258, **SIZES)).eval()
+
+
+def save(model, folder):
+    model.save_pretrained(folder)
+    return str(folder)
 
 
 def without_text(family, **changes):
@@ -120,6 +125,29 @@ def test_quantization_is_passed_on(tmp_path, monkeypatch):
     assert four.load_in_4bit and four.bnb_4bit_quant_type == "nf4" and four.bnb_4bit_compute_dtype == torch.bfloat16
     skipped = set(four.llm_int8_skip_modules)
     assert {"vision_model", "text_projection", "logit_scale", "prompter"} <= skipped and "text_model" not in skipped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quantization", "layer"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt")])
+def test_lora_on_a_quantised_tower(quantization, layer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    model = attach_text_model(without_text("pixclip"), save(llama(), tmp_path / "llm"))
+    model.save_pretrained(tmp_path / "model")
+    model = AutoModel.from_pretrained(tmp_path / "model")
+    ids = torch.arange(40).reshape(2, 20)
+    expected = model.get_text_features(ids).pooler_output
+    quantised = llm.quantize_text_model(model, quantization).eval()
+    parts = {name.split(".")[0] for name, part in quantised.named_modules() if type(part).__name__ == layer}
+    assert parts == {"text_model"}
+    found = quantised.get_text_features(ids).pooler_output
+    assert 0.9 < torch.cosine_similarity(found.float(), expected).min() < 1
+    adapted = add_lora(quantised, r=2)
+    masks = torch.ones(1, 2, 32, 32, dtype=torch.bool)
+    adapted(pixel_values=torch.randn(1, 3, 32, 32), region_masks=masks, region_input_ids=ids[None]).loss.backward()
+    moved = [value.grad.abs().max() for name, value in adapted.named_parameters() if "lora_B" in name]
+    assert len(moved) == 8 and min(moved) > 0
+    tower = load_text_model(str(tmp_path / "llm"), quantization=quantization)
+    assert type(tower.layers[0].mlp.up_proj).__name__ == layer
 
 
 @pytest.fixture(scope="module")
