@@ -1,5 +1,9 @@
 """Models and processors from existing towers: step 0 equals the CLIP that the weights came from."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -25,11 +29,15 @@ def build_source(name):
     if name.startswith("CLIP"):
         config = transformers.CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=16)
         return getattr(transformers, name)(config)
+    if name == "SiglipVisionModel":
+        return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION))
     if name.startswith("Siglip"):
-        text = TEXT | {"hidden_size": 32}
-        return getattr(transformers, name)(transformers.SiglipConfig(vision_config=VISION, text_config=text))
+        text = TEXT | {"hidden_size": 32, "vocab_size": 512 if name == "Siglip2" else 259}
+        return transformers.SiglipModel(transformers.SiglipConfig(vision_config=VISION, text_config=text))
     if name.startswith("Bert"):
         return getattr(transformers, name)(transformers.BertConfig(**TEXT))
+    if name.startswith("Qwen3"):
+        return getattr(transformers, name)(transformers.Qwen3Config(**TEXT, num_key_value_heads=2, head_dim=8))
     return getattr(transformers, name)(transformers.LlamaConfig(**TEXT, **LLAMA))
 
 
@@ -46,6 +54,12 @@ def towers(tmp_path_factory):
                 for parameter in source.parameters():
                     parameter += 0.1 * torch.randn_like(parameter)
             source.save_pretrained(root / name)
+            if name == "Siglip2":
+                # As the fixed-resolution checkpoints of the Hub: a SigLIP by its type, and no word of a class.
+                path = root / name / "config.json"
+                content = json.loads(path.read_text())
+                assert content["model_type"] == "siglip" and content.pop("architectures")
+                path.write_text(json.dumps(content))
         return str(root / name)
 
     return folder
@@ -88,14 +102,58 @@ def test_equals_its_clip(family, dtype, towers, pixels):
 
 
 @torch.no_grad()
-def test_any_mask_equals_the_clip(towers, pixels):
-    expected = load(towers("CLIPModel")).get_image_features(pixels).pooler_output
-    model = MODELS["pixclip"].from_vision_text_pretrained(towers("CLIPModel"), towers("LlamaModel"))
+@pytest.mark.parametrize("family", MODELS)
+def test_one_clip_on_both_sides_gives_its_logits(family, towers, pixels):
+    clip = load(towers("CLIPModel"))
+    options = {"text_pooling": "eos", "text_projection": "linear"}
+    both = towers("CLIPModel"), towers("CLIPModel")
+    model = MODELS[family].from_vision_text_pretrained(*both, **options)
+    ids, mask = texts()
+    expected = clip(input_ids=ids, attention_mask=mask, pixel_values=pixels).logits_per_image
+    assert clip.logit_scale.item() != pytest.approx(2.6592, abs=1e-3)
+    torch.testing.assert_close(model(pixels, input_ids=ids, attention_mask=mask).logits_per_image, expected)
+    model = MODELS[family].from_vision_text_pretrained(*both, logit_scale_init_value=3.0, **options)
+    assert model.logit_scale().item() == pytest.approx(20.0855, rel=1e-4)
+    # A scale belongs to two sides that have met.
+    for text, changes in (("CLIPTextModelWithProjection", options), ("CLIPModel", options | {"projection_dim": 20})):
+        model = MODELS[family].from_vision_text_pretrained(towers("CLIPModel"), towers(text), **changes)
+        assert model.logit_scale.log_scale.item() == pytest.approx(2.6592)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("vision", ("SiglipModel", "Siglip2", "SiglipVisionModel"))
+def test_equals_its_siglip(vision, dtype, family, towers, pixels):
+    source = load(towers(vision), dtype)
+    model = MODELS[family].from_vision_text_pretrained(towers(vision), towers("LlamaModel"), dtype=dtype)
+    expected = source(pixels).pooler_output if vision == "SiglipVisionModel" else source.get_image_features(pixels)
+    expected = getattr(expected, "pooler_output", expected)
+    assert model.config.projection_dim == 32 and expected.std() > 0.05
+    assert torch.equal(model.get_image_features(pixels).pooler_output, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", MODELS)
+def test_single_towers_with_their_projection(family, towers, pixels):
+    folders = towers("CLIPVisionModelWithProjection"), towers("CLIPTextModelWithProjection")
+    model = MODELS[family].from_vision_text_pretrained(*folders, text_pooling="eos", text_projection="linear")
+    vision, text = (getattr(transformers, Path(folder).name).from_pretrained(folder).eval() for folder in folders)
+    assert torch.equal(model.get_image_features(pixels).pooler_output, vision(pixels).image_embeds)
+    ids, mask = texts()
+    assert torch.equal(model.get_text_features(ids, mask).pooler_output, text(ids, mask).text_embeds)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("vision", ("CLIPModel", "SiglipModel"))
+def test_any_mask_equals_the_source(vision, towers, pixels):
+    expected = load(towers(vision)).get_image_features(pixels).pooler_output
+    model = MODELS["pixclip"].from_vision_text_pretrained(towers(vision), towers("LlamaModel"))
     masks = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) > 0.5
     masks[:, 0] = False
     found = model.get_region_features(pixels, masks).pooler_output
     # One pass a region: the same rows in a batch of another size may round otherwise, so each is its own reference.
-    repeated = load(towers("CLIPModel")).get_image_features(pixels.repeat_interleave(3, 0)).pooler_output
+    repeated = load(towers(vision)).get_image_features(pixels.repeat_interleave(3, 0)).pooler_output
     assert torch.equal(found.flatten(0, 1), repeated)
     assert torch.equal(model.get_image_features(pixels, use_mask=False).pooler_output, expected)
 
@@ -114,7 +172,14 @@ def test_vision_towers(vision, family, towers, pixels):
 @torch.no_grad()
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize(
-    ("text", "pooling"), [("CLIPTextModel", "eos"), ("BertModel", "cls"), ("LlamaModel", "last"), ("CLIPModel", "eos")]
+    ("text", "pooling"),
+    [
+        ("CLIPTextModel", "eos"),
+        ("BertModel", "cls"),
+        ("LlamaModel", "last"),
+        ("Qwen3Model", "last"),
+        ("CLIPModel", "eos"),
+    ],
 )
 def test_text_towers(text, pooling, family, towers):
     model = MODELS[family].from_vision_text_pretrained(towers("CLIPModel"), towers(text), text_pooling=pooling)
@@ -128,7 +193,7 @@ def test_text_towers(text, pooling, family, towers):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("text", ("LlamaForCausalLM", "BertForMaskedLM", "BertForPreTraining"))
+@pytest.mark.parametrize("text", ("LlamaForCausalLM", "Qwen3ForCausalLM", "BertForMaskedLM", "BertForPreTraining"))
 def test_checkpoints_with_a_task_head(text, towers):
     """What language models come as: the head is left behind, masked language models have no pooler."""
     model = MODELS["pixclip"].from_vision_text_pretrained(towers("CLIPModel"), towers(text))
@@ -178,11 +243,12 @@ def test_configuration_fields_pass_through(towers):
 
 
 def change(folder, tmp_path, edit):
-    """A copy of a checkpoint whose tensors are edited."""
-    config = transformers.AutoConfig.from_pretrained(folder)
-    config.save_pretrained(tmp_path)
+    """A copy of a checkpoint whose tensors are edited, or replaced by what `edit` returns."""
+    tmp_path.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "config.json").write_text(Path(folder, "config.json").read_text())
     tensors = load_file(f"{folder}/model.safetensors")
-    edit(tensors)
+    edited = edit(tensors)
+    tensors = edited if isinstance(edited, dict) else tensors
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     return str(tmp_path)
 
@@ -208,7 +274,18 @@ EXTRA = {"name.of.nothing": torch.zeros(1)}
             r"left over \[.*layers\.7\.mlp\.up_proj\.weight'\]",
         ),
         ("text", "BertForMaskedLM", lambda t: t.pop("bert.encoder.layer.0.output.dense.bias"), "missing.*dense.bias'"),
-        ("vision", "CLIPVisionModelWithProjection", lambda t: None, r"left over \['visual_projection\.weight'\]"),
+        (
+            "vision",
+            "CLIPVisionModel",
+            lambda t: t.update({next(k for k in t if k.endswith(LAYER)): torch.zeros(3, 32)}),
+            rf"of another shape \['{LAYER} \(3, 32\) for \(48, 32\)'\]",
+        ),
+        (
+            "text",
+            "BertModel",
+            lambda t: t.update({"encoder.layer.0.output.dense.bias": torch.zeros(5)}),
+            r"of another shape \['encoder\.layer\.0\.output\.dense\.bias \(5,\) for \(24,\)'\]",
+        ),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(side, source, edit, message, family, towers, tmp_path):
@@ -218,9 +295,195 @@ def test_a_checkpoint_that_does_not_fit(side, source, edit, message, family, tow
         MODELS[family].from_vision_text_pretrained(**folders)
 
 
-def test_towers_of_the_wrong_side(towers):
-    with pytest.raises(ValueError, match="`vision_config.image_size` must be an int"):
-        MODELS["cloc"].from_vision_text_pretrained(towers("LlamaModel"), towers("CLIPModel"))
+def wrong_config(name):
+    """Configurations that make no tower of one side or the other."""
+    small = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return {
+        "naflex": lambda: transformers.Siglip2Config(vision_config=dict(SIZES, hidden_size=32)),
+        "llama": lambda: transformers.LlamaConfig(**TEXT, **LLAMA),
+        "clip_vision": lambda: transformers.CLIPVisionConfig(**VISION),
+        "siglip": lambda: transformers.SiglipConfig(vision_config=VISION, text_config=TEXT | {"hidden_size": 32}),
+        "t5": lambda: transformers.T5Config(**small),
+        "llava": lambda: transformers.LlavaConfig(
+            vision_config={"model_type": "clip_vision_model", **VISION}, text_config={"model_type": "llama", **TEXT}
+        ),
+        "vit": lambda: transformers.ViTConfig(**VISION),
+    }[name]()
+
+
+@pytest.mark.parametrize(
+    ("side", "name", "message"),
+    [
+        ("vision", "naflex", "`vision` must name a CLIP, SigLIP or fixed-resolution SigLIP2 .*'siglip2' checkpoint"),
+        ("vision", "llama", "`vision` must name .*'llama' checkpoint"),
+        ("vision", "llava", "`vision` must name .*'llava' checkpoint"),
+        ("vision", "vit", "convolutional patch projection, got 'vit'"),
+        ("text", "clip_vision", "`text` must name a CLIP text tower, .*'clip_vision_model' checkpoint"),
+        ("text", "siglip", "`text` must name .*'siglip' checkpoint"),
+        ("text", "t5", "`text` must name .*'t5' checkpoint"),
+        ("text", "llava", "`text` must name .*'llava' checkpoint"),
+    ],
+)
+def test_wrong_architectures_fail_before_weights_are_read(side, name, message, towers, tmp_path):
+    folders = {"vision": towers("CLIPModel"), "text": towers("CLIPTextModel")}
+    # There are no weights: reading them would be another error.
+    wrong_config(name).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        MODELS["pixclip"].from_vision_text_pretrained(**folders | {side: str(tmp_path)})
+
+
+def test_arguments(towers):
+    both = towers("CLIPModel"), towers("LlamaModel")
+    for error, changes, message in (
+        (TypeError, {"projection_dims": 3}, "no fields 'projection_dims'"),
+        (ValueError, {"dtype": "int8"}, "`dtype` must be a floating-point dtype.*'int8'"),
+        (ValueError, {"dtype": "half-way"}, "`dtype` must be a floating-point dtype.*'half-way'"),
+        (ValueError, {"image_size": 35}, "`image_size` must be a multiple of the patch size 8, got 35"),
+        (ValueError, {"image_size": 0}, "`image_size` must be a multiple of the patch size 8, got 0"),
+        (ValueError, {"max_position_embeddings": 99}, "can be changed in CLIP text towers.*99.*'llama'"),
+        (ValueError, {"bidirectional": True, "text": both[0]}, "needs a decoder"),
+    ):
+        with pytest.raises(error, match=message):
+            MODELS["pixclip"].from_vision_text_pretrained(**{"vision": both[0], "text": both[1]} | changes)
+    with pytest.raises(ValueError, match="must be at least the tower's own 64.*got 63"):
+        MODELS["cloc"].from_vision_text_pretrained(both[0], both[0], max_position_embeddings=63)
+
+
+def store(folder, tmp_path, dtype):
+    """A copy of a checkpoint in another precision."""
+    transformers.AutoModel.from_pretrained(folder, dtype=dtype).save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("vision", "text", "asked", "expected"),
+    [
+        ("bfloat16", "bfloat16", "auto", "bfloat16"),
+        ("bfloat16", "float32", "auto", "float32"),
+        ("bfloat16", "float16", "auto", "float32"),
+        ("float16", "bfloat16", None, "float32"),
+        ("float32", "float16", "bfloat16", "bfloat16"),
+    ],
+)
+def test_one_dtype_for_the_whole_model(vision, text, asked, expected, towers, pixels, tmp_path):
+    vision = store(towers("CLIPModel"), tmp_path / "vision", getattr(torch, vision))
+    text = store(towers("BertModel"), tmp_path / "text", getattr(torch, text))
+    expected = getattr(torch, expected)
+    model = MODELS["pixclip"].from_vision_text_pretrained(vision, text, dtype=asked)
+    assert {parameter.dtype for parameter in model.parameters()} == {expected} and model.dtype == expected
+    assert model.config.dtype == model.config.vision_config.dtype == model.config.text_config.dtype == expected
+    source = load(vision, expected).get_image_features(pixels).pooler_output
+    assert torch.equal(model.get_image_features(pixels).pooler_output, source)
+
+
+@torch.no_grad()
+def test_sharded_checkpoints(towers, pixels, tmp_path):
+    for name in ("CLIPModel", "LlamaForCausalLM"):
+        getattr(transformers, name).from_pretrained(towers(name)).save_pretrained(
+            tmp_path / name, max_shard_size="20KB"
+        )
+        assert len(list((tmp_path / name).glob("model-*-of-*.safetensors"))) > 1
+    whole = MODELS["cloc"].from_vision_text_pretrained(towers("CLIPModel"), towers("LlamaForCausalLM"))
+    again = MODELS["cloc"].from_vision_text_pretrained(str(tmp_path / "CLIPModel"), str(tmp_path / "LlamaForCausalLM"))
+    assert torch.equal(again.get_image_features(pixels).pooler_output, whole.get_image_features(pixels).pooler_output)
+    for name, value in whole.text_model.state_dict().items():
+        assert torch.equal(again.text_model.state_dict()[name], value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ("", "vision_model."))
+def test_vision_only_checkpoints_with_either_naming(prefix, towers, pixels, tmp_path):
+    strip = "vision_model."
+    folder = change(
+        towers("CLIPVisionModel"), tmp_path, lambda t: {prefix + name.removeprefix(strip): t[name] for name in t}
+    )
+    model = MODELS["pixclip"].from_vision_text_pretrained(folder, towers("CLIPTextModel"))
+    source = load(towers("CLIPVisionModel"))
+    assert torch.equal(model.vision_model(pixels).pooler_output, source(pixels).pooler_output)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("size", (56, 16))
+@pytest.mark.parametrize("vision", ("CLIPModel", "SiglipModel"))
+def test_another_image_size(vision, size, dtype, family, towers):
+    """transformers' own interpolation on the fly is the reference; the new model needs no such argument."""
+    folder = towers(vision)
+    model = MODELS[family].from_vision_text_pretrained(folder, towers("LlamaModel"), image_size=size, dtype=dtype)
+    assert model.config.vision_config.image_size == size
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    source = load(folder).get_image_features(pixels, interpolate_pos_encoding=True).pooler_output
+    found = model.get_image_features(pixels.to(dtype)).pooler_output.float()
+    torch.testing.assert_close(found, source, atol=1e-5 if dtype == torch.float32 else 0.1, rtol=1e-5)
+    assert (load(folder).get_image_features(pixels.new_zeros(2, 3, 32, 32)).pooler_output - source).abs().max() > 0.3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", MODELS)
+def test_pixels_that_no_patch_covers(family, towers, pixels, tmp_path):
+    """SigLIP so400m at 384 pixels has 27 patches of 14, which cover 378."""
+    source = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION | {"image_size": 36})).eval()
+    source.save_pretrained(tmp_path)
+    model = MODELS[family].from_vision_text_pretrained(str(tmp_path), towers("LlamaModel"))
+    assert model.config.vision_config.image_size == 32
+    expected = source(torch.nn.functional.pad(pixels, (0, 4, 0, 4), value=9.0)).pooler_output
+    assert torch.equal(model.get_image_features(pixels).pooler_output, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("text", ("CLIPModel", "CLIPTextModel"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_stretched_text_positions(dtype, text, towers):
+    source = load(towers(text), dtype)
+    source = getattr(source, "text_model", source)
+    model = MODELS["pixclip"].from_vision_text_pretrained(
+        towers("CLIPModel"), towers(text), max_position_embeddings=150, dtype=dtype
+    )
+    assert model.config.text_config.max_position_embeddings == 150
+    found = model.text_model.embeddings.position_embedding.weight
+    old = source.embeddings.position_embedding.weight
+    assert torch.equal(found[:20], old[:20]) and torch.equal(found[-1], old[-1])
+    places = np.linspace(20, 63, 130)
+    expected = np.stack([np.interp(places, range(64), column) for column in old.float().T.numpy()], axis=1)
+    torch.testing.assert_close(
+        found[20:], torch.tensor(expected).to(dtype), atol=1e-5 if dtype == torch.float32 else 4e-3, rtol=0
+    )
+    # Short texts are read as before, long ones at all.
+    ids, mask = texts()
+    expected = source(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert torch.equal(model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state, expected)
+    long = torch.randint(2, 258, (2, 150), generator=torch.Generator().manual_seed(2))
+    features = model.get_text_features(long, torch.ones_like(long)).pooler_output
+    changed = model.get_text_features(long.index_fill(1, torch.tensor([140]), 5), torch.ones_like(long)).pooler_output
+    assert (features - changed).abs().max() > 1e-4
+
+
+def test_hub_ids_and_revisions(towers, pixels, tmp_path):
+    """Repositories as the Hub's cache keeps them, with two revisions each."""
+    for repository, sources in (
+        ("org/clip", {"main": "CLIPModel", "v1": "CLIPVisionModel"}),
+        ("org/llm", {"main": "LlamaModel", "v2": "BertModel"}),
+    ):
+        cache = tmp_path / f"models--{repository.replace('/', '--')}"
+        for revision, source in sources.items():
+            commit = f"{sum(map(ord, source)):040x}"
+            (cache / "refs").mkdir(parents=True, exist_ok=True)
+            (cache / "refs" / revision).write_text(commit)
+            (cache / "snapshots").mkdir(exist_ok=True)
+            (cache / "snapshots" / commit).symlink_to(towers(source))
+    for revisions, vision, text in (
+        ({}, "CLIPModel", "LlamaModel"),
+        ({"vision_revision": "v1"}, "CLIPVisionModel", "LlamaModel"),
+        ({"text_revision": "v2"}, "CLIPModel", "BertModel"),
+        ({"revision": "v1", "text_revision": "v2"}, "CLIPVisionModel", "BertModel"),
+    ):
+        model = MODELS["pixclip"].from_vision_text_pretrained("org/clip", "org/llm", cache_dir=tmp_path, **revisions)
+        expected = MODELS["pixclip"].from_vision_text_pretrained(towers(vision), towers(text))
+        for part in ("vision_model", "text_model"):
+            for name, value in getattr(expected, part).state_dict().items():
+                assert torch.equal(getattr(model, part).state_dict()[name], value)
 
 
 def test_old_clip_checkpoints_with_position_ids(towers, tmp_path):
@@ -230,27 +493,70 @@ def test_old_clip_checkpoints_with_position_ids(towers, tmp_path):
     MODELS["pixclip"].from_vision_text_pretrained(folder, folder)
 
 
+IMAGE_PROCESSORS = {
+    "CLIPModel": lambda: transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3]
+    ),
+    "SiglipModel": lambda: transformers.SiglipImageProcessor(size={"height": 32, "width": 32}),
+    "Siglip2": lambda: transformers.SiglipImageProcessor(size={"height": 32, "width": 32}, resample=2),
+}
+
+
+@pytest.fixture
+def pair(towers, tiny_tokenizer, tmp_path):
+    """Folders of a vision and a text source with weights and what their processors need."""
+
+    def folders(vision, text, max_length=None):
+        IMAGE_PROCESSORS[vision]().save_pretrained(towers(vision))
+        tiny_tokenizer.model_max_length = max_length or int(1e30)
+        tiny_tokenizer.pad_token = None
+        tiny_tokenizer.save_pretrained(towers(text))
+        return towers(vision), towers(text)
+
+    return folders
+
+
 @pytest.mark.parametrize("family", MODELS)
-def test_processor(family, towers, tiny_tokenizer, tmp_path):
-    source = transformers.CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], resample=2
-    )
-    source.save_pretrained(tmp_path / "vision")
-    transformers.AutoConfig.from_pretrained(towers("CLIPModel")).save_pretrained(tmp_path / "vision")
-    tiny_tokenizer.pad_token = None
-    tiny_tokenizer.save_pretrained(tmp_path / "text")
-    processor = PROCESSORS[family].from_vision_text_pretrained(str(tmp_path / "vision"), str(tmp_path / "text"))
+@pytest.mark.parametrize("vision", IMAGE_PROCESSORS)
+def test_model_and_processor(vision, family, pair, tmp_path):
+    folders = pair(vision, "LlamaModel")
+    processor = PROCESSORS[family].from_vision_text_pretrained(*folders)
     assert type(processor) is PROCESSORS[family]
-    image_processor = processor.image_processor
+    image_processor, source = processor.image_processor, IMAGE_PROCESSORS[vision]()
     assert dict(image_processor.size) == {"height": 32, "width": 32}
-    assert list(image_processor.image_mean) == [0.1, 0.2, 0.3] and image_processor.resample == 2
-    assert list(image_processor.image_std) == list(source.image_std)
+    for name in ("resample", "image_mean", "image_std", "rescale_factor", "do_normalize"):
+        assert getattr(image_processor, name) == getattr(source, name)
     assert processor.tokenizer.pad_token == processor.tokenizer.eos_token == "<eos>"
-    image = Image.linear_gradient("L").resize((48, 40)).convert("RGB")
-    inputs = processor(images=image, text=["a", "a longer text"], boxes=[[4, 5, 30, 20]])
-    assert inputs["pixel_values"].shape == (1, 3, 32, 32)
-    model = MODELS[family].from_vision_text_pretrained(towers("CLIPModel"), towers("LlamaModel"))
+    assert processor.tokenizer.model_max_length == 64
+    # Of a square image transformers' processors cut nothing off either.
+    square = Image.linear_gradient("L").resize((40, 40)).convert("RGB")
+    found, expected = processor(images=square)["pixel_values"], source(square, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    image = square.resize((48, 40))
+    inputs = processor(images=image, text=["a", "a longer text" * 9], boxes=[[4, 5, 30, 20]])
+    assert inputs["pixel_values"].shape == (1, 3, 32, 32) and inputs["input_ids"].shape == (2, 64)
+    model = MODELS[family].from_vision_text_pretrained(*folders)
     assert model(**inputs).logits_per_region.shape == (1, 1, 2)
-    processor.save_pretrained(tmp_path / "both")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "both")
     again = PROCESSORS[family].from_pretrained(tmp_path / "both")
     assert again(images=image, text="a")["pixel_values"].equal(inputs["pixel_values"])
+    assert again.tokenizer.model_max_length == 64
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_model_and_processor_of_other_sizes(family, pair):
+    """A tokenizer that cuts at the tower's own length must not cut where the tower was stretched."""
+    folders = pair("CLIPModel", "CLIPTextModel", max_length=64)
+    sizes = {"image_size": 48, "max_position_embeddings": 150}
+    model = MODELS[family].from_vision_text_pretrained(*folders, **sizes)
+    processor = PROCESSORS[family].from_vision_text_pretrained(*folders, **sizes)
+    image = Image.linear_gradient("L").resize((48, 40)).convert("RGB")
+    inputs = processor(images=image, text="a text " * 30, boxes=[[4, 5, 30, 20]])
+    assert inputs["pixel_values"].shape == (1, 3, 48, 48) and inputs["input_ids"].shape == (1, 150)
+    assert model(**inputs).logits_per_region.shape == (1, 1, 1)
+
+
+def test_processor_of_the_wrong_checkpoint(towers):
+    with pytest.raises(ValueError, match="one image size, got .*a 'llama' tower"):
+        PROCESSORS["cloc"].from_vision_text_pretrained(towers("LlamaModel"), towers("LlamaModel"))

@@ -311,17 +311,52 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         Raises:
             ValueError: no `region_boxes`, or boxes of another shape.
         """
+        kwargs["return_dict"] = True
+        outputs = self.get_region_tokens(pixel_values, region_boxes, region_attention_mask, **kwargs)
+        mask = region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
+        outputs.pooler_output = self._project_regions(outputs.pooler_output) * mask[..., None]
+        return outputs
+
+    @can_return_tuple
+    def get_region_tokens(
+        self,
+        pixel_values: Tensor,
+        region_boxes: Tensor | None = None,
+        region_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """What the Prompter gives for each box, before the region head: a token a region for a language model, in the
+        place of the visual sampler of Ferret (arXiv 2310.07704), where the CLOC paper puts it.
+
+        Args:
+            pixel_values, region_boxes, region_attention_mask: as in [`CLOCModel.get_region_features`].
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` `(B, R, vision_config.hidden_size)`, zeros for padded
+            regions; `last_hidden_state`, the image tokens.
+
+        Raises:
+            ValueError: no `region_boxes`, or boxes of another shape.
+        """
         mask = region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
         check_arguments(kwargs)
         outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
-        features = self._region_features(tokens, region_boxes) * mask[..., None]
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=features,
+            pooler_output=self._region_tokens(tokens, region_boxes) * mask[..., None],
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def get_vision_tower(self) -> PreTrainedModel:
+        """The vision tower, a plain `CLIPVisionModel` or `SiglipVisionModel` of transformers, as multimodal language
+        models take it: for LLaVA, `llava.model.vision_tower = cloc.get_vision_tower()`.
+
+        It is the tower of this model and no copy: the weights are shared, and so is what trains or moves them.
+        `copy.deepcopy` it where that is not wanted, `save_pretrained` it for a folder of its own.
+        """
+        return self.vision_model
 
     @can_return_tuple
     def forward(
@@ -351,14 +386,18 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         return ImageTokens(raw, None if self.prompter is None else self.prompter.place(raw, grid), grid)
 
     def _region_features(self, tokens: ImageTokens, boxes: Tensor) -> Tensor:
+        return self._project_regions(self._region_tokens(tokens, boxes))
+
+    def _project_regions(self, states: Tensor) -> Tensor:
+        return self.region_projection(self.region_norm(states))
+
+    def _region_tokens(self, tokens: ImageTokens, boxes: Tensor) -> Tensor:
         readout = self.config.region_readout
         if readout == "roi_align":
-            states = roi_align(tokens.raw, boxes, tokens.grid, self.config.roi_align_size).mean(2)
-        elif readout == "mean":
-            states = self.prompter.layer.read_all(self.prompter.box_prompts(boxes), tokens.placed).mean(2)
-        else:
-            states = self.prompter.layer(self.prompter.box_prompts(boxes), tokens.placed)
-        return self.region_projection(self.region_norm(states))
+            return roi_align(tokens.raw, boxes, tokens.grid, self.config.roi_align_size).mean(2)
+        if readout == "mean":
+            return self.prompter.layer.read_all(self.prompter.box_prompts(boxes), tokens.placed).mean(2)
+        return self.prompter.layer(self.prompter.box_prompts(boxes), tokens.placed)
 
 
 class CLOCModel(CLOCVisionModel):
@@ -382,17 +421,29 @@ class CLOCModel(CLOCVisionModel):
 
     @classmethod
     def from_vision_text_pretrained(cls, vision: str, text: str | None, **kwargs: Any) -> "CLOCModel":
-        """A model that inherits its towers, and the projections behind them where they fit.
+        """A model that inherits its towers, and what lies behind them where it fits.
 
         Args:
-            vision: CLIP or SigLIP checkpoint (composite or vision tower alone), Hub id or folder.
-            text: any text encoder or decoder LLM, or a composite checkpoint with a text tower. None builds the model
-                without one: it needs `text_hidden_size` and takes pooled states.
-            kwargs: `dtype` of the whole model (float32 when not given), `revision`, `token`, `cache_dir`,
-                `local_files_only`, and fields of [`CLOCConfig`].
+            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), Hub id or
+                folder. Its projection becomes `visual_projection` (SigLIP's, which has none, the identity), so that
+                image features equal those of the checkpoint.
+            text: CLIP text tower (alone or in a composite), any text encoder, or any decoder LLM. The projection of a
+                CLIP becomes `text_projection` when that is `"linear"`; when `vision` and `text` are one CLIP and both
+                projections fit, `logit_scale` is inherited too. None builds the model without a text tower: it needs
+                `text_hidden_size` and takes pooled states.
+            kwargs: `dtype` of the whole model (float32 when not given; `"auto"` is that of the checkpoints, the wider
+                of two), `image_size` (position embeddings are interpolated), `max_position_embeddings` (those of a
+                CLIP text tower are stretched: the first 20 stay, the rest is interpolated), `revision` or
+                `vision_revision` and `text_revision`, `token`, `cache_dir`, `local_files_only`, and fields of
+                [`CLOCConfig`].
+
+        Only the Prompter, the region head, the box head, `region_logit_scale` and projections that fit nothing start
+        from new weights.
 
         Raises:
-            ValueError: a checkpoint lacks weights of its tower, or has some left over.
+            ValueError: a checkpoint of another architecture; weights of a tower missing, left over or of another
+                shape, listed by name; a size that the tower cannot take.
+            TypeError: a field that the configuration does not have.
         """
         return model_from_towers(cls, CLOCConfig, vision, text, (), **kwargs)
 

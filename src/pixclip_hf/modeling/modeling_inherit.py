@@ -1,70 +1,151 @@
 """Weights inherited from existing towers: a CLIP or SigLIP on the image side, any text model on the other."""
 
+import math
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only")
+HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
+MAIN_INPUTS = {"vision": "pixel_values", "text": "input_ids"}
+EXPECTED = {
+    "vision": "a CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint",
+    "text": "a CLIP text tower, a text encoder or a decoder",
+}
+POSITIONS = "embeddings.position_embedding.weight"
+# Long-CLIP (arXiv 2403.15378): the positions that CLIP's short captions have trained well.
+KEPT_TEXT_POSITIONS = 20
+
+
+@dataclass
+class Source:
+    """A checkpoint that one side of a model comes from, its weights not read yet.
+
+    Args:
+        composite: whether the tower is a part of the checkpoint's model.
+        positions: rows of the tower's learned position embeddings; None where it has none that can be resized.
+    """
+
+    side: str
+    name: str
+    hub_kwargs: dict[str, Any]
+    model_class: Any
+    config: PreTrainedConfig
+    tower_config: PreTrainedConfig
+    composite: bool
+    positions: int | None
+
+    def tower(self, whole: PreTrainedModel) -> PreTrainedModel:
+        return getattr(whole, f"{self.side}_model") if self.composite else whole
 
 
 class Tower(NamedTuple):
-    """A loaded tower and, if its checkpoint has one, the projection behind it (D_out, width)."""
+    """A loaded tower and, if its checkpoint has them, the projection behind it (D_out, width) and the temperature."""
 
     model: PreTrainedModel
     projection: Tensor | None
+    log_scale: Tensor | None
 
 
-def load_tower(name_or_path: str, side: str, dtype: torch.dtype, **hub_kwargs: Any) -> Tower:
-    """One tower of a checkpoint.
+def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
+    """What a checkpoint's configuration says.
 
     Args:
-        name_or_path: folder or Hub id of a composite CLIP or SigLIP, or of a single tower.
         side: `"vision"` or `"text"`.
-        dtype: of the weights.
-        hub_kwargs: `revision`, `token`, `cache_dir` and the like.
-
-    Returns:
-        The tower. The task head of a single tower (`lm_head` of a `...ForCausalLM`) is left behind, and a text tower's
-        `pooler` may be missing, as it is in masked language models: the pooled states never come from it.
+        name: folder or Hub id of a composite CLIP or SigLIP, or of a single tower.
+        hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        ValueError: the checkpoint lacks weights of the tower, or has some that the tower does not know.
+        ValueError: no tower of that side comes out of it.
     """
-    config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
-    composite = getattr(config, f"{side}_config", None)
-    if composite is None:
-        model, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **hub_kwargs)
-        missing, unexpected = info["missing_keys"], info["unexpected_keys"]
-        if side == "text":
+    config = AutoConfig.from_pretrained(name, **hub_kwargs)
+    refusal = ValueError(f"`{side}` must name {EXPECTED[side]}, got {name!r}, a {config.model_type!r} checkpoint.")
+    if type(config) not in MODEL_MAPPING:
+        raise refusal
+    model_class = _model_class(config)
+    # Built without memory, to see what it is before any weight is read.
+    with torch.device("meta"), init.no_init_weights():
+        whole = AutoModel.from_config(config) if model_class is AutoModel else model_class(config)
+    tower_config = getattr(config, f"{side}_config", None)
+    composite = tower_config is not None or model_class is not AutoModel
+    tower_config = tower_config or config
+    tower = getattr(whole, f"{side}_model", None) if composite else whole
+    if (
+        tower is None
+        or tower.main_input_name != MAIN_INPUTS[side]
+        or type(tower_config) not in MODEL_MAPPING
+        or tower_config.is_encoder_decoder
+        or (side == "vision" and not isinstance(getattr(tower_config, "image_size", None), int))
+    ):
+        raise refusal
+    positions = tower.state_dict().get(POSITIONS)
+    return Source(
+        side,
+        name,
+        hub_kwargs,
+        model_class,
+        config,
+        tower_config,
+        composite,
+        None if positions is None else len(positions),
+    )
+
+
+def _model_class(config: PreTrainedConfig) -> Any:
+    # `AutoModel` would leave the projection of these behind.
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+    for model_class in (CLIPTextModelWithProjection, CLIPVisionModelWithProjection):
+        if model_class.__name__ in (config.architectures or ()) and type(config) is model_class.config_class:
+            return model_class
+    return AutoModel
+
+
+def load_weights(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The checkpoint's whole model.
+
+    The task head of a single tower (`lm_head` of a `...ForCausalLM`) is left behind, and a text tower's `pooler` may
+    be missing, as it is in masked language models: the pooled states never come from it.
+
+    Raises:
+        ValueError: the checkpoint lacks weights of its model, has some that the model does not know, or has some in
+            another shape.
+    """
+    model, info = source.model_class.from_pretrained(
+        source.name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **source.hub_kwargs
+    )
+    missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    if not source.composite:
+        if source.side == "text":
             missing = [name for name in missing if not name.startswith("pooler.")]
-        if _has_task_head(config, model):
-            children = dict(model.named_children())
-            unexpected = [
-                name
-                for name in unexpected
-                if name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in children
-            ]
-        _check(name_or_path, f"{side} tower", missing, unexpected)
-        return Tower(model, None)
-    whole, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **hub_kwargs)
-    _check(name_or_path, config.model_type, info["missing_keys"], info["unexpected_keys"])
-    projection = getattr(whole, "visual_projection" if side == "vision" else "text_projection", None)
-    return Tower(getattr(whole, f"{side}_model"), projection.weight if isinstance(projection, nn.Linear) else None)
+        if type(model).__name__ not in (source.config.architectures or [type(model).__name__]):
+            children, prefix = dict(model.named_children()), f"{model.base_model_prefix}."
+            unexpected = [name for name in unexpected if name.removeprefix(prefix).split(".")[0] in children]
+    _check(source.name, type(model).__name__, missing, unexpected, info["mismatched_keys"])
+    return model
 
 
-def _has_task_head(config: Any, model: PreTrainedModel) -> bool:
-    # A projection is no head to drop: `CLIPVisionModelWithProjection` is refused, and its composite loads.
-    names = config.architectures or []
-    return bool(names) and type(model).__name__ not in names and not any("WithProjection" in name for name in names)
+def take_tower(source: Source, whole: PreTrainedModel) -> Tower:
+    """A source's tower and what lies behind it, out of its loaded model."""
+    model = source.tower(whole)
+    projection = getattr(whole, "visual_projection" if source.side == "vision" else "text_projection", None)
+    weight = projection.weight if source.composite and isinstance(projection, nn.Linear) else None
+    if model.config.model_type == "siglip_vision_model":
+        # SigLIP compares what leaves its pooling head: no projection is the identity.
+        weight = torch.eye(model.config.hidden_size, dtype=model.dtype)
+    log_scale = getattr(whole, "logit_scale", None) if source.composite else None
+    return Tower(model, weight, log_scale)
 
 
 def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str, ...] = ()) -> None:
-    """Copies a tower's weights into the same tower of a new model.
+    """Copies a tower's weights into the same tower of a new model, whose learned positions may be more or fewer.
 
     Args:
         model: the new model.
@@ -75,52 +156,172 @@ def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str,
     Raises:
         ValueError: any other parameter is missing or left over.
     """
-    result = getattr(model, part).load_state_dict(tower.state_dict(), strict=False)
+    target, state = getattr(model, part), tower.state_dict()
+    if POSITIONS in state:
+        resize = resize_vision_positions if part == "vision_model" else stretch_text_positions
+        state[POSITIONS] = resize(state[POSITIONS], len(target.state_dict()[POSITIONS]))
+    result = target.load_state_dict(state, strict=False)
     missing = [name for name in result.missing_keys if not name.endswith(new)] if new else result.missing_keys
     _check(type(tower).__name__, part, missing, result.unexpected_keys)
 
 
-def inherit_projection(projection: nn.Module, weight: Tensor | None, name: str) -> None:
+def inherit_projection(projection: nn.Module, weight: Tensor | None, name: str) -> bool:
     """Copies a checkpoint's projection, where it has one of the same shape; says so where it has not."""
     if weight is not None and isinstance(projection, nn.Linear) and projection.weight.shape == weight.shape:
         with torch.no_grad():
             projection.weight.copy_(weight)
-    else:
-        logger.warning(f"`{name}` starts from random weights: the checkpoint has none of this shape.")
+        return True
+    logger.warning(f"`{name}` starts from random weights: the checkpoint has none of this shape.")
+    return False
 
 
-def _check(source: str, target: str, missing: Any, unexpected: Any) -> None:
-    if missing or unexpected:
+def resize_vision_positions(weight: Tensor, rows: int) -> Tensor:
+    """Interpolates the position embeddings of a square patch grid, bicubic as transformers' towers do on the fly.
+
+    Args:
+        weight (`(side * side, width)`, or one more row for a class token in front, which stays).
+        rows: of the result, counted alike.
+    """
+    old_side, new_side = math.isqrt(len(weight)), math.isqrt(rows)
+    if old_side == new_side:
+        return weight
+    first = len(weight) - old_side**2
+    grid = weight[first:].float().T.reshape(1, -1, old_side, old_side)
+    grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    return torch.cat([weight[:first], grid.flatten(2)[0].T.to(weight.dtype)])
+
+
+def stretch_text_positions(weight: Tensor, rows: int) -> Tensor:
+    """Stretches the position embeddings `(L, width)` of a text tower to `rows` (Long-CLIP, arXiv 2403.15378).
+
+    The first 20 stay, the others are spread over the rest and interpolated linearly; the last one stays the last.
+    """
+    if rows == len(weight):
+        return weight
+    rest = weight[KEPT_TEXT_POSITIONS:].float().T[None]
+    rest = F.interpolate(rest, size=rows - KEPT_TEXT_POSITIONS, mode="linear", align_corners=True)
+    return torch.cat([weight[:KEPT_TEXT_POSITIONS], rest[0].T.to(weight.dtype)])
+
+
+def _check(source: str, target: str, missing: Any, unexpected: Any, mismatched: Any = ()) -> None:
+    if missing or unexpected or mismatched:
+        shapes = [f"{name} {tuple(found)} for {tuple(expected)}" for name, found, expected in sorted(mismatched)]
         raise ValueError(
-            f"The weights of {source!r} do not fit {target}: missing {sorted(missing)}, "
-            f"left over {sorted(unexpected)}."
+            f"The weights of {source!r} do not fit {target}: missing {sorted(missing)}, left over "
+            f"{sorted(unexpected)}, of another shape {shapes}."
         )
 
 
+def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str:
+    if dtype is None or dtype == "auto":
+        return dtype or torch.float32
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"`dtype` must be a floating-point dtype, its name or 'auto', got {dtype!r}.")
+    return found
+
+
+def _image_size(source: Source, image_size: int | None) -> int:
+    own, patch = source.tower_config.image_size, source.tower_config.patch_size
+    if image_size is None:
+        # The so400m SigLIP towers at 384 pixels cut 27 patches of 14 and never see the last 6 pixels.
+        return own // patch * patch
+    if not isinstance(image_size, int) or image_size < patch or image_size % patch:
+        raise ValueError(f"`image_size` must be a multiple of the patch size {patch}, got {image_size!r}.")
+    if image_size != own and source.positions is None:
+        raise ValueError(
+            f"`image_size` must stay {own} for a {source.tower_config.model_type!r} tower, got {image_size}."
+        )
+    return image_size
+
+
+def _text_positions(source: Source, count: int) -> int:
+    if source.positions is None:
+        raise ValueError(
+            "`max_position_embeddings` can be changed in CLIP text towers, whose positions are learned; got "
+            f"{count!r} for {source.name!r}, a {source.tower_config.model_type!r} tower."
+        )
+    if not isinstance(count, int) or count < source.positions or source.positions <= KEPT_TEXT_POSITIONS + 1:
+        raise ValueError(
+            f"`max_position_embeddings` must be at least the tower's own {source.positions}, and these more than "
+            f"{KEPT_TEXT_POSITIONS + 1}, got {count!r}."
+        )
+    return count
+
+
+def _projection_dim(source: Source) -> dict[str, int]:
+    if source.tower_config.model_type == "siglip_vision_model":
+        return {"projection_dim": source.tower_config.hidden_size}
+    found = getattr(source.config, "projection_dim", None)
+    return {} if found is None else {"projection_dim": found}
+
+
 def model_from_towers(
-    model_class: Any, config_class: Any, vision: str, text: str | None, new: tuple[str, ...], **kwargs: Any
+    model_class: Any,
+    config_class: Any,
+    vision: str,
+    text: str | None,
+    new: tuple[str, ...],
+    dtype: torch.dtype | str | None = None,
+    image_size: int | None = None,
+    max_position_embeddings: int | None = None,
+    revision: str = "main",
+    vision_revision: str | None = None,
+    text_revision: str | None = None,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """A region model of `model_class` with the weights of two towers, and a configuration made of theirs.
 
+    Configurations are read and the model is laid out before any weight is: what cannot fit fails at once.
+
     Args:
-        vision, text: see [`load_tower`]; no text tower when `text` is None.
+        vision, text: see [`read_source`]; no text tower when `text` is None.
         new: endings of the vision tower's parameter names that only the new model has.
-        kwargs: `dtype` (float32 when not given), Hub arguments (`revision`, `token`, `cache_dir`, `local_files_only`),
-            and fields of the configuration.
+        kwargs: see [`PixCLIPModel.from_vision_text_pretrained`], as are the others.
     """
-    dtype = kwargs.pop("dtype", None) or torch.float32
+    dtype = _check_dtype(dtype)
     hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-    vision_tower = load_tower(vision, "vision", dtype, **hub_kwargs)
-    text_tower = None if text is None else load_tower(text, "text", dtype, **hub_kwargs)
-    if "projection_dim" not in kwargs and vision_tower.projection is not None:
-        kwargs["projection_dim"] = len(vision_tower.projection)
-    text_config = None if text_tower is None else text_tower.model.config.to_dict()
-    config = config_class(vision_config=vision_tower.model.config.to_dict(), text_config=text_config, **kwargs)
+    unknown = set(kwargs) - {field.name for field in fields(config_class)} - {"attn_implementation"}
+    if unknown:
+        raise TypeError(f"{config_class.__name__} has no fields {', '.join(map(repr, sorted(unknown)))}.")
+    vision_source = read_source("vision", vision, hub_kwargs | {"revision": vision_revision or revision})
+    vision_config = vision_source.tower_config.to_dict()
+    text_source = text_config = None
+    if text is not None:
+        text_source = read_source("text", text, hub_kwargs | {"revision": text_revision or revision})
+        text_config = text_source.tower_config.to_dict()
+    vision_config["image_size"] = _image_size(vision_source, image_size)
+    if max_position_embeddings is not None:
+        if text_source is None:
+            raise ValueError("`max_position_embeddings` needs a text tower, got `text=None`.")
+        text_config["max_position_embeddings"] = _text_positions(text_source, max_position_embeddings)
+    config = config_class(
+        vision_config=vision_config, text_config=text_config, **(_projection_dim(vision_source) | kwargs)
+    )
+    with torch.device("meta"), init.no_init_weights():
+        model_class(config)
+
+    whole = load_weights(vision_source, dtype)
+    vision_tower = take_tower(vision_source, whole)
+    if text_source is None:
+        dtype = vision_tower.model.dtype if dtype == "auto" else dtype
+        model = model_class._from_config(config, dtype=dtype)
+        inherit(model, "vision_model", vision_tower.model, new)
+        inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection")
+        return model.eval()
+    same = text == vision and text_source.hub_kwargs == vision_source.hub_kwargs
+    text_tower = take_tower(text_source, whole if same else load_weights(text_source, dtype))
+    if dtype == "auto":
+        dtype = torch.promote_types(vision_tower.model.dtype, text_tower.model.dtype)
     # Built in its dtype and not cast: a cast would take the rotary frequencies of an LLM along.
     model = model_class._from_config(config, dtype=dtype)
     inherit(model, "vision_model", vision_tower.model, new)
-    inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection")
-    if text_tower is not None:
-        inherit(model, "text_model", text_tower.model)
-        inherit_projection(model.text_projection, text_tower.projection, "text_projection")
+    inherit(model, "text_model", text_tower.model)
+    aligned = [
+        inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection"),
+        inherit_projection(model.text_projection, text_tower.projection, "text_projection"),
+    ]
+    if same and all(aligned) and "logit_scale_init_value" not in kwargs:
+        with torch.no_grad():
+            model.logit_scale.log_scale.copy_(vision_tower.log_scale)
     return model.eval()

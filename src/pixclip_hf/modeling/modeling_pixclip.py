@@ -237,17 +237,28 @@ class PixCLIPModel(PixCLIPVisionModel):
 
     @classmethod
     def from_vision_text_pretrained(cls, vision: str, text: str | None, **kwargs: Any) -> "PixCLIPModel":
-        """A model that inherits its towers, and the projections behind them where they fit.
+        """A model that inherits its towers, and what lies behind them where it fits.
 
         Args:
-            vision: CLIP or SigLIP checkpoint (composite or vision tower alone), Hub id or folder.
-            text: any text encoder or decoder LLM, or a composite checkpoint with a text tower. None builds the model
-                without one: it needs `text_hidden_size` and takes pooled states.
-            kwargs: `dtype` of the whole model (float32 when not given), `revision`, `token`, `cache_dir`,
-                `local_files_only`, and fields of [`PixCLIPConfig`].
+            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), Hub id or
+                folder. Its projection becomes `visual_projection` (SigLIP's, which has none, the identity), so that
+                image features equal those of the checkpoint, whatever the mask.
+            text: CLIP text tower (alone or in a composite), any text encoder, or any decoder LLM. The projection of a
+                CLIP becomes `text_projection` when that is `"linear"`; when `vision` and `text` are one CLIP and both
+                projections fit, `logit_scale` is inherited too. None builds the model without a text tower: it needs
+                `text_hidden_size` and takes pooled states.
+            kwargs: `dtype` of the whole model (float32 when not given; `"auto"` is that of the checkpoints, the wider
+                of two), `image_size` (position embeddings are interpolated), `max_position_embeddings` (those of a
+                CLIP text tower are stretched: the first 20 stay, the rest is interpolated), `revision` or
+                `vision_revision` and `text_revision`, `token`, `cache_dir`, `local_files_only`, and fields of
+                [`PixCLIPConfig`].
+
+        Only the mask projection (zero) and projections that fit nothing start from new weights.
 
         Raises:
-            ValueError: a checkpoint lacks weights of its tower, or has some left over.
+            ValueError: a checkpoint of another architecture; weights of a tower missing, left over or of another
+                shape, listed by name; a size that the tower cannot take.
+            TypeError: a field that the configuration does not have.
         """
         return model_from_towers(cls, PixCLIPConfig, vision, text, (".mask_weight", ".mask_bias"), **kwargs)
 
