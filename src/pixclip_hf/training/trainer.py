@@ -93,6 +93,7 @@ class RegionTrainer(Trainer):
             self.args.ignore_data_skip = True
             self.add_callback(SetStreamEpoch())
         self._throughput = Throughput()
+        self._region_collator = self.data_collator
         # Each part with its weight in the mean: as in `Trainer`, a step counts once, an evaluated image counts once.
         self._parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._eval_parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
@@ -112,7 +113,7 @@ class RegionTrainer(Trainer):
         return self._length_sampler(eval_dataset, self.args.eval_batch_size)
 
     def _length_sampler(self, dataset: Any, batch_size: int) -> EpochLengthSampler:
-        lengths = self.data_collator.text_lengths(getattr(dataset, "records", dataset))
+        lengths = self._region_collator.text_lengths(getattr(dataset, "records", dataset))
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochLengthSampler(batch_size, lengths=lengths, seed=seed)
 
