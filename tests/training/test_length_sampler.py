@@ -42,12 +42,14 @@ def test_order_follows_from_seed_and_epoch():
 
 @pytest.fixture(scope="module")
 def scenes():
-    """Each with one region; texts of 2 to 41 words."""
-    scenes = [make_scene(index, size=32) for index in range(40)]
-    for index, scene in enumerate(scenes):
+    """160 records with one region each; texts of 2 to 41 words."""
+    drawn = [make_scene(index, size=32) for index in range(8)]
+    records = []
+    for index in range(160):
+        scene = drawn[index % 8]
         region = {**scene["regions"][0], "long_caption": "red " * (2 + 23 * index % 40)}
-        scenes[index] = {**scene, "regions": [region]}
-    return scenes
+        records.append({**scene, "regions": [region]})
+    return records
 
 
 def build(tiny, scenes, folder, strategy="group_by_length", steps=6, **changes):

@@ -90,7 +90,8 @@ def load_text_model(
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
         raise ValueError(f"{name_or_path!r} lacks weights of the text model: {missing}.")
     tower = getattr(loaded, "text_model", loaded)
-    if bidirectional:
+    # The tower of a bidirectional composite comes out as it is needed.
+    if bidirectional and getattr(tower.config, "is_causal", True):
         set_bidirectional(tower)
     return tower.eval()
 
