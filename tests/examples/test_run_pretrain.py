@@ -193,6 +193,7 @@ def test_on_a_text_cache(family, main, towers, tmp_path, loads):
     """The states of a frozen LLM are computed once; checkpoints are without the LLM, the end has it."""
     given = [*towers, "--model_type", family, "--config_overrides", '{"bidirectional": true, "text_pooling": "mean"}']
     given += ["--text_max_length", 200, "--do_train", "--do_eval", "--save_steps", 2]
+    given += ["--lr_scheduler_type", "constant"]
     cached = main(options(tmp_path / "cached", *given, "--text_cache", tmp_path / "cache", steps=3))
     assert cached.model.text_model is None and len(loads) == 1
     checkpoint = AutoModel.from_pretrained(tmp_path / "cached" / "checkpoint-2")
