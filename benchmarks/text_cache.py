@@ -50,7 +50,7 @@ def build(tokenizer: PreTrainedTokenizerBase, width: int) -> tuple[PixCLIPModel,
 
 
 def epoch(model: PixCLIPModel, collator: RegionCollator, records: Dataset, folder: str) -> float:
-    """Seconds of one epoch of training."""
+    """Seconds of one epoch of training, without what comes once a run."""
     set_seed(0)
     settings = TrainingArguments(
         output_dir=folder,
@@ -61,9 +61,7 @@ def epoch(model: PixCLIPModel, collator: RegionCollator, records: Dataset, folde
         disable_tqdm=True,
     )
     trainer = RegionTrainer(model, settings, data_collator=collator, train_dataset=records)
-    start = time.perf_counter()
-    trainer.train()
-    return time.perf_counter() - start
+    return trainer.train().metrics["train_runtime"]
 
 
 def padding(processor: PixCLIPProcessor, strategy: str, folder: str) -> tuple[float, float]:
@@ -99,7 +97,8 @@ def main() -> None:
         model, processor = build(tokenizer, llm.config.hidden_size)
         layers, parameters = llm.config.num_hidden_layers, llm.num_parameters()
         del llm
-        records = scenes_dataset(IMAGES)
+        # One region an image: an epoch meets every text.
+        records = scenes_dataset(IMAGES).map(lambda record: {"regions": record["regions"][:1]})
         cache = TextEmbeddingCache(Path(folder, "cache"), str(path), bidirectional=True)
         cached = RegionCollator(processor, crops=True, text_cache=cache, **DRAWS)
         start = time.perf_counter()
