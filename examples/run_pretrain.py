@@ -15,6 +15,14 @@ With the settings of a paper, from a recipe; what follows on the command line ov
     accelerate launch --config_file examples/accelerate/8_gpus.yaml examples/run_pretrain.py \
         examples/recipes/cloc_vit_b16.yaml --dataset_name org/regions --output_dir runs/cloc
 
+With a frozen LLM whose states of all texts are computed once and kept in a folder, for this run and the next ones:
+
+    python examples/run_pretrain.py --model_type pixclip --vision_model_name_or_path openai/clip-vit-base-patch16 \
+        --text_model_name_or_path meta-llama/Llama-3.2-1B --config_overrides '{"bidirectional": true}' \
+        --text_max_length 512 --text_cache caches/text --dataset_name org/regions --output_dir runs/pixclip
+
+Its checkpoints are without the LLM and take `text_states`; the model that it ends with has the LLM and takes texts.
+
 A run that finds a checkpoint in its output folder goes on from it. `--do_eval` evaluates without training, unless
 `--do_train` or `--eval_strategy` is given too.
 """
@@ -24,7 +32,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -46,14 +55,20 @@ from pixclip_hf.training import (
     recipe_arguments,
 )
 from pixclip_hf.training.from_scratch import MODEL_CLASSES, small_model
+from pixclip_hf.training.llm import attach_text_model, quantize_text_model
+from pixclip_hf.training.text_cache import TextEmbeddingCache
 
 logger = logging.get_logger("run_pretrain")
 
 
 def build_model(arguments: ModelArguments):
-    """Model and processor: from a checkpoint, from two towers, or small and random."""
+    """Model and processor, from a checkpoint, from two towers, or small and random; and the cache of text states, if
+    there is to be one."""
     overrides = arguments.config_overrides or {}
-    if arguments.model_name_or_path is not None:
+    cache = None
+    if arguments.text_cache is not None:
+        model, processor, cache = build_model_on_cache(arguments, overrides)
+    elif arguments.model_name_or_path is not None:
         model = AutoModel.from_pretrained(arguments.model_name_or_path, **overrides)
         processor = AutoProcessor.from_pretrained(arguments.model_name_or_path)
     elif arguments.vision_model_name_or_path is not None:
@@ -65,6 +80,50 @@ def build_model(arguments: ModelArguments):
         processor = processor_class.from_vision_text_pretrained(*towers)
     else:
         model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size)
+    if arguments.text_max_length is not None:
+        processor.tokenizer.model_max_length = arguments.text_max_length
+    return model, processor, cache
+
+
+def build_model_on_cache(arguments: ModelArguments, overrides: dict):
+    """A model without its text tower, the processor, and a cache of the states that the text tower gives."""
+    name, vision = arguments.model_name_or_path, arguments.vision_model_name_or_path
+    _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
+    if name is not None:
+        config = AutoConfig.from_pretrained(name, **overrides)
+        processor = AutoProcessor.from_pretrained(name)
+        # The text tower that the checkpoint holds, or the one that it was made without.
+        source = config.text_model_name if config.text_config is None else name
+        if source is None:
+            raise ValueError(f"`text_cache` needs a text model, and {name!r} neither has nor names one.")
+    else:
+        source = arguments.text_model_name_or_path
+        config = model_class.config_class(text_config=None, text_hidden_size=1, **overrides)
+        processor = processor_class.from_vision_text_pretrained(vision, source)
+    length = arguments.text_max_length
+    if length is None and processor.tokenizer is not None:
+        length = processor.tokenizer.model_max_length
+    cache = TextEmbeddingCache(
+        arguments.text_cache,
+        source,
+        pooling=config.text_pooling,
+        max_length=length,
+        bidirectional=config.bidirectional,
+        dtype=getattr(torch, arguments.text_cache_dtype),
+        quantization=arguments.text_quantization,
+    )
+    if processor.tokenizer is None:
+        processor.tokenizer = cache.tokenizer
+    names = {"text_hidden_size": cache.width, "text_model_name": cache.text_model}
+    if name is not None:
+        cache.check(config)
+        config.text_config, config.text_model_name = None, cache.text_model
+        return AutoModel.from_pretrained(name, config=config), processor, cache
+    return model_class.from_vision_text_pretrained(vision, None, **names, **overrides), processor, cache
+
+
+def freeze(model, arguments: ModelArguments):
+    """What of the towers trains, and how."""
     model.vision_model.requires_grad_(not arguments.freeze_vision)
     if model.text_model is not None:
         model.text_model.requires_grad_(not arguments.freeze_text)
@@ -74,7 +133,6 @@ def build_model(arguments: ModelArguments):
     ):
         if checkpointed and tower is not None:
             tower.activation_checkpointing_enable({"use_reentrant": False})
-    return model, processor
 
 
 def build_datasets(arguments: DataArguments, image_size: int, seed: int):
@@ -127,7 +185,12 @@ def main(argv: list[str] | None = None) -> Trainer:
 
     # 1. Model and processor.
     set_seed(training_arguments.seed)
-    model, processor = build_model(model_arguments)
+    quantization = model_arguments.text_quantization
+    if model_arguments.text_cache is not None and (lora_arguments.lora_r or data_arguments.streaming):
+        raise ValueError("`text_cache` excludes `lora_r`, which changes the states, and `streaming`.")
+    if quantization is not None and model_arguments.text_cache is None and not lora_arguments.lora_r:
+        raise ValueError(f"`text_quantization` needs `lora_r` or `text_cache`, got {quantization!r} alone.")
+    model, processor, cache = build_model(model_arguments)
     model_arguments.model_type = model.config.model_type  # a checkpoint has its own
     if lora_arguments.lora_r:
         if not model.name_or_path:
@@ -136,6 +199,10 @@ def main(argv: list[str] | None = None) -> Trainer:
             model.save_pretrained(model.name_or_path, is_main_process=training_arguments.should_save)
             if training_arguments.should_save:
                 processor.save_pretrained(model.name_or_path)
+        if quantization is not None:
+            model = quantize_text_model(model, quantization)
+    freeze(model, model_arguments)
+    if lora_arguments.lora_r:
         model = add_lora(
             model,
             lora_arguments.lora_r,
@@ -159,8 +226,11 @@ def main(argv: list[str] | None = None) -> Trainer:
     collator = RegionCollator(
         processor,
         seed=training_arguments.seed,
+        text_cache=cache,
         **data_arguments.collator_arguments(model_arguments.model_type),
     )
+    if cache is not None:
+        cache.fill(text for records in (train_dataset, eval_dataset or ()) for text in collator.texts(records))
 
     # 3. Train, from the last checkpoint of the output folder if there is one.
     trainer = RegionTrainer(
@@ -177,6 +247,8 @@ def main(argv: list[str] | None = None) -> Trainer:
     trains = training_arguments.do_train or during_training or not training_arguments.do_eval
     if trains:
         checkpoint = training_arguments.resume_from_checkpoint or get_last_checkpoint(training_arguments.output_dir)
+        if cache is not None and checkpoint is not None:
+            cache.check(AutoConfig.from_pretrained(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
@@ -195,7 +267,12 @@ def main(argv: list[str] | None = None) -> Trainer:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
 
-    # 6. The model card, from these records.
+    # 6. A model that was trained on cached states gets its text tower back, and is saved anew.
+    if cache is not None and trains and trainer.is_world_process_zero():
+        whole = attach_text_model(AutoModel.from_pretrained(training_arguments.output_dir), cache.text_model)
+        whole.save_pretrained(training_arguments.output_dir)
+
+    # 7. The model card, from these records.
     if trains and trainer.is_world_process_zero():
         write_card(training_arguments.output_dir, training_arguments.output_dir, model_type=model_arguments.model_type)
     return trainer

@@ -41,6 +41,7 @@ _MODULE_OF_LAZY_NAME = {
     "validate_record": ".data.schema",
     "RegionCollator": ".data.collator",
     "RegionTrainer": ".training.trainer",
+    "TextEmbeddingCache": ".training.text_cache",
 }
 
 __all__ = [

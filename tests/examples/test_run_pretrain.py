@@ -223,6 +223,75 @@ def test_compiled(family, given, main, tmp_path):
     assert losses(compiled) == pytest.approx(losses(eager), abs=1e-3)
 
 
+@pytest.fixture
+def loads(monkeypatch):
+    """Counts how often a text cache loads the LLM."""
+    from pixclip_hf.training import text_cache
+
+    count, original = [], text_cache.load_text_model
+    monkeypatch.setattr(text_cache, "load_text_model", lambda *a, **k: (count.append(a), original(*a, **k))[1])
+    return count
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_a_text_cache(family, main, towers, tmp_path, loads):
+    """The states of a frozen LLM are computed once; checkpoints are without the LLM, the end has it."""
+    given = [*towers, "--model_type", family, "--config_overrides", '{"bidirectional": true, "text_pooling": "mean"}']
+    given += ["--text_max_length", 200, "--do_train", "--do_eval", "--save_steps", 2]
+    given += ["--lr_scheduler_type", "constant"]
+    cached = main(options(tmp_path / "cached", *given, "--text_cache", tmp_path / "cache", steps=3))
+    assert cached.model.text_model is None and len(loads) == 1
+    checkpoint = AutoModel.from_pretrained(tmp_path / "cached" / "checkpoint-2")
+    assert checkpoint.text_model is None and checkpoint.config.text_model_name == str(tmp_path / "llm")
+    model = AutoModel.from_pretrained(tmp_path / "cached")
+    processor = AutoProcessor.from_pretrained(tmp_path / "cached")
+    assert model.config.bidirectional and model.config.text_config.is_causal is False
+    assert processor.tokenizer.model_max_length == 200
+    source = LlamaModel.from_pretrained(tmp_path / "llm").state_dict()
+    for name, value in source.items():
+        assert torch.equal(model.text_model.state_dict()[name], value), name
+    # A second run computes no state, and goes on from a checkpoint.
+    again = main(options(tmp_path / "cached", *given, "--text_cache", tmp_path / "cache", steps=4))
+    assert len(loads) == 1 and again.state.global_step == 4
+    assert (load(tmp_path / "cached") - embed(model, processor)).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_cache_of_the_checkpoint(family, main, towers, tmp_path, loads):
+    """A saved model trains and evaluates on the states of its own text tower, as it does with the tower online."""
+    main(options(tmp_path / "first", *towers, "--model_type", family, "--text_max_length", 512, steps=1))
+    start = ["--model_name_or_path", tmp_path / "first", "--do_train", "--do_eval"]
+    cache = ["--text_cache", tmp_path / "cache"]
+    cached = main(options(tmp_path / "cached", *start, *cache, steps=3))
+    online = main(options(tmp_path / "online", *start, "--freeze_text", steps=3))
+    assert cached.model.text_model is None and len(loads) == 1 and online.model.text_model is not None
+    for name in ("loss", "eval_loss", "eval_region_to_text_recall@1"):
+        values = [[log[name] for log in run.state.log_history if name in log] for run in (cached, online)]
+        assert values[0] == pytest.approx(values[1], abs=1e-3) and values[0], name
+    torch.testing.assert_close(load(tmp_path / "cached"), load(tmp_path / "online"), atol=1e-3, rtol=1e-2)
+    # A checkpoint without its text tower names it, and goes on from there.
+    cached.model.save_pretrained(tmp_path / "bare")
+    cached.processing_class.save_pretrained(tmp_path / "bare")
+    again = main(options(tmp_path / "fifth", "--model_name_or_path", tmp_path / "bare", *cache, "--do_eval"))
+    assert len(loads) == 1
+    losses = [run.state.log_history[-1]["eval_loss"] for run in (again, cached)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_text_cache_of_another_model(main, towers, tmp_path, tiny_tokenizer):
+    """A run does not go on with the states of another LLM."""
+    given = ["--model_type", "cloc", "--text_cache", tmp_path / "cache", "--save_steps", 1]
+    main(options(tmp_path / "run", *towers, *given, steps=1))
+    sizes = {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "eos_token_id": 258}
+    LlamaModel(LlamaConfig(hidden_size=24, vocab_size=259, **sizes)).save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    other = [*towers[:-1], tmp_path / "other"]
+    with pytest.raises(
+        ValueError, match=r"other states than the model expects: text_model_name '.*other', not '.*llm'"
+    ):
+        main(options(tmp_path / "run", *other, *given))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -233,6 +302,9 @@ def test_compiled(family, given, main, tmp_path):
             "exclude each other, got 'c' and 'a'",
         ),
         (["--image_size", "30"], "must be a multiple of its `patch_size`"),
+        (["--text_cache", "c"], "`text_cache` needs a trained text model"),
+        (["--model_name_or_path", "a", "--text_cache", "c", "--lora_r", "2"], "`text_cache` excludes `lora_r`"),
+        (["--text_quantization", "4bit"], "`text_quantization` needs `lora_r` or `text_cache`, got '4bit' alone"),
         (["--regions_per_image", "0"], "`regions_per_image` must be at least 1"),
         (["--whole_image_share", "2"], "`whole_image_share` must lie in"),
         (["--region_text", "alt_text"], "`region_text` must be one .* got .*alt_text"),

@@ -1,7 +1,7 @@
 """From records of the one schema to training batches of either model."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,15 @@ def content_key(record: Mapping[str, Any]) -> tuple[int]:
 def _rectangle(box: Sequence[float]) -> list[list[float]]:
     x0, y0, x1, y1 = box
     return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
+def _region_text(region: Mapping[str, Any], kind: str) -> str:
+    return f"a {region[kind]}" if kind == "category" else region[kind]
+
+
+def _without_images(records: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """The records of a `datasets.Dataset` without their images, which would be decoded; others as they are."""
+    return records.select_columns(["captions", "regions"]) if hasattr(records, "select_columns") else records
 
 
 class RegionDataset(Dataset):
@@ -77,6 +86,8 @@ class RegionCollator:
             (Alpha-CLIP mixes 10 %). An image without any region always takes that slot when the share is above zero.
         crops: adds the crops of PixCLIP's second and third branch.
         seed: of the draws.
+        text_cache: a [`TextEmbeddingCache`] that holds [`RegionCollator.texts`] of the records; its states then take
+            the place of the token ids.
 
     Raises:
         ValueError: an argument outside its range, an image without caption where one is needed, or a batch in which no
@@ -92,6 +103,7 @@ class RegionCollator:
         whole_image_share: float = 0.0,
         crops: bool = False,
         seed: int = 0,
+        text_cache: Any = None,
     ):
         if regions_per_image < 1:
             raise ValueError(f"`regions_per_image` must be at least 1, got {regions_per_image}.")
@@ -107,6 +119,7 @@ class RegionCollator:
         self.whole_image_share = whole_image_share
         self.crops = crops
         self.seed = seed
+        self.text_cache = text_cache
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | bool]:
         """
@@ -134,10 +147,43 @@ class RegionCollator:
         arguments = region_inputs(self.processor, regions)
         if self.crops:
             arguments["return_crops"] = True
-        if self.image_captions:
-            arguments["text"] = captions
-        batch = self.processor(images=images, region_text=texts, **arguments)
+        if self.text_cache is not None:
+            batch = {**self.processor(images=images, **arguments), **self._text_states(texts, captions)}
+        else:
+            if self.image_captions:
+                arguments["text"] = captions
+            batch = self.processor(images=images, region_text=texts, **arguments)
         return {**batch, "return_loss": True}
+
+    def texts(self, records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+        """Every text that a batch of these records may hold; images are not decoded."""
+        for record in _without_images(records):
+            yield from self._region_texts(record)
+            if self.image_captions or self.whole_image_share > 0:
+                yield from record["captions"]
+
+    def text_lengths(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Characters of the longest region text (of the longest caption without any) that may be drawn of each
+        record."""
+        return [
+            max(map(len, self._region_texts(record) or record["captions"]), default=0)
+            for record in _without_images(records)
+        ]
+
+    def _region_texts(self, record: Mapping[str, Any]) -> list[str]:
+        regions = record["regions"]
+        return [_region_text(region, kind) for kind in self.region_texts for region in regions if region[kind]]
+
+    def _text_states(self, texts: list[list[str]], captions: list[str | None]) -> dict[str, Tensor]:
+        """`region_text_states` (B, R, D), zeros in padded slots, and `text_states` (B, D) of the captions."""
+        counts = torch.tensor([len(row) for row in texts])
+        rows = self.text_cache.states([text for row in texts for text in row])
+        states = rows.new_zeros(len(texts), int(counts.max()), rows.shape[-1])
+        states[torch.arange(states.shape[1]) < counts[:, None]] = rows
+        data = {"region_text_states": states}
+        if self.image_captions:
+            data["text_states"] = self.text_cache.states(captions)
+        return data
 
     def _sample(
         self, record: Mapping[str, Any], kind: str, rng: np.random.Generator, position: int
@@ -153,8 +199,7 @@ class RegionCollator:
         chosen = usable
         if len(usable) > count:
             chosen = [usable[index] for index in sorted(rng.choice(len(usable), count, replace=False))]
-        template = "a {}" if kind == "category" else "{}"
-        regions, texts = list(chosen), [template.format(region[kind]) for region in chosen]
+        regions, texts = list(chosen), [_region_text(region, kind) for region in chosen]
         if whole:
             width, height = record["image"].size
             regions.insert(0, {"box": [0, 0, width, height], "mask": None})

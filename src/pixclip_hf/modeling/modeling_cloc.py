@@ -420,7 +420,7 @@ class CLOCModel(CLOCVisionModel):
         self.post_init()
 
     @classmethod
-    def from_vision_text_pretrained(cls, vision: str, text: str, **kwargs: Any) -> "CLOCModel":
+    def from_vision_text_pretrained(cls, vision: str, text: str | None, **kwargs: Any) -> "CLOCModel":
         """A model that inherits its towers, and what lies behind them where it fits.
 
         Args:
@@ -429,7 +429,8 @@ class CLOCModel(CLOCVisionModel):
                 image features equal those of the checkpoint.
             text: CLIP text tower (alone or in a composite), any text encoder, or any decoder LLM. The projection of a
                 CLIP becomes `text_projection` when that is `"linear"`; when `vision` and `text` are one CLIP and both
-                projections fit, `logit_scale` is inherited too.
+                projections fit, `logit_scale` is inherited too. None builds the model without a text tower: it needs
+                `text_hidden_size` and takes pooled states.
             kwargs: `dtype` of the whole model (float32 when not given; `"auto"` is that of the checkpoints, the wider
                 of two), `image_size` (position embeddings are interpolated), `max_position_embeddings` (those of a
                 CLIP text tower are stretched: the first 20 stay, the rest is interpolated), `revision` or
@@ -468,7 +469,8 @@ class CLOCModel(CLOCVisionModel):
             `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalised.
         """
         outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
-        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        # Cached states, and those of an LLM that was attached, may come in another precision.
+        outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))
         return outputs
 
     @can_return_tuple

@@ -260,7 +260,7 @@ def model_from_towers(
     model_class: Any,
     config_class: Any,
     vision: str,
-    text: str,
+    text: str | None,
     new: tuple[str, ...],
     dtype: torch.dtype | str | None = None,
     image_size: int | None = None,
@@ -275,7 +275,7 @@ def model_from_towers(
     Configurations are read and the model is laid out before any weight is: what cannot fit fails at once.
 
     Args:
-        vision, text: see [`read_source`].
+        vision, text: see [`read_source`]; no text tower when `text` is None.
         new: endings of the vision tower's parameter names that only the new model has.
         kwargs: see [`PixCLIPModel.from_vision_text_pretrained`], as are the others.
     """
@@ -285,10 +285,15 @@ def model_from_towers(
     if unknown:
         raise TypeError(f"{config_class.__name__} has no fields {', '.join(map(repr, sorted(unknown)))}.")
     vision_source = read_source("vision", vision, hub_kwargs | {"revision": vision_revision or revision})
-    text_source = read_source("text", text, hub_kwargs | {"revision": text_revision or revision})
-    vision_config, text_config = vision_source.tower_config.to_dict(), text_source.tower_config.to_dict()
+    vision_config = vision_source.tower_config.to_dict()
+    text_source = text_config = None
+    if text is not None:
+        text_source = read_source("text", text, hub_kwargs | {"revision": text_revision or revision})
+        text_config = text_source.tower_config.to_dict()
     vision_config["image_size"] = _image_size(vision_source, image_size)
     if max_position_embeddings is not None:
+        if text_source is None:
+            raise ValueError("`max_position_embeddings` needs a text tower, got `text=None`.")
         text_config["max_position_embeddings"] = _text_positions(text_source, max_position_embeddings)
     config = config_class(
         vision_config=vision_config, text_config=text_config, **(_projection_dim(vision_source) | kwargs)
@@ -298,6 +303,12 @@ def model_from_towers(
 
     whole = load_weights(vision_source, dtype)
     vision_tower = take_tower(vision_source, whole)
+    if text_source is None:
+        dtype = vision_tower.model.dtype if dtype == "auto" else dtype
+        model = model_class._from_config(config, dtype=dtype)
+        inherit(model, "vision_model", vision_tower.model, new)
+        inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection")
+        return model.eval()
     same = text == vision and text_source.hub_kwargs == vision_source.hub_kwargs
     text_tower = take_tower(text_source, whole if same else load_weights(text_source, dtype))
     if dtype == "auto":

@@ -25,6 +25,30 @@ class ModelArguments:
     image_size: int = field(default=64, metadata={"help": "Side of the images in pixels, of a model from scratch."})
     freeze_vision: bool = field(default=False, metadata={"help": "Leave the vision tower as it is."})
     freeze_text: bool = field(default=False, metadata={"help": "Leave the text tower as it is."})
+    text_max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a text; the tokenizer's own limit by default."}
+    )
+    text_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the states of all texts under the frozen text model: computed once, by whichever run "
+            "needs them first. Training then does without the text model; the saved model has it."
+        },
+    )
+    text_cache_dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Precision of the text model that fills the cache.",
+            "choices": ["float32", "bfloat16", "float16"],
+        },
+    )
+    text_quantization: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text model in `4bit` or `8bit` (bitsandbytes), below LoRA or to fill the cache.",
+            "choices": ["4bit", "8bit"],
+        },
+    )
     random_weights: bool = field(
         default=False,
         metadata={"help": "Take the architecture and the tokenizer of the two towers, not their weights."},
@@ -64,6 +88,8 @@ class ModelArguments:
                 "`model_name_or_path` and `vision_model_name_or_path` exclude each other, "
                 f"got {self.model_name_or_path!r} and {towers[0]!r}."
             )
+        if self.text_cache is not None and (self.random_weights or (self.model_name_or_path or towers[0]) is None):
+            raise ValueError("`text_cache` needs a trained text model: that of a checkpoint, or of two towers.")
         if self.random_weights and towers[0] is None:
             raise ValueError("`random_weights` needs `vision_model_name_or_path` and `text_model_name_or_path`.")
         if self.config_overrides and self.model_name_or_path is None and towers[0] is None:

@@ -9,13 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data.collator import RegionDataset
 from ..data.streaming import RecordStream, StreamLoader
 from ..evaluation.retrieval import retrieval_recall
 from ..modeling.modeling_batches import set_losses
+from .length_sampler import EpochLengthSampler
 from .throughput import Throughput
 
 
@@ -71,6 +73,7 @@ class RegionTrainer(Trainer):
     - A [`RecordStream`] as training set is read in shares by rank and worker, and resumes where it stopped.
     - An evaluation reports region-text retrieval over the whole set, `eval_region_to_text_recall@1` and
       `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
+    - `train_sampling_strategy="group_by_length"` puts records whose texts are of about one length into a batch.
 
     Takes the arguments of `Trainer`; `data_collator` is a [`RegionCollator`]. Columns are kept, since the collator
     reads them, and the training set is wrapped in a [`RegionDataset`].
@@ -90,10 +93,29 @@ class RegionTrainer(Trainer):
             self.args.ignore_data_skip = True
             self.add_callback(SetStreamEpoch())
         self._throughput = Throughput()
+        self._region_collator = self.data_collator
         # Each part with its weight in the mean: as in `Trainer`, a step counts once, an evaluated image counts once.
         self._parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._eval_parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
         self._eval_rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length" and dataset is not None
+        if not grouped or not has_length(dataset):
+            return super()._get_train_sampler(train_dataset)
+        return self._length_sampler(dataset, self.args.train_batch_size * self.args.gradient_accumulation_steps)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
+        grouped = self.args.train_sampling_strategy == "group_by_length" and eval_dataset is not None
+        if not grouped or not has_length(eval_dataset):
+            return super()._get_eval_sampler(eval_dataset)
+        return self._length_sampler(eval_dataset, self.args.eval_batch_size)
+
+    def _length_sampler(self, dataset: Any, batch_size: int) -> EpochLengthSampler:
+        lengths = self._region_collator.text_lengths(getattr(dataset, "records", dataset))
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochLengthSampler(batch_size, lengths=lengths, seed=seed)
 
     def get_train_dataloader(self) -> Any:
         """The loader of `Trainer`, or of a [`RecordStream`]."""
