@@ -24,7 +24,7 @@ _TEMPLATE_FOLDERS = (Path(__file__).with_name("hub_cards"), Path(__file__).paren
 MODEL_CARDS = ("cloc", "pixclip")
 DATASET_CARDS = ("longgrit", "vesl")
 # What of a run's folder goes along to the Hub.
-RUN_FILES = ("metrics.json", "report.md", "regions.png")
+RUN_FILES = ("metrics.json", "report.md", "regions.png", "results.json", "results.md")
 # Fields of `TrainingArguments` that a card shows.
 TRAINING_FIELDS = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
@@ -379,7 +379,8 @@ def _listed(names: str | Iterable[str] | None) -> list[str]:
 
 
 def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
-    """The measures of `metrics.json` (an evaluation by itself) and of `all_results.json` (the trainer's own).
+    """The measures of `metrics.json` and `results.json` (evaluations by themselves) and of `all_results.json` (the
+    trainer's own).
 
     A measure whose dataset was not recorded says nothing and is left out.
     """
@@ -392,6 +393,12 @@ def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
             if _is_measure(measure, value) and measure not in _RUN_ENTRIES:
                 setting = "hard" if hard else metrics.get("setting")
                 results.append(_evaluation(measure, value, dataset, setting, metrics.get("split")))
+    for result in _read_json(records / "results.json").get("results", []):
+        for key, value in result["metrics"].items():
+            if _is_measure(key, value):
+                measure = key.removeprefix("hard_")
+                setting = "hard" if measure != key else None if result["task"] == "scenes" else result["protocol"]
+                results.append(_evaluation(measure, value, result["dataset"], setting, result["split"]))
     evaluated = _read_json(records / "all_results.json")
     if dataset := data.get("dataset_name"):
         name = dataset if dataset == "scenes" or _is_hub_id(dataset) else Path(dataset).name

@@ -59,7 +59,7 @@ def test_retrieval_recall_agrees_with_the_blocks(tmp_path):
 
 def test_region_classification(tmp_path):
     scores = np.eye(7)[[0, 0, 1, 2, 3]] + np.linspace(0, 0.06, 7)
-    # Class 0 twice, right once of two (class 6 is second best); 1 right; the item of class 5 takes 2; the last is right.
+    # Items take classes 0, 0, 1, 2, 3; the second is of 6, its second best, the fourth of 5, its third best.
     references = [0, 6, 1, 5, 3]
     found = load("region_classification", tmp_path).compute(predictions=scores.tolist(), references=references)
     assert found == pytest.approx(

@@ -75,9 +75,7 @@ def test_report():
 
 def random_sets(queries, keys, identities, width=6):
     generator = torch.Generator().manual_seed(1)
-    rows = [
-        torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=-1) for n in (queries, keys)
-    ]
+    rows = [torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=-1) for n in (queries, keys)]
     ids = [torch.randint(identities, (n,), generator=generator) for n in (queries, keys)]
     ids[1][:identities] = torch.arange(identities)  # every query has a right key
     return *rows, *ids
