@@ -27,6 +27,7 @@ from pixclip_hf.evaluation.cache import CachedEncoder
 from pixclip_hf.evaluation.image_sets import LAYOUTS
 from pixclip_hf.evaluation.intervals import RESAMPLES
 from pixclip_hf.evaluation.peers import REGION_VIEWS, load_encoder
+from pixclip_hf.evaluation.region_classification import choose_protocol
 from pixclip_hf.evaluation.report import Result, write_results
 from pixclip_hf.evaluation.tasks import TASKS, run_task
 
@@ -77,6 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> list[Result]:
     arguments = parse(argv)
+    choose_protocol(arguments.protocol, "", True)  # refuses a wrong name before anything is loaded
     data_dirs = arguments.data_dir
     if len(data_dirs) == 1:
         data_dirs = data_dirs * len(arguments.tasks)

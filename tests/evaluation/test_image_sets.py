@@ -234,7 +234,7 @@ def test_scenes():
 def test_an_empty_folder_says_what_belongs_there(task, tmp_path):
     with pytest.raises(FileNotFoundError, match="(?s)Expected.*DATA_DIR"):
         read_images(task, str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="(?s)must be a folder, got '/no/such'. Expected.*DATA_DIR"):
+    with pytest.raises(FileNotFoundError, match="(?s)must be a folder for .*, got '/no/such'. Expected.*DATA_DIR"):
         read_images(task, "/no/such")
 
 

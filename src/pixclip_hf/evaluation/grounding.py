@@ -41,6 +41,8 @@ def refer_by_similarity(
         raise ValueError(f"`protocol` of referring must be corrected or official, got {protocol!r}.")
     official = protocol == "official"
     records = [record for record in data.records if record["expressions"]]
+    if not records:
+        raise ValueError("`data` has no expression.")
     if official:
         records = [
             record if record["regions"] else {**record, "regions": [{"box": _whole(record), "mask": None}]}

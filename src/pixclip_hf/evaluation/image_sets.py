@@ -79,7 +79,8 @@ def read_images(task: str, data_dir: str, split: str | None = None, candidates: 
     Args:
         task: a key of [`LAYOUTS`].
         data_dir: see [`LAYOUTS`].
-        split: where a dataset has several; its test or validation split when None, `all` for every one.
+        split: where a dataset has several; the one that is usually reported when None, `all` for every one where
+            captions are read.
         candidates: for `referring`, `"objects"` (of the annotations) or `"detections"`.
 
     Raises:
@@ -92,9 +93,7 @@ def read_images(task: str, data_dir: str, split: str | None = None, candidates: 
         return _scenes(data_dir)
     folder = Path(data_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"`data_dir` must be a folder for {task}, got {data_dir!r}. Expected:\n{LAYOUTS[task]}"
-        )
+        raise FileNotFoundError(f"`data_dir` must be a folder for {task}, got {data_dir!r}. Expected\n{LAYOUTS[task]}")
     if task == "referring":
         return _checked(_referring(folder, split, candidates), task)
     if task == "zero-shot-classification":
@@ -152,7 +151,12 @@ def _regions(folder: Path, split: str | None) -> Images | None:
             record["image"] = str(folder / record["image"])
             for region in record["regions"]:
                 region["mask"] = region.pop("segmentation", None)
-        return _usable(folder.name, records, sorted({r["category"] for rec in records for r in rec["regions"]}), None)
+        return _usable(
+            folder.name,
+            records,
+            sorted({r["category"] for rec in records for r in rec["regions"] if r["category"]}),
+            None,
+        )
     for pattern, name, images in (
         ("instances_*.json", "COCO", "{split}"),
         ("lvis_v1_*.json", "LVIS", "."),

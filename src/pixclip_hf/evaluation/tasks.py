@@ -11,7 +11,7 @@ from .grounding import refer_by_grounding, refer_by_similarity
 from .image_sets import parse_scenes, read_images
 from .intervals import RESAMPLES
 from .mask_sensitivity import measure_sensitivity
-from .region_classification import classify_images, classify_regions
+from .region_classification import PROTOCOLS, classify_images, classify_regions
 from .report import Result
 from .retrieval_tasks import retrieve_images, retrieve_regions
 from .scenes import evaluate_scenes
@@ -44,7 +44,8 @@ def run_task(
         encoder: a [`CachedEncoder`].
         task: one of [`TASKS`].
         data_dir: a folder (see `image_sets.LAYOUTS`) or `scenes:N:SEED`.
-        protocol: `corrected`, `official`, or for `region-classification` a name of its `PROTOCOLS`.
+        protocol: `corrected`, `official`, or a name of `region_classification.PROTOCOLS`, which stands for `corrected`
+            in every other task.
         split: of a dataset that has several.
         candidates: of `referring`: `"objects"` or `"detections"`.
         region_text: of `region-retrieval` and `mask-sensitivity`: field of the regions.
@@ -61,6 +62,8 @@ def run_task(
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
     if task == "scenes":
         return [_scenes(encoder, data_dir)]
+    if task != "region-classification" and protocol in PROTOCOLS:
+        protocol = None
     if task == "long-text-retrieval" and protocol == "official" and split is None:
         # PixCLIP's DOCCI script takes the first thousand lines of the file, whatever their split.
         split = "all"
