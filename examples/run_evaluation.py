@@ -27,7 +27,7 @@ from pixclip_hf.evaluation.cache import CachedEncoder
 from pixclip_hf.evaluation.image_sets import LAYOUTS
 from pixclip_hf.evaluation.intervals import RESAMPLES
 from pixclip_hf.evaluation.peers import REGION_VIEWS, load_encoder
-from pixclip_hf.evaluation.region_classification import choose_protocol
+from pixclip_hf.evaluation.region_classification import PROTOCOLS
 from pixclip_hf.evaluation.report import Result, write_results
 from pixclip_hf.evaluation.tasks import TASKS, run_task
 
@@ -49,7 +49,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data_dir", required=True, nargs="+", help="folder or scenes:N:SEED: one for all tasks, or one for each"
     )
     parser.add_argument("--output_dir", required=True, help="of results.json and results.md")
-    parser.add_argument("--protocol", help="corrected (default), official, or a protocol of region-classification")
+    parser.add_argument(
+        "--protocol",
+        default="corrected",
+        choices=("corrected", "official", *PROTOCOLS),
+        help="of published code or its paper; the others are of region-classification alone",
+    )
     parser.add_argument("--split", help="of a dataset that has several")
     parser.add_argument("--candidates", default="objects", choices=("objects", "detections"), help="of referring")
     parser.add_argument(
@@ -78,7 +83,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> list[Result]:
     arguments = parse(argv)
-    choose_protocol(arguments.protocol, "", True)  # refuses a wrong name before anything is loaded
     data_dirs = arguments.data_dir
     if len(data_dirs) == 1:
         data_dirs = data_dirs * len(arguments.tasks)

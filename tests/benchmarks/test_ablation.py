@@ -25,6 +25,7 @@ def ablation(monkeypatch, tmp_path):
     return ablation
 
 
+@pytest.mark.slow
 def test_arms_start_from_the_same_weights(ablation, tmp_path):
     """But for the one thing: what both have is equal, seed by seed, and other seeds are others."""
     for family, arms in ablation.ARMS.items():

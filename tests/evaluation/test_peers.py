@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 from stand_ins import tiny_clip, tiny_siglip
 
+from pixclip_hf.evaluation.cache import CachedEncoder
 from pixclip_hf.evaluation.encoders import RegionEncoder
 from pixclip_hf.evaluation.peers import REGION_VIEWS, PeerEncoder, load_encoder
 from pixclip_hf.evaluation.views import blurred, crop, outlined
@@ -56,6 +57,23 @@ def test_views_of_regions(peer, record, view):
     assert F.cosine_similarity(rows[0], other, dim=0) < F.cosine_similarity(
         rows[0], by_hand(model, processor, picture), dim=0
     )
+
+
+def test_a_crop_is_not_cropped_again(peer, record):
+    """A protocol that shows crops, and a peer that looks at crops: one crop, squeezed to the square if it is none."""
+    encoder = PeerEncoder(*peer, "crop")
+    wide = record["image"].crop((0, 0, 64, 20))
+    cached = CachedEncoder(encoder, progress=False)
+
+    def show(image, region):
+        return {"image": wide, "regions": [region]}
+
+    (rows,) = cached.embed_regions([record], show, name="wide")
+    pixels = encoder.region_processor(images=wide).pixel_values
+    with torch.no_grad():
+        expected = F.normalize(peer[0].get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+    torch.testing.assert_close(rows, expected.expand(2, -1), atol=1e-5, rtol=1e-5)
+    assert pixels.shape[-2:] == (32, 32)
 
 
 def test_mask_pooled(peer, record):

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,16 +80,22 @@ def test_protocols_on_known_embeddings(protocol, name):
 
 
 def test_names_of_protocols():
-    assert choose_protocol(None, "COCO", True) == choose_protocol("corrected", "COCO", True) == "pixclip-coco"
-    assert choose_protocol(None, "COCO", False) == "cloc-boxes"
-    assert choose_protocol("official", "COCO", True) == "pixclip-coco-official"
-    assert choose_protocol("official", "LVIS", True) == "pixclip-lvis-official"
+    masks, boxes, peer = (
+        SimpleNamespace(takes_masks=True),
+        SimpleNamespace(takes_masks=False),
+        SimpleNamespace(takes_masks=True, view="blur"),
+    )
+    assert choose_protocol(None, "COCO", masks) == choose_protocol("corrected", "COCO", masks) == "pixclip-coco"
+    assert choose_protocol(None, "COCO", boxes) == "cloc-boxes"
+    assert choose_protocol(None, "COCO", peer) == "context-masks"
+    assert choose_protocol("official", "COCO", peer) == "pixclip-coco-official"
+    assert choose_protocol("official", "LVIS", masks) == "pixclip-lvis-official"
     for name in PROTOCOLS:
-        assert choose_protocol(name, "LVIS", True) == name
+        assert choose_protocol(name, "LVIS", masks) == name
     with pytest.raises(
         ValueError, match="`protocol` must be corrected, official or one of pixclip-coco, .* got 'coco'"
     ):
-        choose_protocol("coco", "COCO", True)
+        choose_protocol("coco", "COCO", masks)
 
 
 def test_every_protocol_is_explained():

@@ -92,6 +92,9 @@ class CachedEncoder:
     def _embed_shown(self, record: Mapping[str, Any], show: Callable) -> Tensor:
         image = open_image(record["image"])
         shown = [show(image, region) for region in record["regions"]]
+        if getattr(self.encoder, "view", None) == "crop":
+            # A peer that looks at crops has one before it.
+            return self.encoder.embed_crops([part["image"] for part in shown])
         return torch.cat(self.encoder.embed_regions(shown or [{"image": image, "regions": []}]))
 
     def _texts(self, part: Sequence[str]) -> list[Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
@@ -89,6 +90,12 @@ class PeerEncoder:
         return F.normalize(torch.cat(embeds).float(), dim=-1).cpu()
 
     @torch.no_grad()
+    def embed_crops(self, crops: Sequence[Image.Image]) -> Tensor:
+        """L2-normalised `(N, D)` of pictures that show a region each, resized to the model's square as they are."""
+        embeds = [self._empty(), *map(self._squeezed, batches(crops, self.batch_size))]
+        return F.normalize(torch.cat(embeds).float(), dim=-1).cpu()
+
+    @torch.no_grad()
     def embed_regions(self, records: Sequence[Record]) -> list[Tensor]:
         """L2-normalised `(R_i, D)` of the regions of each record."""
         if self.view == "mask_pooled":
@@ -110,9 +117,11 @@ class PeerEncoder:
         }[self.view]
         embeds = [self._empty()]
         for part in batches(record["regions"], self.batch_size):
-            pictures = [show(region) for region in part]
-            embeds.append(self._features(self.region_processor(images=pictures).pixel_values))
+            embeds.append(self._squeezed([show(region) for region in part]))
         return torch.cat(embeds)
+
+    def _squeezed(self, pictures: Sequence[Image.Image]) -> Tensor:
+        return self._features(self.region_processor(images=list(pictures)).pixel_values)
 
     def _pooled(self, record: Record) -> Tensor:
         if not record["regions"]:

@@ -50,8 +50,8 @@ PROTOCOLS = {
 """Named protocols of region classification; docs/evaluation.md explains them."""
 
 
-def choose_protocol(name: str | None, dataset: str, takes_masks: bool) -> str:
-    """The protocol that `corrected` (or None) and `official` mean for a dataset and a model.
+def choose_protocol(name: str | None, dataset: str, encoder: Any) -> str:
+    """The protocol that `corrected` (or None) and `official` mean for a dataset and an encoder.
 
     Raises:
         ValueError: an unknown name.
@@ -61,7 +61,9 @@ def choose_protocol(name: str | None, dataset: str, takes_masks: bool) -> str:
     if name == "official":
         return "pixclip-lvis-official" if "lvis" in dataset.lower() else "pixclip-coco-official"
     if name in (None, "corrected"):
-        return "pixclip-coco" if takes_masks else "cloc-boxes"
+        if hasattr(encoder, "view"):
+            return "context-masks"  # a peer has its own way of looking at the regions of an image
+        return "pixclip-coco" if encoder.takes_masks else "cloc-boxes"
     raise ValueError(f"`protocol` must be corrected, official or one of {', '.join(PROTOCOLS)}, got {name!r}.")
 
 
@@ -83,7 +85,7 @@ def classify_regions(
     Raises:
         ValueError: no region is left, or an unknown protocol.
     """
-    name = choose_protocol(protocol, data.name, encoder.takes_masks)
+    name = choose_protocol(protocol, data.name, encoder.encoder)
     chosen = PROTOCOLS[name]
     left_out = dict(data.left_out)
     records, labels = [], []
