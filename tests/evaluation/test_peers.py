@@ -80,8 +80,10 @@ def test_mask_pooled(peer, record):
     model, processor = peer
     encoder = PeerEncoder(model, processor, "mask_pooled")
     # The upper left quarter of the image: the upper left 2 x 2 of its 4 x 4 patches.
-    record["regions"] = [{"box": [0, 0, 32, 24], "mask": [[0, 0, 32, 0, 32, 24, 0, 24]]}]
+    quarter = [[0, 0, 32, 0, 32, 24, 0, 24]]
+    record["regions"] = [{"box": [0, 0, 64, 48], "mask": quarter}, {"box": [0, 0, 32, 24], "mask": None}]
     (rows,) = encoder.embed_regions([record])
+    torch.testing.assert_close(rows[0], rows[1])
     pixels = encoder.region_processor(images=record["image"]).pixel_values
     with torch.no_grad():
         tokens = model.vision_model(pixel_values=pixels).last_hidden_state[:, -16:]
@@ -90,7 +92,7 @@ def test_mask_pooled(peer, record):
             expected = model.visual_projection(model.vision_model.post_layernorm(chosen).mean(1))
         else:
             expected = model.vision_model.head(chosen.mean(1, keepdim=True))
-    torch.testing.assert_close(rows, F.normalize(expected, dim=-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rows[0], F.normalize(expected, dim=-1).flatten(), atol=1e-5, rtol=1e-5)
 
 
 def test_whole_images_and_texts_are_the_models_own(peer, record):

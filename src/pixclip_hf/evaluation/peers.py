@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
+from ..data.collator import region_inputs
 from ..modeling.modeling_regions import mask_patch_weights
 from ..modeling.modeling_vision import patch_grid, patch_tokens, pool_through_head
 from ..processing.image_processing_region import RegionImageProcessor
@@ -127,11 +128,7 @@ class PeerEncoder:
         if not record["regions"]:
             return self._empty()
         image = open_image(record["image"])
-        masks = [region.get("mask") for region in record["regions"]]
-        if all(masks):
-            inputs = self.region_processor(images=image, masks=masks)
-        else:
-            inputs = self.region_processor(images=image, boxes=[region["box"] for region in record["regions"]])
+        inputs = self.region_processor(images=[image], **region_inputs(self.region_processor, [record["regions"]]))
         pixels = inputs.pixel_values.to(self.model.device, self.model.dtype)
         grid = patch_grid(self.model.config.vision_config, pixels)
         tokens = patch_tokens(self.model.vision_model(pixel_values=pixels).last_hidden_state, grid)
