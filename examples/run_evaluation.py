@@ -24,12 +24,16 @@ import sys
 import torch
 
 from pixclip_hf.evaluation.cache import CachedEncoder
-from pixclip_hf.evaluation.image_sets import LAYOUTS
+from pixclip_hf.evaluation.image_sets import LAYOUTS, read_images
 from pixclip_hf.evaluation.intervals import RESAMPLES
 from pixclip_hf.evaluation.peers import REGION_VIEWS, load_encoder
+from pixclip_hf.evaluation.pictures import draw_pictures
 from pixclip_hf.evaluation.region_classification import PROTOCOLS
 from pixclip_hf.evaluation.report import Result, write_results
 from pixclip_hf.evaluation.tasks import TASKS, run_task
+
+# Tasks whose data can be drawn.
+PICTURED = ("region-classification", "region-retrieval", "image-text-retrieval", "long-text-retrieval")
 
 
 class ShowLayouts(argparse.Action):
@@ -68,6 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, help="tokens that texts are cut to")
     parser.add_argument("--cache_dir", help="of embeddings, to go on after an interruption; none when left out")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap intervals; 0 for none")
+    parser.add_argument("--pictures", action="store_true", help="add pictures of the first images (needs matplotlib)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--no_progress", action="store_true", help="no progress bars")
@@ -100,7 +105,8 @@ def main(argv: list[str] | None = None) -> list[Result]:
     encoder = CachedEncoder(encoder, arguments.cache_dir, progress=not arguments.no_progress)
 
     # 2. The tasks. What is done is written at once: a later task may lack its data.
-    results = []
+    view = getattr(encoder.encoder, "view", None)
+    results, pictures = [], []
     for task, data_dir in zip(arguments.tasks, data_dirs, strict=True):
         results += run_task(
             encoder,
@@ -112,7 +118,9 @@ def main(argv: list[str] | None = None) -> list[Result]:
             region_text=arguments.region_text,
             resamples=arguments.resamples,
         )
-        write_results(arguments.output_dir, arguments.model, results, view=getattr(encoder.encoder, "view", None))
+        if arguments.pictures and task in PICTURED and not pictures:
+            pictures = draw_pictures(encoder, read_images(task, data_dir, arguments.split), arguments.output_dir)
+        write_results(arguments.output_dir, arguments.model, results, pictures, view=view)
         print(f"{task}: written to {arguments.output_dir}")
     return results
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
 
 from pixclip_hf import hub
 from pixclip_hf.data.scenes import make_scene
@@ -92,3 +94,18 @@ def test_layouts_and_bad_arguments(main, capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(options("none", tmp_path, "--tasks", "referring", "region-retrieval", "--data_dir", "a", "b", "c"))
     assert "--data_dir must be one for all tasks or one for each of the 2, got 3" in capsys.readouterr().err
+
+
+def test_pictures(main, model, tmp_path):
+    main(options(model, tmp_path, "--tasks", "region-retrieval", "--data_dir", "scenes:6:0", "--pictures"))
+    shown = (tmp_path / "results.md").read_text()
+    for name in ("regions.png", "matrix.png", "retrieval.png"):
+        assert f"({name})" in shown
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 200
+    card = hub.write_folder(*load_parts(model), tmp_path / "folder", "org/name", run_folder=tmp_path)
+    assert "](regions.png)" in (card / "README.md").read_text() and (card / "regions.png").is_file()
+
+
+def load_parts(folder):
+    return AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

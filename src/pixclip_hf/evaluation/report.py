@@ -50,13 +50,16 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
-def write_results(folder: str | Path, model: str, results: Iterable[Result], **run: object) -> None:
+def write_results(
+    folder: str | Path, model: str, results: Iterable[Result], pictures: Iterable[str] = (), **run: object
+) -> None:
     """`results.json`, which model cards are filled from, and `results.md`, a table a task.
 
     Args:
         folder: made if it does not exist.
         model: name of the model.
         results: of the tasks.
+        pictures: files in the folder that `results.md` shows.
         run: further entries of `results.json`. The measures of a `scenes` result stand beside them, by the names that
             `metrics.json` of the demo has.
     """
@@ -80,6 +83,7 @@ def write_results(folder: str | Path, model: str, results: Iterable[Result], **r
         if result.left_out:
             sections.append("Left out: " + ", ".join(f"{n} {why}" for why, n in result.left_out.items()) + ".\n")
         sections += [f"{note}\n" for note in result.notes]
+    sections += [f"![{Path(name).stem}]({name})\n" for name in pictures]
     (folder / "results.md").write_text("\n".join(sections))
 
 
