@@ -1,4 +1,6 @@
-"""Similarity maps and the picture of an image with its regions."""
+"""Similarity maps and the pictures: regions with texts, heat maps, matrices and retrieval sheets."""
+
+import sys
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from PIL import Image
 
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.processing.processing_regions import decode_rle
-from pixclip_hf.visualization import draw_regions, similarity_map
+from pixclip_hf.visualization import draw_heat_map, draw_matrix, draw_regions, draw_retrieval, similarity_map
 
 
 @pytest.mark.parametrize("family", ("cloc", "pixclip"))
@@ -53,3 +55,50 @@ def test_draw_one_region_without_maps(tmp_path):
     image = make_scene(0, size=32)["image"]
     draw_regions(tmp_path / "one.png", image, [[0, 0, 32, 32]], [[("all", 1.0)]], {}, masks=[full])
     assert Image.open(tmp_path / "one.png").size[0] > 0
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture.convert("RGB")).reshape(-1, 3)
+
+
+def count(path, colour):
+    return (pixels(path) == colour).all(-1).sum()
+
+
+def test_draw_heat_map(tmp_path):
+    image = Image.new("RGB", (64, 48), (10, 200, 30))
+    draw_heat_map(tmp_path / "cold.png", image, "for $5_{ or more", np.zeros((4, 4), dtype=np.float32))
+    draw_heat_map(tmp_path / "warm.png", image, "for $5_{ or more", np.eye(4, dtype=np.float32))
+    # The image stands beside the map in its own colour; the map follows the values.
+    assert count(tmp_path / "cold.png", (10, 200, 30)) > 10000
+    assert not np.array_equal(pixels(tmp_path / "cold.png"), pixels(tmp_path / "warm.png"))
+
+
+def test_draw_matrix(tmp_path):
+    scores = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1]])
+    names = ["first $_{", "second"], ["a", "a long text " * 10, "c"]
+    draw_matrix(tmp_path / "plain.png", scores, *names)
+    draw_matrix(tmp_path / "right.png", scores, *names, right=[0, 1], title="$5")
+    red = (0xE6, 0x19, 0x4B)
+    assert count(tmp_path / "plain.png", red) == 0 and count(tmp_path / "right.png", red) > 50
+    with pytest.raises(ValueError, match=r"`scores` must have shape \(2, 3\), got \(3, 2\)"):
+        draw_matrix(tmp_path / "no.png", scores.T, *names)
+
+
+def test_draw_retrieval(tmp_path):
+    blue = Image.new("RGB", (40, 30), (0, 0, 200))
+    rows = [[(blue, 0.9, True), (blue, 0.2, False)], [(blue, 0.5, False)]]
+    draw_retrieval(tmp_path / "sheet.png", ["costs $5", "a long query " * 9], rows, title="sheet")
+    right, wrong = (count(tmp_path / "sheet.png", colour) for colour in ((0x3C, 0xB4, 0x4B), (0xE6, 0x19, 0x4B)))
+    assert right > 50 and wrong == pytest.approx(2 * right, rel=0.2)
+    assert count(tmp_path / "sheet.png", (0, 0, 200)) > 1000
+    with pytest.raises(ValueError, match="`found` must hold a row a query, got 2 for 1 queries"):
+        draw_retrieval(tmp_path / "no.png", ["one"], rows)
+
+
+def test_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"Pictures need matplotlib: `pip install pixclip-hf\[eval\]`"):
+        draw_matrix(tmp_path / "no.png", np.zeros((1, 1)), ["a"], ["b"])

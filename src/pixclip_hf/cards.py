@@ -196,7 +196,8 @@ def _listed(names: str | Iterable[str] | None) -> list[str]:
 
 
 def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
-    """The measures of `metrics.json` (an evaluation by itself) and of `all_results.json` (the trainer's own).
+    """The measures of `metrics.json` and `results.json` (evaluations by themselves) and of `all_results.json` (the
+    trainer's own).
 
     A measure whose dataset was not recorded says nothing and is left out.
     """
@@ -209,6 +210,12 @@ def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
             if _is_measure(measure, value) and measure not in _RUN_ENTRIES:
                 setting = "hard" if hard else metrics.get("setting")
                 results.append(_evaluation(measure, value, dataset, setting, metrics.get("split")))
+    for result in _read_json(records / "results.json").get("results", []):
+        for key, value in result["metrics"].items():
+            if _is_measure(key, value):
+                measure = key.removeprefix("hard_")
+                setting = "hard" if measure != key else None if result["task"] == "scenes" else result["protocol"]
+                results.append(_evaluation(measure, value, result["dataset"], setting, result["split"]))
     evaluated = _read_json(records / "all_results.json")
     if dataset := data.get("dataset_name"):
         name = dataset if dataset == "scenes" or is_hub_id(dataset) else Path(dataset).name

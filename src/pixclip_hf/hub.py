@@ -13,7 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 from .cards import is_hub_id, write_card, write_dataset_card
 
 # What of a run's folder goes along to the Hub.
-RUN_FILES = ("metrics.json", "report.md", "regions.png")
+RUN_FILES = ("metrics.json", "report.md", "regions.png", "results.json", "results.md")
 # Files of an earlier push that would be taken for part of this one, if it has no such file itself.
 STALE_FILES = {
     "model": ["*.safetensors", "*.safetensors.index.json", "*.py", "config.json", "adapter_config.json"],

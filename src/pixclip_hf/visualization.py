@@ -1,4 +1,5 @@
-"""Pictures of what a model sees: regions with their best texts, and the similarity of a text over an image."""
+"""Pictures of what a model sees: regions with their best texts, the similarity of a text over an image, the matrix of
+regions and texts, and sheets of retrieved images. Drawing needs matplotlib (`pip install pixclip-hf[eval]`)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,11 +61,11 @@ def draw_regions(
         masks: of the regions `(H, W)`; outlined in place of the boxes.
         title: above the picture.
     """
-    from matplotlib.figure import Figure
+    figure_class = _figure_class()
     from matplotlib.patches import Rectangle
 
     columns = 2 + len(maps)
-    figure = Figure(figsize=(3.6 * columns, 4.2), layout="constrained")
+    figure = figure_class(figsize=(3.6 * columns, 4.2), layout="constrained")
     axes = figure.subplots(1, columns, width_ratios=[1, 1.15] + [1] * len(maps))
     figure.suptitle(title, fontsize=11, **LITERAL)
     width, height = image.size
@@ -102,3 +103,114 @@ def draw_regions(
         axis.set_title(fill(f"“{text}”", 34), fontsize=9, **LITERAL)
         figure.colorbar(drawn, ax=axis, shrink=0.7)
     figure.savefig(path, dpi=110)
+
+
+def draw_heat_map(path: str | Path, image: Image.Image, text: str, values: np.ndarray) -> None:
+    """Writes a picture: the image, and the similarity of a text laid over it.
+
+    Args:
+        path: of the PNG file.
+        image: RGB.
+        text: what was looked for.
+        values: its [`similarity_map`].
+    """
+    figure = _figure_class()(figsize=(8, 4.2), layout="constrained")
+    plain, mapped = figure.subplots(1, 2)
+    width, height = image.size
+    for axis in (plain, mapped):
+        axis.set_axis_off()
+        axis.imshow(image if axis is plain else image.convert("L"), extent=(0, width, height, 0), cmap="gray")
+    drawn = mapped.imshow(values, extent=(0, width, height, 0), cmap="inferno", alpha=0.7, interpolation="bilinear")
+    figure.colorbar(drawn, ax=mapped, shrink=0.8)
+    figure.suptitle(fill(f"“{text}”", 90), fontsize=10, **LITERAL)
+    figure.savefig(path, dpi=110)
+
+
+def draw_matrix(
+    path: str | Path,
+    scores: np.ndarray,
+    regions: Sequence[str],
+    texts: Sequence[str],
+    right: Sequence[int] | None = None,
+    title: str = "",
+) -> None:
+    """Writes the matrix of regions and texts with its numbers.
+
+    Args:
+        path: of the PNG file.
+        scores: `(R, T)`, such as cosine similarities.
+        regions, texts: names of rows and columns.
+        right: for each region the index of its own text, framed.
+        title: above the matrix.
+
+    Raises:
+        ValueError: names that are not as many as rows and columns.
+    """
+    scores = np.asarray(scores)
+    if scores.shape != (len(regions), len(texts)):
+        raise ValueError(f"`scores` must have shape ({len(regions)}, {len(texts)}), got {scores.shape}.")
+    figure_class = _figure_class()
+    from matplotlib.patches import Rectangle
+
+    figure = figure_class(figsize=(3 + 0.9 * len(texts), 2.2 + 0.5 * len(regions)), layout="constrained")
+    axis = figure.subplots()
+    drawn = axis.imshow(scores, cmap="viridis", aspect="auto")
+    figure.colorbar(drawn, ax=axis)
+    axis.set_yticks(range(len(regions)), [fill(name, 30) for name in regions], fontsize=8, **LITERAL)
+    wrapped = [fill(name, 26) for name in texts]
+    axis.set_xticks(range(len(texts)), wrapped, fontsize=8, rotation=45, ha="right", **LITERAL)
+    # White on dark and black on light, as the colour map goes.
+    middle = (scores.min() + scores.max()) / 2
+    for row, column in np.ndindex(*scores.shape):
+        colour = "black" if scores[row, column] > middle else "white"
+        axis.text(column, row, f"{scores[row, column]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    for row, column in enumerate([] if right is None else right):
+        axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#e6194b", linewidth=2.2))
+    axis.set_title(title, fontsize=10, **LITERAL)
+    figure.savefig(path, dpi=110)
+
+
+def draw_retrieval(
+    path: str | Path,
+    queries: Sequence[str],
+    found: Sequence[Sequence[tuple[Image.Image, float, bool]]],
+    title: str = "",
+) -> None:
+    """Writes a sheet of retrieved images: a row a text, best first, right ones framed in green, wrong ones in red.
+
+    Args:
+        path: of the PNG file.
+        queries: the texts.
+        found: for each its images with their scores and whether they are right.
+        title: above the sheet.
+
+    Raises:
+        ValueError: no query, or not one row of images a query.
+    """
+    if not queries or len(queries) != len(found):
+        raise ValueError(f"`found` must hold a row a query, got {len(found)} for {len(queries)} queries.")
+    columns = 1 + max(len(row) for row in found)
+    figure = _figure_class()(figsize=(2.4 + 1.6 * columns, 0.6 + 1.9 * len(queries)), layout="constrained")
+    grid = figure.subplots(len(queries), columns, squeeze=False, width_ratios=[1.6] + [1] * (columns - 1))
+    figure.suptitle(title, fontsize=11, **LITERAL)
+    for axes, query, images in zip(grid, queries, found, strict=True):
+        for axis in axes[len(images) + 1 :]:
+            axis.set_axis_off()
+        axes[0].set_axis_off()
+        axes[0].text(0, 0.5, fill(query, 32), fontsize=8.5, va="center", transform=axes[0].transAxes, **LITERAL)
+        for axis, (image, score, is_right) in zip(axes[1:], images, strict=False):
+            axis.imshow(image)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_title(f"{score:.2f}", fontsize=8)
+            for spine in axis.spines.values():
+                spine.set(edgecolor="#3cb44b" if is_right else "#e6194b", linewidth=3)
+    figure.savefig(path, dpi=110)
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: `pip install pixclip-hf[eval]`.") from error
+    return Figure

@@ -1,7 +1,10 @@
-"""Measures as a markdown table."""
+"""Measures as markdown tables and as JSON."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 
 def standard_error(share: float, count: int) -> float:
@@ -20,3 +23,86 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> s
     header = list(header)
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+@dataclass
+class Result:
+    """What one task measured.
+
+    Args:
+        task: as on the command line.
+        dataset: its name.
+        protocol: name of the protocol.
+        metrics: shares between 0 and 1, ranks from 1 on, and `*_count`, how many decisions they are of.
+        intervals: 95 % bootstrap intervals of some of the metrics.
+        split: of the dataset.
+        left_out: why regions or images were left out, and how many.
+        notes: what a reader of the figures must know.
+    """
+
+    task: str
+    dataset: str
+    protocol: str
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    split: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def write_results(
+    folder: str | Path, model: str, results: Iterable[Result], pictures: Iterable[str] = (), **run: object
+) -> None:
+    """`results.json`, which model cards are filled from, and `results.md`, a table a task.
+
+    Args:
+        folder: made if it does not exist.
+        model: name of the model.
+        results: of the tasks.
+        pictures: files in the folder that `results.md` shows.
+        run: further entries of `results.json`. The measures of a `scenes` result stand beside them, by the names that
+            `metrics.json` of the demo has.
+    """
+    folder, results = Path(folder), list(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    flat: dict[str, object] = {}
+    for result in results:
+        if result.task == "scenes":
+            flat = {"dataset": result.dataset, "split": result.split, **result.metrics}
+    content = {"model": model, **run, **flat, "results": [asdict(result) for result in results]}
+    (folder / "results.json").write_text(json.dumps(_plain(content), indent=1) + "\n")
+    sections = [f"# Evaluation of {model}\n", "Intervals: 95 %, bootstrap over images.\n"]
+    for result in results:
+        title = f"## {result.task}: {result.dataset}" + (f", {result.split}" if result.split else "")
+        header = ["measure", "value", "95 % interval"]
+        rows = [
+            [name.replace("_", " "), _shown(name, value), _interval(result.intervals.get(name))]
+            for name, value in result.metrics.items()
+        ]
+        sections += [f"{title}\n", f"Protocol: `{result.protocol}`.\n", markdown_table(header, rows) + "\n"]
+        if result.left_out:
+            sections.append("Left out: " + ", ".join(f"{n} {why}" for why, n in result.left_out.items()) + ".\n")
+        sections += [f"{note}\n" for note in result.notes]
+    sections += [f"![{Path(name).stem}]({name})\n" for name in pictures]
+    (folder / "results.md").write_text("\n".join(sections))
+
+
+def _plain(value: object) -> object:
+    """Not-a-number, which JSON does not know, as null."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _shown(name: str, value: float) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "–"
+    if name.endswith("_count") or isinstance(value, int):
+        return str(int(value))
+    return f"{value:.3f}" if name.endswith(("_cosine", "_iou", "_rank", "_ratio")) else f"{100 * value:.2f} %"
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None or not math.isfinite(ends[0]) else f"{100 * ends[0]:.2f} – {100 * ends[1]:.2f} %"

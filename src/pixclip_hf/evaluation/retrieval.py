@@ -1,7 +1,122 @@
-"""Retrieval between two sets of embeddings."""
+"""Retrieval between two sets of embeddings, in blocks: memory does not grow with the product of their sizes."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
+
+from .intervals import RESAMPLES, mean_interval
+from .metrics.retrieval_recall.tied_ranks import expected_ranks, hit_chances
+
+BLOCK = 2048
+# Cosines closer than this are equal: products of the same rows in other blocks differ in their last bits.
+TOLERANCE = 1e-6
+
+
+@dataclass
+class Ranks:
+    """How the best right key of each query ranks; arrays `(Q,)` of int64.
+
+    Args:
+        greater: wrong keys that score higher.
+        tied_wrong, tied_right: wrong and right keys of the same score, the best right one included.
+    """
+
+    greater: np.ndarray
+    tied_wrong: np.ndarray
+    tied_right: np.ndarray
+
+    def hits(self, k: int) -> np.ndarray:
+        """Chance `(Q,)` that a right key is among the k nearest, over random orders of keys of equal score."""
+        return hit_chances(self.greater, self.tied_wrong, self.tied_right, k)
+
+    def expected(self) -> np.ndarray:
+        """Mean rank `(Q,)` of the first right key over those orders, from 1 on."""
+        return expected_ranks(self.greater, self.tied_wrong, self.tied_right)
+
+
+def _check_rows(name: str, rows: Tensor, ids: Tensor) -> None:
+    if not len(rows):
+        raise ValueError(f"`{name}` must have at least one row, got none.")
+    if len(ids) != len(rows):
+        raise ValueError(f"`{name}` has {len(rows)} rows, but {len(ids)} identities belong to it.")
+
+
+@torch.no_grad()
+def rank_right_keys(
+    queries: Tensor,
+    keys: Tensor,
+    query_ids: Tensor,
+    key_ids: Tensor,
+    block: int = BLOCK,
+    progress: str | None = None,
+) -> Ranks:
+    """How each query ranks the best of its right keys: those with its identity.
+
+    Two passes over blocks of `block` x `block` scores, the first for the best right score, the second for what is
+    above it: the whole matrix never exists, twice its multiplications are the price.
+
+    Args:
+        queries (`(Q, D)`), keys (`(K, D)`): L2-normalised.
+        query_ids (`(Q,)`), key_ids (`(K,)`): a key is right for a query of the same identity.
+        block: rows and columns at a time.
+        progress: what a progress bar says; none when None.
+
+    Raises:
+        ValueError: no rows, counts that differ, or a query without a right key.
+    """
+    _check_rows("queries", queries, query_ids)
+    _check_rows("keys", keys, key_ids)
+    query_ids, key_ids = query_ids.to(queries.device), key_ids.to(queries.device)
+    counts = torch.zeros(3, len(queries), dtype=torch.long)
+    starts = tqdm(range(0, len(queries), block), desc=progress, disable=progress is None, leave=False)
+    for start in starts:
+        rows, ids = queries[start : start + block].float(), query_ids[start : start + block, None]
+        best = torch.full((len(rows), 1), -torch.inf, device=rows.device)
+        for columns, own in zip(keys.split(block), key_ids.split(block), strict=True):
+            scores = (rows @ columns.to(rows).T).masked_fill_(ids != own, -torch.inf)
+            best = torch.maximum(best, scores.amax(-1, keepdim=True))
+        if best.isinf().any():
+            missing = start + int(best.isinf()[:, 0].nonzero()[0, 0])
+            raise ValueError(f"`key_ids` must hold the identity of every query, query {missing} has no right key.")
+        for columns, own in zip(keys.split(block), key_ids.split(block), strict=True):
+            above = (rows @ columns.to(rows).T).sub_(best)
+            right = ids == own
+            tied = above.abs() <= TOLERANCE
+            counted = (above > TOLERANCE) & ~right, tied & ~right, tied & right
+            counts[:, start : start + len(rows)] += torch.stack([mask.sum(-1) for mask in counted]).cpu()
+    return Ranks(*counts.numpy())
+
+
+@torch.no_grad()
+def nearest_keys(queries: Tensor, keys: Tensor, k: int, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """Scores and indices `(Q, k)` of the k best keys of each query, best first, the lower index first among equals.
+
+    Args:
+        queries (`(Q, D)`), keys (`(K, D)`), block: as in [`rank_right_keys`].
+        k: at most K are returned.
+
+    Raises:
+        ValueError: no keys, or `k` below 1.
+    """
+    if not len(keys) or k < 1:
+        raise ValueError(f"`k` must be at least 1 and `keys` have a row, got k={k} of {len(keys)} keys.")
+    found = []
+    for rows in queries.split(block):
+        scores = rows.new_zeros(len(rows), 0, dtype=torch.float32)
+        indices = torch.zeros(len(rows), 0, dtype=torch.long, device=rows.device)
+        for start in range(0, len(keys), block):
+            new = rows.float() @ keys[start : start + block].to(rows).float().T
+            own = torch.arange(start, start + new.shape[1], device=rows.device).expand(len(rows), -1)
+            # Earlier keys stand in front, and a stable sort leaves them there among equals.
+            order = torch.cat([scores, new], -1).sort(dim=-1, descending=True, stable=True)
+            scores, chosen = order.values[:, :k], order.indices[:, :k]
+            indices = torch.cat([indices, own], -1).gather(-1, chosen)
+        found.append((scores, indices))
+    return torch.cat([scores for scores, _ in found]), torch.cat([indices for _, indices in found])
 
 
 def retrieval_recall(queries: Tensor, keys: Tensor, ids: Tensor, k: int = 1, chunk: int = 1024) -> tuple[float, float]:
@@ -11,24 +126,66 @@ def retrieval_recall(queries: Tensor, keys: Tensor, ids: Tensor, k: int = 1, chu
         queries, keys (`(N, D)`): L2-normalised; row `i` of one belongs to row `i` of the other.
         ids (`(N,)`): identity of each pair's text.
         k: how many hits are looked at.
-        chunk: rows compared at a time.
+        chunk: rows and columns compared at a time.
 
     Returns:
-        Share of the queries with a right key among their k nearest, and of the keys with a right query.
+        Share of the queries with a right key among their k nearest, and of the keys with a right query; equal scores
+        count as if in random order.
 
     Raises:
         ValueError: no rows.
     """
-    if not len(queries):
-        raise ValueError("`queries` must have at least one row, got none.")
-    k = min(k, len(queries))
+    forth = rank_right_keys(queries, keys, ids, ids, chunk)
+    back = rank_right_keys(keys, queries, ids, ids, chunk)
+    return forth.hits(k).mean().item(), back.hits(k).mean().item()
 
-    def one_way(rows: Tensor, others: Tensor) -> float:
-        hits = 0
-        for start in range(0, len(rows), chunk):
-            nearest = (rows[start : start + chunk] @ others.T).topk(k, dim=-1).indices
-            hits += (ids[nearest] == ids[start : start + chunk, None]).any(-1).sum().item()
-        return hits / len(rows)
 
-    with torch.no_grad():
-        return one_way(queries, keys), one_way(keys, queries)
+def retrieval_measures(
+    images: Tensor,
+    texts: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    names: tuple[str, str] = ("image", "text"),
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    resamples: int = RESAMPLES,
+    block: int = BLOCK,
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Recall@k and median rank both ways.
+
+    Args:
+        images (`(N, D)`), texts (`(M, D)`): L2-normalised.
+        image_ids (`(N,)`), text_ids (`(M,)`): a text is right for an image of the same identity.
+        names: what the two are called, as in `image_to_text_recall@1`.
+        groups: what the bootstrap draws, for each image and each text; the identities when None.
+        ks: the k of recall@k.
+        resamples: of the bootstrap.
+        block: as in [`rank_right_keys`].
+
+    Returns:
+        The measures, with how many decisions they are of (`image_count`, `text_count`), and the 95 % intervals of the
+        recalls.
+    """
+    measures, intervals = {}, {}
+    if groups is None:
+        groups = image_ids.numpy(), text_ids.numpy()
+    sides = (images, image_ids, groups[0]), (texts, text_ids, groups[1])
+    for (rows, ids, group), (others, other_ids, _), one, other in (
+        (*sides, *names),
+        (*sides[::-1], *names[::-1]),
+    ):
+        ranks = rank_right_keys(rows, others, ids, other_ids, block, progress=f"{one} to {other}")
+        for k in ks:
+            hits = ranks.hits(k)
+            name = f"{one}_to_{other}_recall@{k}"
+            measures[name] = float(hits.mean())
+            intervals[name] = mean_interval(hits, group, resamples)
+        measures[f"{one}_to_{other}_median_rank"] = float(np.median(ranks.expected()))
+        measures[f"{one}_count"] = len(rows)
+    return measures, intervals
+
+
+def text_identities(texts: Sequence[str]) -> Tensor:
+    """An integer a text `(T,)`, the same for the same text (but for case and white space)."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in texts])

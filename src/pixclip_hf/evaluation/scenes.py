@@ -5,72 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.collator import region_inputs
 from ..data.scenes import all_descriptions, late_detail_pairs, same_box_pairs
+from .encoders import Record, embed_crops, embed_images, embed_regions, embed_texts
 from .retrieval import retrieval_recall
 
-Record = Mapping[str, Any]
 CLIP_TOKENS = 77
-
-
-@torch.no_grad()
-def embed_texts(
-    model: Any, processor: Any, texts: Sequence[str], max_length: int | None = None, batch_size: int = 128
-) -> Tensor:
-    """L2-normalised embeddings `(T, D)` of texts, equal texts sharing one; cut to `max_length` tokens if given."""
-    unique = list(dict.fromkeys(texts))
-    inputs = processor(text=unique, max_length=max_length, return_tensors="pt")
-    # Texts that a cut makes equal must tie exactly: they, too, are embedded once.
-    keys = [
-        tuple(ids[mask.bool()].tolist()) for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)
-    ]
-    first = {key: row for row, key in reversed(list(enumerate(keys)))}
-    rows = torch.tensor(sorted(first.values()))
-    embeds = [
-        model.get_text_features(
-            inputs.input_ids[part].to(model.device), inputs.attention_mask[part].to(model.device)
-        ).pooler_output
-        for part in rows.split(batch_size)
-    ]
-    by_row = dict(zip(rows.tolist(), F.normalize(torch.cat(embeds).float(), dim=-1).cpu(), strict=True))
-    by_text = {text: by_row[first[key]] for text, key in zip(unique, keys, strict=True)}
-    return torch.stack([by_text[text] for text in texts])
-
-
-@torch.no_grad()
-def embed_images(model: Any, processor: Any, images: Sequence[Any], batch_size: int = 64) -> Tensor:
-    """L2-normalised embeddings `(N, D)` of whole images."""
-    embeds = [
-        model.get_image_features(processor(images=part, return_tensors="pt").pixel_values.to(model.device))
-        for part in _batches(images, batch_size)
-    ]
-    return F.normalize(torch.cat([part.pooler_output for part in embeds]).float(), dim=-1).cpu()
-
-
-@torch.no_grad()
-def embed_regions(model: Any, processor: Any, records: Sequence[Record], batch_size: int = 64) -> list[Tensor]:
-    """L2-normalised embeddings `(R_i, D)` of the regions of each record."""
-    embeds = []
-    for part in _batches(records, batch_size):
-        inputs = processor(
-            images=[record["image"] for record in part],
-            return_tensors="pt",
-            **region_inputs(processor, [record["regions"] for record in part]),
-        ).to(model.device)
-        features = F.normalize(model.get_region_features(**inputs).pooler_output.float(), dim=-1).cpu()
-        embeds += [rows[: len(record["regions"])] for rows, record in zip(features, part, strict=True)]
-    return embeds
-
-
-def embed_crops(
-    model: Any, processor: Any, records: Sequence[Record], scale: float = 1.5, batch_size: int = 64
-) -> list[Tensor]:
-    """The crop baseline: each region's square crop, `scale` times its longer box side, embedded as a whole image."""
-    crops = [_square_crop(record["image"], region["box"], scale) for record in records for region in record["regions"]]
-    return list(embed_images(model, processor, crops, batch_size).split([len(r["regions"]) for r in records]))
 
 
 def description_accuracy(regions: Sequence[Tensor], records: Sequence[Record], descriptions: Tensor) -> dict[str, Any]:
@@ -164,14 +105,3 @@ def evaluate_scenes(model: Any, processor: Any, records: Sequence[Record]) -> di
             metrics[name], metrics[f"{name}_count"] = pair_accuracy(rows, records, by_caption, find_pairs)
     model.train(was_training)
     return metrics
-
-
-def _square_crop(image: Any, box: Sequence[float], scale: float) -> Any:
-    x0, y0, x1, y1 = box
-    half = scale * max(x1 - x0, y1 - y0) / 2
-    x, y = (x0 + x1) / 2, (y0 + y1) / 2
-    return image.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,132 @@
+"""Evaluates CLOC, PixCLIP or any CLIP or SigLIP of transformers, and writes results.json and results.md.
+
+On drawn scenes, nothing to download:
+
+    python examples/run_evaluation.py --model runs/demo/cloc --tasks scenes --data_dir scenes:1000:0 \\
+        --output_dir runs/evaluation
+
+On COCO, by the protocol of PixCLIP's published script, with an encoding cache that survives an interruption:
+
+    python examples/run_evaluation.py --model org/pixclip --tasks region-classification --data_dir data/coco \\
+        --protocol official --cache_dir runs/cache --output_dir runs/evaluation
+
+Peers see a region as `--view` says (crop, blur, box, mask_pooled):
+
+    python examples/run_evaluation.py --model openai/clip-vit-base-patch16 --view mask_pooled \\
+        --tasks region-classification --data_dir data/coco --output_dir runs/evaluation
+
+`--layouts` shows how each task's data must lie. docs/evaluation.md explains tasks and protocols.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from pixclip_hf.evaluation.cache import CachedEncoder
+from pixclip_hf.evaluation.image_sets import LAYOUTS, read_images
+from pixclip_hf.evaluation.intervals import RESAMPLES
+from pixclip_hf.evaluation.peers import REGION_VIEWS, load_encoder
+from pixclip_hf.evaluation.pictures import draw_pictures
+from pixclip_hf.evaluation.region_classification import PROTOCOLS
+from pixclip_hf.evaluation.report import Result, write_results
+from pixclip_hf.evaluation.tasks import TASKS, run_task
+
+# Tasks whose data can be drawn.
+PICTURED = ("region-classification", "region-retrieval", "image-text-retrieval", "long-text-retrieval")
+
+
+class ShowLayouts(argparse.Action):
+    """Prints how data must lie, and ends."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for task, layout in LAYOUTS.items():
+            print(f"{task}: {layout}\n")
+        parser.exit()
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Hub id or folder")
+    parser.add_argument("--tasks", required=True, nargs="+", choices=TASKS)
+    parser.add_argument(
+        "--data_dir", required=True, nargs="+", help="folder or scenes:N:SEED: one for all tasks, or one for each"
+    )
+    parser.add_argument("--output_dir", required=True, help="of results.json and results.md")
+    parser.add_argument(
+        "--protocol",
+        default="corrected",
+        choices=("corrected", "official", *PROTOCOLS),
+        help="of published code or its paper; the others are of region-classification alone",
+    )
+    parser.add_argument("--split", help="of a dataset that has several")
+    parser.add_argument("--candidates", default="objects", choices=("objects", "detections"), help="of referring")
+    parser.add_argument(
+        "--region_text",
+        default="caption",
+        choices=("caption", "long_caption", "category"),
+        help="of region-retrieval and mask-sensitivity",
+    )
+    parser.add_argument("--view", default="crop", choices=REGION_VIEWS, help="how a peer sees a region")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--max_length", type=int, help="tokens that texts are cut to")
+    parser.add_argument("--cache_dir", help="of embeddings, to go on after an interruption; none when left out")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap intervals; 0 for none")
+    parser.add_argument("--pictures", action="store_true", help="add pictures of the first images (needs matplotlib)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--no_progress", action="store_true", help="no progress bars")
+    parser.add_argument("--layouts", nargs=0, action=ShowLayouts, help="show how each task's data must lie")
+    arguments = parser.parse_args(argv)
+    if len(arguments.data_dir) not in (1, len(arguments.tasks)):
+        parser.error(
+            f"--data_dir must be one for all tasks or one for each of the {len(arguments.tasks)}, "
+            f"got {len(arguments.data_dir)}"
+        )
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> list[Result]:
+    arguments = parse(argv)
+    data_dirs = arguments.data_dir
+    if len(data_dirs) == 1:
+        data_dirs = data_dirs * len(arguments.tasks)
+
+    # 1. The model, behind a cache of what it has embedded.
+    encoder = load_encoder(
+        arguments.model,
+        view=arguments.view,
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+        unscaled_image_mask=arguments.protocol == "official",
+        dtype=arguments.dtype,
+    )
+    encoder.model.to(arguments.device)
+    encoder = CachedEncoder(encoder, arguments.cache_dir, progress=not arguments.no_progress)
+
+    # 2. The tasks. What is done is written at once: a later task may lack its data.
+    view = getattr(encoder.encoder, "view", None)
+    results, pictures = [], []
+    for task, data_dir in zip(arguments.tasks, data_dirs, strict=True):
+        results += run_task(
+            encoder,
+            task,
+            data_dir,
+            protocol=arguments.protocol,
+            split=arguments.split,
+            candidates=arguments.candidates,
+            region_text=arguments.region_text,
+            resamples=arguments.resamples,
+        )
+        if arguments.pictures and task in PICTURED and not pictures:
+            pictures = draw_pictures(encoder, read_images(task, data_dir, arguments.split), arguments.output_dir)
+        write_results(arguments.output_dir, arguments.model, results, pictures, view=view)
+        print(f"{task}: written to {arguments.output_dir}")
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")

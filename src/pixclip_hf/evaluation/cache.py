@@ -1,0 +1,171 @@
+"""Encoding in shards that survive an interruption: what was embedded is read back and not computed again."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .encoders import batches
+from .views import StoredImage, open_image
+
+
+class CachedEncoder:
+    """An encoder with progress bars and, with a folder, a cache of safetensors shards.
+
+    A shard is named by the hash of all that decides its embeddings: the model's weights and configuration, its
+    processor and settings, and the shard's images (content, or path with size and time of change), regions and texts.
+    What changes gets another name and is computed anew; a run that was interrupted goes on with the next shard.
+
+    Args:
+        encoder: a [`RegionEncoder`] or [`PeerEncoder`].
+        folder: of the shards; no cache when None.
+        shard_size: records or texts a shard.
+        progress: show progress bars.
+    """
+
+    def __init__(self, encoder: Any, folder: str | Path | None = None, shard_size: int = 256, progress: bool = True):
+        if shard_size < 1:
+            raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
+        self.encoder, self.shard_size, self.progress = encoder, shard_size, progress
+        self.folder = None if folder is None else Path(folder)
+        self.takes_masks, self.grounds = encoder.takes_masks, encoder.grounds
+        self.mean_colour = encoder.mean_colour
+        self.computed = 0  # shards, for those who want to know what a cache saved
+        self._key = "" if folder is None else fingerprint(encoder)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """L2-normalised `(T, D)`."""
+        return torch.cat([rows for rows, _ in self._shards(texts, "texts", self._texts, lambda text: text)])
+
+    def embed_images(self, images: Sequence[Any]) -> Tensor:
+        """L2-normalised `(N, D)` of whole images, PIL or paths."""
+
+        def encode(part: Sequence[Any]) -> list[Tensor]:
+            parts = batches(part, self.encoder.batch_size)
+            rows = [self.encoder.embed_images([open_image(image) for image in images]) for images in parts]
+            return list(torch.cat(rows).split(1))
+
+        return torch.cat([rows for rows, _ in self._shards(images, "images", encode, _image_key)])
+
+    def embed_regions(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        show: Callable[[Image.Image, Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        name: str = "regions",
+    ) -> list[Tensor]:
+        """L2-normalised `(R_i, D)` of the regions of each record.
+
+        Args:
+            records: with `image` and `regions`.
+            show: from an image and a region to the record of that region alone, as in `views`; the whole record is
+                embedded as it is when None.
+            name: of what is shown; part of the shard's name, and in the progress bar.
+        """
+
+        def encode(part: Sequence[Mapping[str, Any]]) -> list[Tensor]:
+            if show is not None:
+                return [self._embed_shown(record, show) for record in part]
+            rows = []
+            for some in batches(part, self.encoder.batch_size):
+                rows += self.encoder.embed_regions(
+                    [{**record, "image": open_image(record["image"])} for record in some]
+                )
+            return rows
+
+        found = []
+        for rows, lengths in self._shards(records, name, encode, _record_key):
+            found += rows.split(lengths)
+        return found
+
+    def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
+        """As [`RegionEncoder.find_boxes`]; not cached."""
+        return self.encoder.find_boxes(image, texts)
+
+    def _embed_shown(self, record: Mapping[str, Any], show: Callable) -> Tensor:
+        image = open_image(record["image"])
+        shown = [show(image, region) for region in record["regions"]]
+        if getattr(self.encoder, "view", None) == "crop":
+            # A peer that looks at crops has one before it.
+            return self.encoder.embed_crops([part["image"] for part in shown])
+        return torch.cat(self.encoder.embed_regions(shown or [{"image": image, "regions": []}]))
+
+    def _texts(self, part: Sequence[str]) -> list[Tensor]:
+        return list(self.encoder.embed_texts(part).split(1))
+
+    def _shards(self, items: Sequence[Any], name: str, encode: Callable, describe: Callable):
+        """Rows of each shard and how many of them each item has."""
+        starts = range(0, len(items), self.shard_size)
+        for start in tqdm(starts, desc=f"encoding {name}", disable=not self.progress, leave=False):
+            part = [items[index] for index in range(start, min(start + self.shard_size, len(items)))]
+            path = None
+            if self.folder is not None:
+                key = json.dumps([self._key, name, [describe(item) for item in part]])
+                path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+                if path.is_file():
+                    stored = load_file(path)
+                    yield stored["embeds"], stored["lengths"].tolist()
+                    continue
+            rows = encode(part)
+            self.computed += 1
+            embeds, lengths = torch.cat(rows).contiguous(), [len(row) for row in rows]
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Under its own name only when it is whole: a run may end at any time.
+                unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+                save_file({"embeds": embeds, "lengths": torch.tensor(lengths)}, unfinished)
+                unfinished.replace(path)
+            yield embeds, lengths
+
+
+def fingerprint(encoder: Any) -> str:
+    """Hash of an encoder's weights, configuration, processor and settings."""
+    digest = hashlib.sha256()
+    for part in (
+        encoder.model.config.to_json_string(),
+        json.dumps(_processor_key(encoder.processor)),
+        encoder.settings,
+    ):
+        digest.update(part.encode())
+    for name, tensor in sorted(encoder.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _processor_key(processor: Any) -> list[str]:
+    key = [processor.image_processor.to_json_string()]
+    if (tokenizer := processor.tokenizer) is not None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        key.append(json.dumps(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str())
+    return key
+
+
+def _image_key(image: Any) -> Any:
+    if isinstance(image, str | os.PathLike):
+        status = os.stat(image)
+        return [os.fspath(image), status.st_size, status.st_mtime_ns]
+    if isinstance(image, StoredImage):
+        return [image.dataset._fingerprint, image.index]
+    if isinstance(image, Image.Image):
+        return [image.size, image.mode, hashlib.sha256(image.tobytes()).hexdigest()]
+    raise TypeError(f"`image` must be a PIL image, a path or a StoredImage, got {type(image).__name__}.")
+
+
+def _record_key(record: Mapping[str, Any]) -> Any:
+    regions = [[list(map(float, region["box"])), _mask_key(region.get("mask"))] for region in record["regions"]]
+    return [_image_key(record["image"]), regions]
+
+
+def _mask_key(mask: Any) -> Any:
+    if isinstance(mask, Mapping):
+        counts = mask["counts"]
+        return [list(mask["size"]), counts.decode() if isinstance(counts, bytes) else counts]
+    return mask

@@ -1,0 +1,158 @@
+"""Embeddings of images, regions and texts by CLOC and PixCLIP."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..data.collator import region_inputs
+
+Record = Mapping[str, Any]
+
+
+@torch.no_grad()
+def embed_texts(
+    model: Any, processor: Any, texts: Sequence[str], max_length: int | None = None, batch_size: int = 128
+) -> Tensor:
+    """L2-normalised embeddings `(T, D)` of texts, equal texts sharing one; cut to `max_length` tokens if given."""
+    unique = list(dict.fromkeys(texts))
+    inputs = processor(text=unique, max_length=max_length, return_tensors="pt")
+    # Texts that a cut makes equal must tie exactly: they, too, are embedded once.
+    keys = [
+        tuple(ids[mask.bool()].tolist()) for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)
+    ]
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    rows = torch.tensor(sorted(first.values()))
+    embeds = [
+        model.get_text_features(
+            inputs.input_ids[part].to(model.device), inputs.attention_mask[part].to(model.device)
+        ).pooler_output
+        for part in rows.split(batch_size)
+    ]
+    by_row = dict(zip(rows.tolist(), F.normalize(torch.cat(embeds).float(), dim=-1).cpu(), strict=True))
+    by_text = {text: by_row[first[key]] for text, key in zip(unique, keys, strict=True)}
+    return torch.stack([by_text[text] for text in texts])
+
+
+@torch.no_grad()
+def embed_images(model: Any, processor: Any, images: Sequence[Any], batch_size: int = 64) -> Tensor:
+    """L2-normalised embeddings `(N, D)` of whole images."""
+    embeds = [
+        model.get_image_features(pixel_values(model, processor, part)).pooler_output
+        for part in batches(images, batch_size)
+    ]
+    return F.normalize(torch.cat(embeds).float(), dim=-1).cpu()
+
+
+@torch.no_grad()
+def embed_regions(model: Any, processor: Any, records: Sequence[Record], batch_size: int = 64) -> list[Tensor]:
+    """L2-normalised embeddings `(R_i, D)` of the regions of each record."""
+    embeds = []
+    for part in batches(records, batch_size):
+        inputs = processor(
+            images=[record["image"] for record in part],
+            return_tensors="pt",
+            **region_inputs(processor, [record["regions"] for record in part]),
+        ).to(model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        features = F.normalize(model.get_region_features(**inputs).pooler_output.float(), dim=-1).cpu()
+        embeds += [rows[: len(record["regions"])] for rows, record in zip(features, part, strict=True)]
+    return embeds
+
+
+def embed_crops(
+    model: Any, processor: Any, records: Sequence[Record], scale: float = 1.5, batch_size: int = 64
+) -> list[Tensor]:
+    """The crop baseline: each region's square crop, `scale` times its longer box side, embedded as a whole image."""
+    crops = [square_crop(record["image"], region["box"], scale) for record in records for region in record["regions"]]
+    return list(embed_images(model, processor, crops, batch_size).split([len(r["regions"]) for r in records]))
+
+
+class RegionEncoder:
+    """A [`CLOCModel`] or [`PixCLIPModel`] as the evaluation sees it: three kinds of input, one space.
+
+    Args:
+        model: moved to evaluation mode.
+        processor: its processor.
+        batch_size: images, crops and texts at a time.
+        max_length: tokens that texts are cut to; the tokenizer's own limit when None.
+        unscaled_image_mask: whole images of a model with mask prompts get a mask of 1.0 *behind* the model's scaling,
+            as in PixCLIP's published retrieval scripts, in place of all ones before it (1.92 behind it).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        unscaled_image_mask: bool = False,
+    ):
+        self.model, self.processor = model.eval(), processor
+        self.batch_size, self.max_length = batch_size, max_length
+        self.takes_masks = "region_masks" in processor.model_input_names
+        self.unscaled_image_mask = unscaled_image_mask and self.takes_masks
+        self.mean_colour = list(processor.image_processor.image_mean)
+
+    @property
+    def settings(self) -> str:
+        """What beside model and processor decides the embeddings."""
+        return f"{self.max_length} {self.unscaled_image_mask}"
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """L2-normalised `(T, D)`."""
+        return embed_texts(self.model, self.processor, texts, self.max_length, self.batch_size)
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Any]) -> Tensor:
+        """L2-normalised `(N, D)` of whole images, PIL or paths."""
+        if not self.unscaled_image_mask:
+            return embed_images(self.model, self.processor, images, self.batch_size)
+        config, embeds = self.model.config, []
+        for part in batches(images, self.batch_size):
+            pixels = pixel_values(self.model, self.processor, part)
+            mask = torch.full_like(pixels[:, :1], config.mask_mean + config.mask_std)
+            embeds.append(self.model.get_region_features(pixels, mask).pooler_output[:, 0])
+        return F.normalize(torch.cat(embeds).float(), dim=-1).cpu()
+
+    def embed_regions(self, records: Sequence[Record]) -> list[Tensor]:
+        """L2-normalised `(R_i, D)` of the regions of each record."""
+        width = self.model.config.projection_dim
+        filled = [record for record in records if record["regions"]]
+        rows = iter(embed_regions(self.model, self.processor, filled, self.batch_size))
+        return [next(rows) if record["regions"] else torch.zeros(0, width) for record in records]
+
+    @property
+    def grounds(self) -> bool:
+        """Whether [`RegionEncoder.find_boxes`] can be called."""
+        return getattr(self.model, "box_head", None) is not None
+
+    @torch.no_grad()
+    def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
+        """Where CLOC's grounding head finds each text in an image: `(T, 4)`, xyxy in pixels."""
+        inputs = self.processor(images=image, text=list(texts), max_length=self.max_length, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        found = self.model.ground(**inputs)
+        return self.processor.post_process_boxes(found.pred_boxes.float(), [image.size[::-1]])[0]
+
+
+def pixel_values(model: Any, processor: Any, images: Sequence[Any]) -> Tensor:
+    """Processed images `(N, 3, H, W)` where and as the model takes them."""
+    return processor(images=list(images), return_tensors="pt").pixel_values.to(model.device, model.dtype)
+
+
+def square_crop(image: Any, box: Sequence[float], scale: float) -> Any:
+    """Square of `scale` times the longer side of a box (xyxy pixels) around it; black beyond the image."""
+    x0, y0, x1, y1 = box
+    half = scale * max(x1 - x0, y1 - y0) / 2
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return image.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
+
+
+def batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    """`items` in parts of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,137 @@
+"""The tasks by name: from a model and a folder of data to results."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..data.scenes import make_scene
+from .cache import CachedEncoder
+from .encoders import RegionEncoder
+from .grounding import refer_by_grounding, refer_by_similarity
+from .image_sets import parse_scenes, read_images
+from .intervals import RESAMPLES
+from .mask_sensitivity import measure_sensitivity
+from .region_classification import PROTOCOLS, classify_images, classify_regions
+from .report import Result
+from .retrieval_tasks import retrieve_images, retrieve_regions
+from .scenes import evaluate_scenes
+
+TASKS = (
+    "region-classification",
+    "region-retrieval",
+    "image-text-retrieval",
+    "long-text-retrieval",
+    "referring",
+    "zero-shot-classification",
+    "mask-sensitivity",
+    "scenes",
+)
+
+
+def run_task(
+    encoder: CachedEncoder,
+    task: str,
+    data_dir: str,
+    protocol: str | None = None,
+    split: str | None = None,
+    candidates: str = "objects",
+    region_text: str = "caption",
+    resamples: int = RESAMPLES,
+) -> list[Result]:
+    """Runs one task.
+
+    Args:
+        encoder: a [`CachedEncoder`].
+        task: one of [`TASKS`].
+        data_dir: a folder (see `image_sets.LAYOUTS`) or `scenes:N:SEED`.
+        protocol: `corrected`, `official`, or a name of `region_classification.PROTOCOLS`, which stands for `corrected`
+            in every other task.
+        split: of a dataset that has several.
+        candidates: of `referring`: `"objects"` or `"detections"`.
+        region_text: of `region-retrieval` and `mask-sensitivity`: field of the regions.
+        resamples: of the bootstrap.
+
+    Returns:
+        A result, or two: `referring` adds the grounding head of a model that has one.
+
+    Raises:
+        ValueError: an unknown task or protocol, or data that the task cannot use.
+        FileNotFoundError: no data; the message shows how it must lie.
+    """
+    if task not in TASKS:
+        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
+    if task == "scenes":
+        return [_scenes(encoder, data_dir)]
+    if task != "region-classification" and protocol in PROTOCOLS:
+        protocol = None
+    if task == "long-text-retrieval" and protocol == "official" and split is None:
+        # PixCLIP's DOCCI script takes the first thousand lines of the file, whatever their split.
+        split = "all"
+    data = read_images("region-classification" if task == "mask-sensitivity" else task, data_dir, split, candidates)
+    if task == "region-classification":
+        return [classify_regions(encoder, data, protocol, resamples)]
+    if task == "region-retrieval":
+        return [retrieve_regions(encoder, data, region_text, resamples)]
+    if task in ("image-text-retrieval", "long-text-retrieval"):
+        return [retrieve_images(encoder, data, task, protocol, resamples)]
+    if task == "mask-sensitivity":
+        return [measure_sensitivity(encoder, data, region_text)]
+    if task == "referring":
+        results = [refer_by_similarity(encoder, data, protocol, resamples)]
+        return results + ([refer_by_grounding(encoder, data, resamples)] if encoder.grounds else [])
+    return [classify_images(encoder, data, resamples=resamples)]
+
+
+def _scenes(encoder: CachedEncoder, data_dir: str) -> Result:
+    """The demo's measures, on its two settings."""
+    number, seed = parse_scenes(data_dir)
+    if not isinstance(encoder.encoder, RegionEncoder):
+        raise ValueError(
+            "`scenes` measures CLOC and PixCLIP; for other models take region-classification or region-retrieval "
+            f"with `--data_dir {data_dir}`."
+        )
+    metrics = {}
+    for setting, prefix in (("default", ""), ("hard", "hard_")):
+        records = [make_scene(index, "test", seed, setting=setting) for index in range(number)]
+        found = evaluate_scenes(encoder.encoder.model, encoder.encoder.processor, records)
+        metrics |= {prefix + name: value for name, value in found.items()}
+    return Result("scenes", "scenes", f"seed {seed}", metrics, split="test")
+
+
+class EvaluateTasks(TrainerCallback):
+    """Runs tasks at every evaluation of a `Trainer` and adds their measures to its own, as `eval_<task>_<measure>`: in
+    the log, in what `evaluate` returns, and for `metric_for_best_model`.
+
+    Args:
+        tasks: name -> data folder or `scenes:N:SEED`, as in [`run_task`].
+        batch_size: images and texts at a time.
+        options: further arguments of [`run_task`].
+    """
+
+    def __init__(self, tasks: dict[str, str], batch_size: int = 32, **options: Any):
+        if unknown := sorted(set(tasks) - set(TASKS)):
+            raise ValueError(f"`tasks` must be among {', '.join(TASKS)}, got {', '.join(unknown)}.")
+        self.tasks, self.batch_size, self.options = tasks, batch_size, {"resamples": 0, **options}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        processing_class: Any = None,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        training = model.training
+        encoder = CachedEncoder(RegionEncoder(model, processing_class, self.batch_size), progress=False)
+        measured = {}
+        for task, data_dir in self.tasks.items():
+            for result in run_task(encoder, task, data_dir, **self.options):
+                name = task if result.protocol != "grounding-head" else f"{task}_grounding"
+                for measure, value in result.metrics.items():
+                    measured[f"eval_{name.replace('-', '_')}_{measure}"] = value
+        model.train(training)
+        metrics.update(measured)
+        if state.log_history and state.is_world_process_zero:
+            state.log_history[-1].update(measured)

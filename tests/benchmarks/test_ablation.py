@@ -1,0 +1,76 @@
+"""The ablation's arms: each trains, differs from its base in one thing, and gives a row of the table."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def ablation(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    import ablation
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "STEPS", {"cloc": 1, "pixclip": 1})
+    monkeypatch.setattr(ablation, "TEST_IMAGES", 12)
+    small = ["--scenes_train_images", "16", "--per_device_train_batch_size", "4", "--use_cpu"]
+    monkeypatch.setattr(ablation, "COMMON", [*ablation.COMMON, *small])
+    return ablation
+
+
+@pytest.mark.slow
+def test_arms_start_from_the_same_weights(ablation, tmp_path):
+    """But for the one thing: what both have is equal, seed by seed, and other seeds are others."""
+    for family, arms in ablation.ARMS.items():
+        for name, arm in arms.items():
+            ablation.start(family, arm, 0, tmp_path / family / name)
+        base = AutoModel.from_pretrained(tmp_path / family / "base").state_dict()
+        for name, arm in arms.items():
+            model = AutoModel.from_pretrained(tmp_path / family / name)
+            assert all(torch.equal(base[key], value) for key, value in model.state_dict().items())
+            for field, value in arm.config.items():
+                assert getattr(model.config, field) == value
+            limit = AutoProcessor.from_pretrained(tmp_path / family / name).tokenizer.model_max_length
+            assert limit == (arm.text_tokens or 256)
+    ablation.start("cloc", ablation.ARMS["cloc"]["base"], 1, tmp_path / "other")
+    other = AutoModel.from_pretrained(tmp_path / "other").state_dict()
+    key = "text_projection.weight"
+    assert not torch.equal(other[key], AutoModel.from_pretrained(tmp_path / "cloc/base").state_dict()[key])
+
+
+@pytest.mark.slow
+def test_every_arm_gives_a_row(ablation, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--seeds", "2"])
+    ablation.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("| ") and "±" in line]
+    claims = [arm.claim for arms in ablation.ARMS.values() for arm in arms.values() if arm.claim]
+    assert len(rows) == len(claims) == len(json.loads(lines[-1]))
+    for row, claim in zip(rows, claims, strict=True):
+        assert row.startswith(f"| {claim} |")
+        assert row.split("|")[-2].strip() in ("holds", "does not hold at this scale", "not decided")
+    trained = {path.parent.name for path in Path("runs/ablation").glob("*/*/metrics.json")}
+    assert len(trained) == 2 * (6 + 8) - 2  # both families have a base of the same name
+
+
+def test_differences_are_paired(ablation, monkeypatch):
+    values = {"base": [0.5, 0.7], "roi_align": [0.4, 0.5], "text_filter": [0.6, 0.9], "clip": [0.45, 0.72]}
+    monkeypatch.setattr(
+        ablation,
+        "run",
+        lambda family, name, seed: dict.fromkeys(
+            ("region_description_exact", "crop_description_exact"), values[name][seed]
+        ),
+    )
+    row = ablation.compare("cloc", "roi_align", 2)
+    assert row[2:] == ["base 60.0 %", "roi_align 45.0 %", "+15.0 ± 5.0", "holds"]
+    # This claim is about the arm: it gains 10 and 20 points.
+    assert ablation.compare("cloc", "text_filter", 2)[4:] == ["+15.0 ± 5.0", "holds"]
+    assert ablation.compare("cloc", "clip", 2)[4:] == ["+1.5 ± 3.5", "not decided"]

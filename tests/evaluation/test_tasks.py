@@ -1,0 +1,125 @@
+"""Tasks by name, in a `Trainer`, and their reports."""
+
+import json
+import math
+
+import pytest
+from PIL import Image
+from stand_ins import known, tiny_clip
+from transformers import TrainingArguments
+
+from pixclip_hf.data.collator import RegionCollator
+from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.evaluation.cache import CachedEncoder
+from pixclip_hf.evaluation.encoders import RegionEncoder
+from pixclip_hf.evaluation.image_sets import Images
+from pixclip_hf.evaluation.peers import PeerEncoder
+from pixclip_hf.evaluation.report import Result, write_results
+from pixclip_hf.evaluation.retrieval_tasks import retrieve_images, retrieve_regions
+from pixclip_hf.evaluation.tasks import EvaluateTasks, run_task
+from pixclip_hf.training import RegionTrainer
+
+
+def test_region_retrieval_counts_equal_texts_as_right():
+    """Two regions say "a cat" (but for case): either is right; the dog's text finds a cat first."""
+    encoder = known(
+        texts={"a cat": [1.0, 0.0], "a dog": [0.8, 0.6]},
+        regions={"c": [1.0, 0.0], "d": [0.9, 0.1], "e": [0.8, 0.6], "f": [1.0, 0.0]},
+    )
+    records = [
+        {
+            "image": Image.new("RGB", (4, 4)),
+            "regions": [{"name": n, "box": [0, 0, 2, 2], "caption": text} for n, text in r],
+        }
+        for r in ([("c", "a cat"), ("e", "a dog")], [("d", "A  cat"), ("f", None)])
+    ]
+    result = retrieve_regions(encoder, Images("known", records), resamples=20)
+    assert result.metrics["region_count"] == 3 and result.metrics["text_count"] == 2
+    assert result.metrics["region_to_text_recall@1"] == 1
+    assert result.metrics["text_to_region_recall@1"] == 1
+    assert result.metrics["region_to_text_median_rank"] == 1
+    with pytest.raises(ValueError, match="No region of known has a `long_caption`"):
+        retrieve_regions(encoder, Images("known", records), "long_caption")
+
+
+def test_image_text_retrieval_by_both_protocols():
+    texts = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [0.0, 1.0]}
+    encoder = known(texts=texts, images={(4, 4): [1.0, 0.0], (5, 5): [0.6, 0.8]})
+    records = [
+        {"image": Image.new("RGB", size), "captions": captions}
+        for size, captions in (((4, 4), ["b", "a"]), ((5, 5), ["c"]))
+    ]
+    corrected = retrieve_images(encoder, Images("known", records), resamples=0)
+    assert corrected.metrics["text_count"] == 3 and corrected.metrics["image_to_text_recall@1"] == (1 + 0.5) / 2
+    official = retrieve_images(encoder, Images("known", records), protocol="official", resamples=0)
+    assert official.metrics["text_count"] == 2 and official.protocol == "official"
+    assert official.metrics["image_to_text_recall@1"] == 0.5
+    with pytest.raises(ValueError, match="`protocol` of image-text-retrieval must be corrected or official"):
+        retrieve_images(encoder, Images("known", records), protocol="pixclip-coco")
+
+
+@pytest.mark.parametrize("family", ("cloc", "pixclip"))
+def test_tasks_on_scenes(family, request):
+    encoder = CachedEncoder(RegionEncoder(*request.getfixturevalue(f"tiny_{family}")), progress=False)
+    for task, count in (
+        ("region-classification", "region_count"),
+        ("region-retrieval", "text_count"),
+        ("image-text-retrieval", "image_count"),
+        ("mask-sensitivity", "region_count"),
+    ):
+        (result,) = run_task(encoder, task, "scenes:4:0", resamples=5)
+        assert result.task == task and result.dataset == "scenes" and result.metrics[count] >= 4
+    with pytest.raises(ValueError, match="`task` must be one of"):
+        run_task(encoder, "captioning", "scenes:4:0")
+
+
+def test_scenes_need_a_region_model():
+    encoder = CachedEncoder(PeerEncoder(*tiny_clip()), progress=False)
+    with pytest.raises(ValueError, match="`scenes` measures CLOC and PixCLIP"):
+        run_task(encoder, "scenes", "scenes:4:0")
+
+
+def test_in_a_trainer(tiny_cloc, tmp_path):
+    model, processor = tiny_cloc
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    scenes = [make_scene(index, size=32) for index in range(4)]
+    trainer = RegionTrainer(
+        model,
+        arguments,
+        data_collator=RegionCollator(processor),
+        train_dataset=scenes,
+        eval_dataset=scenes,
+        processing_class=processor,
+        callbacks=[EvaluateTasks({"region-classification": "scenes:3:0", "region-retrieval": "scenes:3:0"})],
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_region_classification_accuracy"] <= 1
+    assert 0 <= metrics["eval_region_retrieval_text_to_region_recall@10"] <= 1
+    assert (
+        trainer.state.log_history[-1]["eval_region_classification_accuracy"]
+        == (metrics["eval_region_classification_accuracy"])
+    )
+    assert "eval_region_to_text_recall@1" in metrics
+    with pytest.raises(ValueError, match="`tasks` must be among .*, got detection"):
+        EvaluateTasks({"detection": "x"})
+
+
+def test_results(tmp_path):
+    results = [
+        Result(
+            "referring", "refcoco", "corrected", {"accuracy": 0.5, "expression_count": 8}, {"accuracy": (0.25, 0.75)}
+        ),
+        Result("scenes", "scenes", "seed 0", {"late_detail": 0.9, "x": math.nan}, split="test", notes=["Take note."]),
+    ]
+    results[0].left_out["crowds"] = 3
+    write_results(tmp_path / "out", "org/model", results, view="crop")
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["model"] == "org/model" and content["view"] == "crop"
+    assert content["late_detail"] == 0.9 and content["dataset"] == "scenes" and content["x"] is None
+    assert content["results"][0]["intervals"] == {"accuracy": [0.25, 0.75]}
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "| accuracy | 50.00 % | 25.00 – 75.00 % |" in table and "| expression count | 8 |  |" in table
+    assert "Left out: 3 crowds." in table and "| x | – |  |" in table and "Take note." in table

@@ -1,0 +1,111 @@
+"""The evaluation script, end to end on few images: what it writes, and what it says when data is missing."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from pixclip_hf import hub
+from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.data.tokenizer import scenes_tokenizer
+from pixclip_hf.evaluation.peers import load_encoder
+from pixclip_hf.evaluation.scenes import evaluate_scenes
+from pixclip_hf.training.from_scratch import small_model
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def main():
+    sys.path.insert(0, str(EXAMPLES))
+    from run_evaluation import main
+
+    return main
+
+
+@pytest.fixture(scope="module", params=("cloc", "pixclip"))
+def model(request, tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    for part in small_model(request.param, scenes_tokenizer()):
+        part.save_pretrained(folder)
+    return folder
+
+
+def options(model, folder, *more):
+    return ["--model", str(model), "--output_dir", str(folder), "--no_progress", "--device", "cpu", *map(str, more)]
+
+
+def test_scenes_write_the_names_of_the_demo(main, model, tmp_path):
+    main(options(model, tmp_path, "--tasks", "scenes", "--data_dir", "scenes:6:1"))
+    content = json.loads((tmp_path / "results.json").read_text())
+    encoder = load_encoder(str(model))
+    for setting, prefix in (("default", ""), ("hard", "hard_")):
+        scenes = [make_scene(index, "test", 1, setting=setting) for index in range(6)]
+        for name, value in evaluate_scenes(encoder.model, encoder.processor, scenes).items():
+            assert content[prefix + name] == (pytest.approx(value) if value == value else None)
+    assert content["dataset"] == "scenes" and content["split"] == "test" and content["image_count"] == 6
+    assert "## scenes: scenes, test" in (tmp_path / "results.md").read_text()
+
+
+def test_several_tasks_fill_a_card(main, model, tmp_path):
+    cache = tmp_path / "cache"
+    tasks = ["region-classification", "region-retrieval", "mask-sensitivity"]
+    arguments = options(model, tmp_path / "out", "--data_dir", "scenes:5:0", "--resamples", 20, "--cache_dir", cache)
+    first = main([*arguments, "--tasks", *tasks])
+    assert [result.task for result in first] == tasks
+    shards = set(cache.iterdir())
+    second = main([*arguments, "--tasks", *tasks])
+    assert set(cache.iterdir()) == shards and len(shards) >= 5
+    for again, result in zip(second, first, strict=True):
+        assert again.metrics == pytest.approx(result.metrics, nan_ok=True)
+    card = ModelCard.load(hub.write_card(model, "org/name", run_folder=tmp_path / "out"))
+    found = {(r.metric_type, r.dataset_config, r.dataset_split): r.metric_value for r in card.data.eval_results}
+    metrics = first[0].metrics
+    protocol = first[0].protocol
+    assert found["accuracy", protocol, "test"] == round(metrics["accuracy"], 4)
+    assert found["class_mean_accuracy", protocol, "test"] == round(metrics["class_mean_accuracy"], 4)
+    assert found["recall@10", first[1].protocol, "test"] is not None
+    assert not any(r.metric_type.endswith("_count") for r in card.data.eval_results)
+
+
+def test_missing_data_is_explained(model, tmp_path, monkeypatch):
+    arguments = options(model, tmp_path / "out", "--tasks", "referring", "--data_dir", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run_evaluation.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(EXAMPLES / "run_evaluation.py"), run_name="__main__")
+    assert end.value.code.startswith("error: ")
+    assert "holds no expressions" in end.value.code and "refcoco_val.jsonl" in end.value.code
+
+
+def test_layouts_and_bad_arguments(main, capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        main(["--layouts"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for mark in ("instances_val2017.json", "docci_descriptions.jsonlines", "refcoco_val.jsonl", "scenes:N:SEED"):
+        assert mark in shown
+    with pytest.raises(SystemExit):
+        main(options("none", tmp_path, "--tasks", "referring", "region-retrieval", "--data_dir", "a", "b", "c"))
+    assert "--data_dir must be one for all tasks or one for each of the 2, got 3" in capsys.readouterr().err
+
+
+def test_pictures(main, model, tmp_path):
+    main(options(model, tmp_path, "--tasks", "region-retrieval", "--data_dir", "scenes:6:0", "--pictures"))
+    shown = (tmp_path / "results.md").read_text()
+    for name in ("regions.png", "matrix.png", "retrieval.png"):
+        assert f"({name})" in shown
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 200
+    card = hub.write_folder(*load_parts(model), tmp_path / "folder", "org/name", run_folder=tmp_path)
+    assert "](regions.png)" in (card / "README.md").read_text() and (card / "regions.png").is_file()
+
+
+def load_parts(folder):
+    return AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
