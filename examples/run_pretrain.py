@@ -20,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 import pixclip_hf
@@ -28,7 +27,15 @@ from pixclip_hf.data.collator import RegionCollator
 from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.scenes import scenes_dataset
 from pixclip_hf.data.tokenizer import scenes_tokenizer
-from pixclip_hf.training import DataArguments, LoraArguments, ModelArguments, RegionTrainer, add_lora
+from pixclip_hf.training import (
+    DataArguments,
+    LoraArguments,
+    LossArguments,
+    ModelArguments,
+    RegionTrainer,
+    add_lora,
+    last_checkpoint,
+)
 from pixclip_hf.training.from_scratch import MODEL_CLASSES, small_model
 
 logger = logging.get_logger("run_pretrain")
@@ -76,12 +83,15 @@ def save_run_arguments(model: ModelArguments, data: DataArguments, lora: LoraArg
 
 
 def main(argv: list[str] | None = None) -> Trainer:
-    parser = HfArgumentParser((ModelArguments, DataArguments, LoraArguments, TrainingArguments))
-    model_arguments, data_arguments, lora_arguments, training_arguments = parser.parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser((ModelArguments, DataArguments, LoraArguments, LossArguments, TrainingArguments))
+    parsed = parser.parse_args_into_dataclasses(argv)
+    model_arguments, data_arguments, lora_arguments, loss_arguments, training_arguments = parsed
 
     # 1. Model and processor.
     set_seed(training_arguments.seed)
     model, processor = build_model(model_arguments)
+    if loss_arguments.contrastive_tile_size is not None:
+        model.config.contrastive_tile_size = loss_arguments.contrastive_tile_size
     if lora_arguments.lora_r:
         if not model.name_or_path:
             # Adapters name the model below them: one that was made here must lie somewhere.
@@ -115,11 +125,12 @@ def main(argv: list[str] | None = None) -> Trainer:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,
+        gradient_cache_chunks=loss_arguments.gradient_cache_chunks,
     )
     # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
     during_training = training_arguments.eval_strategy != "no"
     if training_arguments.do_train or during_training or not training_arguments.do_eval:
-        checkpoint = training_arguments.resume_from_checkpoint or get_last_checkpoint(training_arguments.output_dir)
+        checkpoint = training_arguments.resume_from_checkpoint or last_checkpoint(training_arguments.output_dir)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)

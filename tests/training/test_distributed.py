@@ -4,22 +4,34 @@ Everything runs in one pair of processes, over gloo on the loopback interface.
 """
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 from transformers.utils import logging
 
 from pixclip_hf.data.collator import RegionCollator
 from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.training import add_lora
+from pixclip_hf.training.gradient_cache import cached_backward
 from pixclip_hf.training.trainer import RegionTrainer, gather_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FAMILIES = ("cloc", "pixclip")
 CAPTIONS = (True, False)
 RANKS = 2
+# What a run over two ranks may add; one process without caching and checkpointing is what it must equal.
+VARIANTS = {
+    "lora": {"lora": True},
+    "checkpointing": {"gradient_checkpointing": True},
+    "cached": {"gradient_cache_chunks": 2},
+    "all": {"lora": True, "gradient_checkpointing": True, "gradient_cache_chunks": 2},
+}
 IMAGES = ((0, 1, 2), (3,))  # of the batch, on each rank
 
 
@@ -47,34 +59,79 @@ def mean_over_ranks(value):
     return total / RANKS
 
 
-def train(folder, processor, captions, world_size):
-    """Four steps over eight scenes, two epochs, four images a step; then an evaluation of four more."""
+def load(folder, lora=False):
     model = AutoModel.from_pretrained(folder)
+    if lora:
+        torch.manual_seed(0)
+        model = add_lora(model, r=4)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if "lora_B" in name:
+                    value.normal_(std=0.3)
+    return model
+
+
+def build_trainer(folder, processor, captions, world_size, lora=False, gradient_cache_chunks=1, **changes):
+    """For four steps over eight scenes, two epochs, four images a step; with four more scenes to evaluate on."""
     scenes = [make_scene(index, size=32) for index in range(12)]
-    settings = TrainingArguments(
-        output_dir=str(folder / "run"),
-        use_cpu=True,
-        ddp_backend="gloo" if world_size > 1 else None,
-        report_to="none",
-        disable_tqdm=True,
-        per_device_train_batch_size=4 // world_size,
-        per_device_eval_batch_size=4 // world_size,
-        max_steps=4,
-        logging_steps=1,
-        save_strategy="no",
-        optim="sgd",
-        learning_rate=0.05,
-        max_grad_norm=0,
-        lr_scheduler_type="constant",
-    )
+    settings = {
+        "output_dir": str(folder / "run"),
+        "use_cpu": True,
+        "ddp_backend": "gloo" if world_size > 1 else None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 4 // world_size,
+        "per_device_eval_batch_size": 4 // world_size,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "max_grad_norm": 0,
+        "lr_scheduler_type": "constant",
+    }
     masked = "region_masks" in processor.model_input_names
-    collator = RegionCollator(processor, regions_per_image=4, crops=masked, image_captions=captions)
-    trainer = RegionTrainer(model, settings, data_collator=collator, train_dataset=scenes[:8], eval_dataset=scenes[8:])
-    trainer.train()
+    return RegionTrainer(
+        load(folder, lora),
+        TrainingArguments(**settings | changes),
+        data_collator=RegionCollator(processor, regions_per_image=4, crops=masked, image_captions=captions),
+        train_dataset=scenes[:8],
+        eval_dataset=scenes[8:],
+        gradient_cache_chunks=gradient_cache_chunks,
+    )
+
+
+def train(*args, resume=None, **options):
+    trainer = build_trainer(*args, **options)
+    trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     keep = [name for name in metrics if "loss" in name or "recall" in name]
-    return {"weights": model.state_dict(), "logs": logs, "metrics": {name: metrics[name] for name in keep}}
+    weights = {name: value for name, value in trainer.model.state_dict().items() if "original_module" not in name}
+    return {"weights": weights, "logs": logs, "metrics": {name: metrics[name] for name in keep}}
+
+
+def sharded(folder, processor, batch):
+    """Loss and gradients of models that FSDP shards, through the trainer: plain, and in two cached chunks."""
+    mesh, found = init_device_mesh("cpu", (RANKS,)), {}
+    for name in ("fsdp", "fsdp_cached"):
+        trainer = build_trainer(folder, processor, True, RANKS)
+        model = trainer.model.train()
+        # As accelerate does: the layers, then the rest; parameters go back into shards behind every forward pass.
+        for module in [*model.modules()]:
+            if type(module).__name__.endswith("EncoderLayer"):
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+        if name == "fsdp":
+            loss = trainer.compute_loss(model, batch)
+            loss.backward()
+        else:
+            loss, _ = cached_backward(model, model, batch, 2, trainer._set_loss, torch.Tensor.backward, nullcontext)
+        found[name] = {
+            "loss": mean_over_ranks(loss.detach()),
+            "gradients": {key: value.full_tensor() for key, value in gradients(model).items()},
+        }
+    return found
 
 
 def gathers(rank):
@@ -110,8 +167,13 @@ def work(rank, folder):
             "parts": {name: mean_over_ranks(value) for name, value in parts.items()},
             "gradients": {name: mean_over_ranks(value) for name, value in gradients(model).items()},
         }
+        found[family] |= sharded(folder / family, processor, part)
         for captions in CAPTIONS:
             found[family, captions] = train(folder / family, processor, captions, RANKS)
+        for name, options in VARIANTS.items():
+            found[family, name] = train(folder / family, processor, True, RANKS, **options)
+    saving = {"save_strategy": "steps", "save_steps": 2, "output_dir": str(folder / "saved")}
+    train(folder / "cloc", AutoProcessor.from_pretrained(folder / "cloc"), True, RANKS, **saving)
     torch.save(found, folder / f"found{rank}.pt")
     dist.destroy_process_group()
 
@@ -178,6 +240,31 @@ def test_loss_and_gradients_equal_the_whole_batch(family, folder, found):
             torch.testing.assert_close(result["gradients"][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("name", ["fsdp", "fsdp_cached"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharded_parameters(family, name, folder, found):
+    """FSDP2 over two ranks: loss and gradients of the whole batch, with and without caching."""
+    model = AutoModel.from_pretrained(folder / family)
+    loss, _ = loss_of(model, torch.load(folder / f"{family}.pt"))
+    expected = gradients(model)
+    for rank in range(RANKS):
+        result = found[rank][family][name]
+        torch.testing.assert_close(result["loss"], loss, atol=1e-5, rtol=1e-5)
+        assert result["gradients"].keys() == expected.keys()
+        for parameter, value in expected.items():
+            torch.testing.assert_close(result["gradients"][parameter], value, atol=1e-5, rtol=1e-4, msg=parameter)
+
+
+def assert_same_training(result, expected):
+    assert result["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        torch.testing.assert_close(result["weights"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    for log, same in zip(expected["logs"], result["logs"], strict=True):
+        for name in (name for name in log if name.startswith("loss")):
+            assert same[name] == pytest.approx(log[name], abs=2e-4), name
+    assert result["metrics"] == pytest.approx(expected["metrics"], abs=1e-4)
+
+
 @pytest.mark.parametrize("captions", CAPTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_equals_one_process(family, captions, folder, found):
@@ -185,10 +272,24 @@ def test_training_equals_one_process(family, captions, folder, found):
     batch, over two epochs of other draws."""
     expected = train(folder / family, AutoProcessor.from_pretrained(folder / family), captions, 1)
     for rank in range(RANKS):
-        result = found[rank][family, captions]
-        for name, value in expected["weights"].items():
-            torch.testing.assert_close(result["weights"][name], value, atol=1e-5, rtol=1e-4, msg=name)
-        for log, same in zip(expected["logs"], result["logs"], strict=True):
-            for name in (name for name in log if name.startswith("loss")):
-                assert same[name] == pytest.approx(log[name], abs=2e-4), name
-        assert result["metrics"] == pytest.approx(expected["metrics"], abs=1e-4)
+        assert_same_training(found[rank][family, captions], expected)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_variants_equal_one_process(family, lora, folder, found):
+    """LoRA, checkpointing and caching over two ranks, alone and together: as one process without the latter two."""
+    expected = train(folder / family, AutoProcessor.from_pretrained(folder / family), True, 1, lora=lora)
+    for name, options in VARIANTS.items():
+        if options.get("lora", False) == lora:
+            for rank in range(RANKS):
+                assert_same_training(found[rank][family, name], expected)
+
+
+def test_resumes_over_another_number_of_processes(folder, found):
+    """As many images a step: one process goes on where two stopped. Another number: refused."""
+    arguments = folder / "cloc", AutoProcessor.from_pretrained(folder / "cloc"), True
+    checkpoint = str(folder / "saved" / "checkpoint-2")
+    assert_same_training(train(*arguments, 1, resume=checkpoint), train(*arguments, 1))
+    with pytest.raises(ValueError, match="The checkpoint's steps took 4 images, the steps of this run take 2 "):
+        train(*arguments, 1, resume=checkpoint, per_device_train_batch_size=2)

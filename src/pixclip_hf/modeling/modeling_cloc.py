@@ -545,6 +545,7 @@ class CLOCModel(CLOCVisionModel):
                 output.text_ids,
                 gather=gather,
                 ranks=ranks,
+                tile_size=self.config.contrastive_tile_size,
             )
         if output.region_text_embeds is None:
             return losses
@@ -559,6 +560,7 @@ class CLOCModel(CLOCVisionModel):
                 similarity_threshold=self.config.text_similarity_threshold,
                 gather=gather,
                 ranks=ranks,
+                tile_size=self.config.contrastive_tile_size,
             )
         if output.pred_boxes is not None and self.config.grounding_loss_weight:
             # A text that several regions of the image have finds none of their boxes in particular.

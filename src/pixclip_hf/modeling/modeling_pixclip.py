@@ -392,6 +392,7 @@ class PixCLIPModel(PixCLIPVisionModel):
                 output.text_ids,
                 gather=gather,
                 ranks=ranks,
+                tile_size=self.config.contrastive_tile_size,
             )
         if output.region_text_embeds is None:
             return losses
@@ -407,6 +408,7 @@ class PixCLIPModel(PixCLIPVisionModel):
                     similarity_threshold=self.config.text_similarity_threshold,
                     gather=gather,
                     ranks=ranks,
+                    tile_size=self.config.contrastive_tile_size,
                 )
         if output.pooled_region_embeds is not None:
             losses["local_global"] = local_global_loss(

@@ -88,3 +88,17 @@ class LoraArguments:
     lora_target_modules: str | None = field(
         default=None, metadata={"help": "Regular expression on module names; the attention projections by default."}
     )
+
+
+@dataclass
+class LossArguments:
+    """How the contrastive losses of a large batch fit into memory."""
+
+    gradient_cache_chunks: int = field(
+        default=1,
+        metadata={"help": "Parts that a batch passes the model in; loss and gradients stay those of the whole."},
+    )
+    contrastive_tile_size: int | None = field(
+        default=None,
+        metadata={"help": "Sets the field of the model's configuration: tiles of this edge, or 0."},
+    )
