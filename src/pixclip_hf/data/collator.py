@@ -79,7 +79,7 @@ class RegionCollator:
 
     Raises:
         ValueError: an argument outside its range, an image without caption where one is needed, or a batch in which no
-            region has the text.
+            region has the text, unless its images have no regions at all and train on their captions.
     """
 
     def __init__(
@@ -128,8 +128,9 @@ class RegionCollator:
             regions.append(record_regions)
             texts.append(record_texts)
             captions.append(caption)
-        if not any(regions):
-            raise ValueError(f"No record of the batch has a region with a `{kind}`.")
+        # Images that have no region can still train on their captions.
+        if not any(regions) and not (self.image_captions and not any(record["regions"] for record in records)):
+            raise ValueError(f"No record of the batch has a region with a `{kind}`: {keys}.")
         arguments = region_inputs(self.processor, regions)
         if self.crops:
             arguments["return_crops"] = True

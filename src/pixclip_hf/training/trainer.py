@@ -18,6 +18,7 @@ from ..evaluation.retrieval import retrieval_recall
 from ..modeling.modeling_batches import set_losses
 from .checkpoints import ImagesPerStep
 from .gradient_cache import REPRESENTATIONS, cached_backward
+from .sharding import scalars_to_vectors, vectors_to_scalars
 
 logger = logging.get_logger(__name__)
 
@@ -99,6 +100,7 @@ class RegionTrainer(Trainer):
                 f"backward pass, got {gradient_cache_chunks}."
             )
         self.gradient_cache_chunks = gradient_cache_chunks
+        self._scalars = scalars_to_vectors(self.model) if self.accelerator.is_fsdp2 else set()
         images = self.args.train_batch_size * self.args.world_size
         if self.args.gradient_accumulation_steps > 1:
             logger.warning(
@@ -212,6 +214,9 @@ class RegionTrainer(Trainer):
     def _keep_parts(self, collected: dict[str, list[tuple[Tensor, int]]], outputs: Any, weight: int) -> None:
         for name, part in outputs.loss_parts.items():
             collected[name].append((part.detach(), weight))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict and vectors_to_scalars(state_dict, self._scalars))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss part since the last log."""
