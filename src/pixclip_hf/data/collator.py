@@ -69,7 +69,8 @@ class RegionCollator:
             text.
         region_text: `"caption"` (short), `"long_caption"`, `"category"` (as `a {category}`), or several of them, of
             which each batch draws one: side by side the less specific text would be a false negative of the other.
-            Over several ranks the batches of a step may draw different ones.
+            Over several ranks the batches of a step may draw different ones, and are such negatives of each other:
+            the draw depends on the batch alone, so that it is the same in a run that resumes.
             Categories tie a region to what it is, apart from all else that a caption says.
         image_captions: adds one caption an image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption

@@ -234,6 +234,9 @@ class CLOCPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["CLOCPrompterLayer"]
 
+    def get_input_embeddings(self) -> None:
+        """None: each tower has its own. Sharding asks the whole model, and would shard a part of a tower twice."""
+
     @torch.no_grad()
     @init.guard_torch_init_functions()
     def initialize_weights(self) -> None:
@@ -417,7 +420,8 @@ class CLOCModel(CLOCVisionModel):
             `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalised.
         """
         outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
-        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        # States of a cache, or of a language model in another precision, may not have that of the projection.
+        outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))
         return outputs
 
     @can_return_tuple

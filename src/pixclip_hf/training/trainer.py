@@ -73,7 +73,6 @@ class RegionTrainer(Trainer):
     - Each part of the loss is logged beside the sum, as `loss_<part>` (`eval_loss_<part>` in an evaluation).
     - An evaluation reports region-text retrieval over the whole set, `eval_region_to_text_recall@1` and
       `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
-
     - A loss that is not finite stops the training and names the records of its batch.
     - A run resumes over another number of processes if its steps take as many images as before.
 
@@ -144,16 +143,15 @@ class RegionTrainer(Trainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
-        with self.compute_loss_context_manager():
-            loss, outputs = cached_backward(
-                model,
-                self.accelerator.unwrap_model(model),
-                self._prepare_inputs(inputs),
-                self.gradient_cache_chunks,
-                self._set_loss,
-                lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
-                partial(self.accelerator.no_sync, model),
-            )
+        loss, outputs = cached_backward(
+            model,
+            self.accelerator.unwrap_model(model),
+            self._prepare_inputs(inputs),
+            self.gradient_cache_chunks,
+            self._set_loss,
+            lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            partial(self.accelerator.no_sync, model),
+        )
         self._keep_parts(self._parts, outputs, weight=1)
         return loss / self.current_gradient_accumulation_steps
 
