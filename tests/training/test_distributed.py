@@ -113,7 +113,7 @@ def train(*args, resume=None, **options):
     return {"weights": weights, "logs": logs, "metrics": {name: metrics[name] for name in keep}}
 
 
-def sharded(folder, processor, batch):
+def sharded(rank, folder, processor, batch):
     """Loss and gradients of models that FSDP shards, through the trainer: plain, and in two cached chunks."""
     found = {}
     for name in ("fsdp", "fsdp_cached"):
@@ -128,10 +128,13 @@ def sharded(folder, processor, batch):
         )
         model = fsdp2_prepare_model(accelerator, trainer.model.train())
         if name == "fsdp":
-            loss = trainer.compute_loss(model, batch)
+            part = {key: value[list(IMAGES[rank])] for key, value in batch.items()}
+            loss = trainer.compute_loss(model, part)
             loss.backward()
         else:
-            loss, _ = cached_backward(model, model, batch, 2, trainer._set_loss, torch.Tensor.backward, nullcontext)
+            # Every forward pass gathers parameters: ranks must have as many chunks.
+            part = {key: value[2 * rank : 2 * rank + 2] for key, value in batch.items()}
+            loss, _ = cached_backward(model, model, part, 2, trainer._set_loss, torch.Tensor.backward, nullcontext)
         found[name] = {
             "loss": mean_over_ranks(loss.detach()),
             "gradients": {key: value.full_tensor() for key, value in gradients(model).items()},
@@ -173,7 +176,7 @@ def work(rank, folder):
             "parts": {name: mean_over_ranks(value) for name, value in parts.items()},
             "gradients": {name: mean_over_ranks(value) for name, value in gradients(model).items()},
         }
-        found[family] |= sharded(folder / family, processor, part)
+        found[family] |= sharded(rank, folder / family, processor, batch)
         for captions in CAPTIONS:
             found[family, captions] = train(folder / family, processor, captions, RANKS)
         for name, options in VARIANTS.items():

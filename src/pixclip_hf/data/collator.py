@@ -129,16 +129,26 @@ class RegionCollator:
             regions.append(record_regions)
             texts.append(record_texts)
             captions.append(caption)
-        # Images that have no region can still train on their captions.
-        if not any(regions) and not (self.image_captions and not any(record["regions"] for record in records)):
-            raise ValueError(f"No record of the batch has a region with a `{kind}`: {keys}.")
+        bare = not any(regions)
+        if bare:
+            if not self.image_captions or any(record["regions"] for record in records):
+                raise ValueError(f"No record of the batch has a region with a `{kind}`: {keys}.")
+            # Trains on its captions. With a slot of padding it has the keys of any batch, as other ranks expect.
+            regions[0], texts[0] = [self._whole_image(records[0])], [captions[0]]
         arguments = region_inputs(self.processor, regions)
         if self.crops:
             arguments["return_crops"] = True
         if self.image_captions:
             arguments["text"] = captions
         batch = self.processor(images=images, region_text=texts, **arguments)
+        if bare:
+            batch["region_attention_mask"].zero_()
+            batch["region_text_attention_mask"].zero_()
         return {**batch, "return_loss": True}
+
+    def _whole_image(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        width, height = record["image"].size
+        return {"box": [0, 0, width, height], "mask": None}
 
     def _sample(
         self, record: Mapping[str, Any], kind: str, rng: np.random.Generator, position: int
@@ -157,7 +167,6 @@ class RegionCollator:
         template = "a {}" if kind == "category" else "{}"
         regions, texts = list(chosen), [template.format(region[kind]) for region in chosen]
         if whole:
-            width, height = record["image"].size
-            regions.insert(0, {"box": [0, 0, width, height], "mask": None})
+            regions.insert(0, self._whole_image(record))
             texts.insert(0, caption)
         return regions, texts, caption

@@ -15,7 +15,7 @@ from .modeling_regions import generalized_box_iou
 from .modeling_tiled_loss import TILE_SIZE, Negatives, tiled_losses
 
 # Pairs from which on the loss is computed in tiles unless told: below, one matrix is faster and small enough.
-TILED_FROM_PAIRS = 2048 * 2048
+TILED_FROM_PAIRS = 4096 * 4096
 
 
 def text_ids(values: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -64,6 +64,9 @@ def cached_backward(
     Equal to one pass of the batch in value and gradient. The loss is computed, and its parameters take part, inside of
     forward passes: there a model sharded by FSDP holds whole parameters, and DistributedDataParallel sees them used.
 
+    Under FSDP every rank needs as many chunks, for each pass gathers parameters; accelerate's loaders give all ranks
+    as many images.
+
     Args:
         model: what is called; may be wrapped for data parallelism.
         inner: the module inside that returns the output.
