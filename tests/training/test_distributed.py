@@ -69,7 +69,7 @@ def load(folder, lora=False):
         with torch.no_grad():
             for name, value in model.named_parameters():
                 if "lora_B" in name:
-                    value.normal_(std=0.3)
+                    value.normal_(std=0.02)
     return model
 
 
