@@ -269,7 +269,9 @@ def test_sharded_parameters(family, name, folder, found):
 def assert_same_training(result, expected):
     assert result["weights"].keys() == expected["weights"].keys()
     for name, value in expected["weights"].items():
-        torch.testing.assert_close(result["weights"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            result["weights"][name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
     for log, same in zip(expected["logs"], result["logs"], strict=True):
         for name in (name for name in log if name.startswith("loss")):
             assert same[name] == pytest.approx(log[name], abs=2e-4), name
