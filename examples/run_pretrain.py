@@ -34,7 +34,6 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 import pixclip_hf
@@ -47,10 +46,12 @@ from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.training import (
     DataArguments,
     LoraArguments,
+    LossArguments,
     ModelArguments,
     OptimizerArguments,
     RegionTrainer,
     add_lora,
+    last_checkpoint,
     optimizer_for,
     recipe_arguments,
 )
@@ -157,6 +158,7 @@ def save_run_arguments(
     model: ModelArguments,
     data: DataArguments,
     lora: LoraArguments,
+    loss: LossArguments,
     optimizer: OptimizerArguments,
     training: TrainingArguments,
 ):
@@ -168,6 +170,7 @@ def save_run_arguments(
         "model": asdict(model),
         "data": said | {name: collator[name] for name in collator if name in said},
         "lora": asdict(lora),
+        "loss": asdict(loss),
         "optimizer": asdict(optimizer),
         # Without the values of tokens; settings that are no plain values become text.
         "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
@@ -179,9 +182,9 @@ def main(argv: list[str] | None = None) -> Trainer:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv = recipe_arguments(argv[0]) + argv[1:]
-    kinds = (ModelArguments, DataArguments, LoraArguments, OptimizerArguments, TrainingArguments)
+    kinds = (ModelArguments, DataArguments, LoraArguments, LossArguments, OptimizerArguments, TrainingArguments)
     parsed = HfArgumentParser(kinds).parse_args_into_dataclasses(argv, look_for_args_file=False)
-    model_arguments, data_arguments, lora_arguments, optimizer_arguments, training_arguments = parsed
+    model_arguments, data_arguments, lora_arguments, loss_arguments, optimizer_arguments, training_arguments = parsed
 
     # 1. Model and processor.
     set_seed(training_arguments.seed)
@@ -192,6 +195,8 @@ def main(argv: list[str] | None = None) -> Trainer:
         raise ValueError(f"`text_quantization` needs `lora_r` or `text_cache`, got {quantization!r} alone.")
     model, processor, cache = build_model(model_arguments)
     model_arguments.model_type = model.config.model_type  # a checkpoint has its own
+    if loss_arguments.contrastive_tile_size is not None:
+        model.config.contrastive_tile_size = loss_arguments.contrastive_tile_size
     if lora_arguments.lora_r:
         if not model.name_or_path:
             # Adapters name the model below them: one that was made here must lie somewhere.
@@ -240,13 +245,14 @@ def main(argv: list[str] | None = None) -> Trainer:
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,
+        gradient_cache_chunks=loss_arguments.gradient_cache_chunks,
         optimizer_cls_and_kwargs=optimizer_for(model, training_arguments, optimizer_arguments),
     )
     # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
     during_training = training_arguments.eval_strategy != "no"
     trains = training_arguments.do_train or during_training or not training_arguments.do_eval
     if trains:
-        checkpoint = training_arguments.resume_from_checkpoint or get_last_checkpoint(training_arguments.output_dir)
+        checkpoint = training_arguments.resume_from_checkpoint or last_checkpoint(training_arguments.output_dir)
         if cache is not None and checkpoint is not None:
             cache.check(AutoConfig.from_pretrained(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -258,7 +264,12 @@ def main(argv: list[str] | None = None) -> Trainer:
         trainer.save_state()
         if trainer.is_world_process_zero():
             save_run_arguments(
-                model_arguments, data_arguments, lora_arguments, optimizer_arguments, training_arguments
+                model_arguments,
+                data_arguments,
+                lora_arguments,
+                loss_arguments,
+                optimizer_arguments,
+                training_arguments,
             )
 
     # 5. Evaluate.

@@ -416,6 +416,31 @@ def test_half_precision(case, dtype, tmp_path):
 
 
 @every_vision
+def test_inputs_of_another_precision(case):
+    """Pixels come in float32, whatever the model's precision."""
+    half = case.model.to(torch.bfloat16)
+    batch = {k: v.to(half.dtype) if k.endswith("pixel_values") else v for k, v in case.batch.items()}
+    assert torch.equal(half(**case.batch).loss, half(**batch).loss)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_in_another_precision(family):
+    """Cached states in float16, or a language model in bfloat16 below a model in float32."""
+    batch = build_batch(family, captions=False, region_texts=False)
+    states = torch.randn(3, 3, 24, generator=torch.Generator().manual_seed(0)).half()
+    model = build_model(family, text=None)
+    torch.testing.assert_close(
+        model(**batch, region_text_states=states).loss, model(**batch, region_text_states=states.float()).loss
+    )
+    model, batch = build_model(family, text="llama"), build_batch(family)
+    expected = model(**batch).loss
+    model.text_model.bfloat16()
+    loss = model(**batch).loss
+    loss.backward()
+    assert loss.dtype == torch.float32 and abs(loss - expected) < 0.1 * expected
+
+
+@every_vision
 @pytest.mark.parametrize("normalize_in_float", [False, True])
 def test_autocast(case, normalize_in_float, monkeypatch):
     if normalize_in_float:

@@ -4,22 +4,36 @@ Everything runs in one pair of processes, over gloo on the loopback interface.
 """
 
 import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 from transformers.utils import logging
 
 from pixclip_hf.data.collator import RegionCollator
 from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.training import add_lora
+from pixclip_hf.training.gradient_cache import cached_backward
+from pixclip_hf.training.sharding import scalars_to_vectors
 from pixclip_hf.training.trainer import RegionTrainer, gather_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FAMILIES = ("cloc", "pixclip")
 CAPTIONS = (True, False)
 RANKS = 2
+# What a run over two ranks may add; one process without caching and checkpointing is what it must equal.
+VARIANTS = {
+    "lora": {"lora": True},
+    "checkpointing": {"gradient_checkpointing": True},
+    "cached": {"gradient_cache_chunks": 2},
+    "all": {"lora": True, "gradient_checkpointing": True, "gradient_cache_chunks": 2},
+}
 IMAGES = ((0, 1, 2), (3,))  # of the batch, on each rank
 
 
@@ -47,34 +61,86 @@ def mean_over_ranks(value):
     return total / RANKS
 
 
-def train(folder, processor, captions, world_size):
-    """Four steps over eight scenes, two epochs, four images a step; then an evaluation of four more."""
+def load(folder, lora=False):
     model = AutoModel.from_pretrained(folder)
+    if lora:
+        torch.manual_seed(0)
+        model = add_lora(model, r=4)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if "lora_B" in name:
+                    value.normal_(std=0.02)
+    return model
+
+
+def build_trainer(folder, processor, captions, world_size, lora=False, gradient_cache_chunks=1, **changes):
+    """For four steps over eight scenes, two epochs, four images a step; with four more scenes to evaluate on."""
     scenes = [make_scene(index, size=32) for index in range(12)]
-    settings = TrainingArguments(
-        output_dir=str(folder / "run"),
-        use_cpu=True,
-        ddp_backend="gloo" if world_size > 1 else None,
-        report_to="none",
-        disable_tqdm=True,
-        per_device_train_batch_size=4 // world_size,
-        per_device_eval_batch_size=4 // world_size,
-        max_steps=4,
-        logging_steps=1,
-        save_strategy="no",
-        optim="sgd",
-        learning_rate=0.05,
-        max_grad_norm=0,
-        lr_scheduler_type="constant",
-    )
+    settings = {
+        "output_dir": str(folder / "run"),
+        "use_cpu": True,
+        "ddp_backend": "gloo" if world_size > 1 else None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 4 // world_size,
+        "per_device_eval_batch_size": 4 // world_size,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "max_grad_norm": 0,
+        "lr_scheduler_type": "constant",
+    }
     masked = "region_masks" in processor.model_input_names
-    collator = RegionCollator(processor, regions_per_image=4, crops=masked, image_captions=captions)
-    trainer = RegionTrainer(model, settings, data_collator=collator, train_dataset=scenes[:8], eval_dataset=scenes[8:])
-    trainer.train()
+    return RegionTrainer(
+        load(folder, lora),
+        TrainingArguments(**settings | changes),
+        data_collator=RegionCollator(processor, regions_per_image=4, crops=masked, image_captions=captions),
+        train_dataset=scenes[:8],
+        eval_dataset=scenes[8:],
+        gradient_cache_chunks=gradient_cache_chunks,
+    )
+
+
+def train(*args, resume=None, **options):
+    trainer = build_trainer(*args, **options)
+    trainer.train(resume_from_checkpoint=resume)
     metrics = trainer.evaluate()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     keep = [name for name in metrics if "loss" in name or "recall" in name]
-    return {"weights": model.state_dict(), "logs": logs, "metrics": {name: metrics[name] for name in keep}}
+    weights = {name: value for name, value in trainer.model.state_dict().items() if "original_module" not in name}
+    return {"weights": weights, "logs": logs, "metrics": {name: metrics[name] for name in keep}}
+
+
+def sharded(rank, folder, processor, batch):
+    """Loss and gradients of models that FSDP shards, through the trainer: plain, and in two cached chunks."""
+    found = {}
+    for name in ("fsdp", "fsdp_cached"):
+        trainer = build_trainer(folder, processor, True, RANKS)
+        scalars_to_vectors(trainer.model)
+        # accelerate has no FSDP on CPUs in its `Accelerator`; what it does to a model it does here too.
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        )
+        accelerator = SimpleNamespace(
+            state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no", device=torch.device("cpu")
+        )
+        model = fsdp2_prepare_model(accelerator, trainer.model.train())
+        if name == "fsdp":
+            part = {key: value[list(IMAGES[rank])] for key, value in batch.items()}
+            loss = trainer.compute_loss(model, part)
+            loss.backward()
+        else:
+            # Every forward pass gathers parameters: ranks must have as many chunks.
+            part = {key: value[2 * rank : 2 * rank + 2] for key, value in batch.items()}
+            loss, _ = cached_backward(model, model, part, 2, trainer._set_loss, torch.Tensor.backward, nullcontext)
+        found[name] = {
+            "loss": mean_over_ranks(loss.detach()),
+            "gradients": {key: value.full_tensor() for key, value in gradients(model).items()},
+            "shards": sum(value.to_local().numel() for value in model.parameters()),
+        }
+    return found
 
 
 def gathers(rank):
@@ -110,8 +176,13 @@ def work(rank, folder):
             "parts": {name: mean_over_ranks(value) for name, value in parts.items()},
             "gradients": {name: mean_over_ranks(value) for name, value in gradients(model).items()},
         }
+        found[family] |= sharded(rank, folder / family, processor, batch)
         for captions in CAPTIONS:
             found[family, captions] = train(folder / family, processor, captions, RANKS)
+        for name, options in VARIANTS.items():
+            found[family, name] = train(folder / family, processor, True, RANKS, **options)
+    saving = {"save_strategy": "steps", "save_steps": 2, "output_dir": str(folder / "saved")}
+    train(folder / "cloc", AutoProcessor.from_pretrained(folder / "cloc"), True, RANKS, **saving)
     torch.save(found, folder / f"found{rank}.pt")
     dist.destroy_process_group()
 
@@ -178,6 +249,35 @@ def test_loss_and_gradients_equal_the_whole_batch(family, folder, found):
             torch.testing.assert_close(result["gradients"][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("name", ["fsdp", "fsdp_cached"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sharded_parameters(family, name, folder, found):
+    """FSDP2 over two ranks: loss and gradients of the whole batch, with and without caching."""
+    model = AutoModel.from_pretrained(folder / family)
+    loss, _ = loss_of(model, torch.load(folder / f"{family}.pt"))
+    expected = gradients(model)
+    for rank in range(RANKS):
+        result = found[rank][family][name]
+        torch.testing.assert_close(result["loss"], loss, atol=1e-5, rtol=1e-5)
+        assert result["gradients"].keys() == expected.keys()
+        for parameter, value in expected.items():
+            gradient = result["gradients"][parameter].reshape(value.shape)
+            torch.testing.assert_close(gradient, value, atol=1e-5, rtol=1e-4, msg=parameter)
+        assert result["shards"] < 0.6 * model.num_parameters()
+
+
+def assert_same_training(result, expected):
+    assert result["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        torch.testing.assert_close(
+            result["weights"][name], value, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for log, same in zip(expected["logs"], result["logs"], strict=True):
+        for name in (name for name in log if name.startswith("loss")):
+            assert same[name] == pytest.approx(log[name], abs=2e-4), name
+    assert result["metrics"] == pytest.approx(expected["metrics"], abs=1e-4)
+
+
 @pytest.mark.parametrize("captions", CAPTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_equals_one_process(family, captions, folder, found):
@@ -185,10 +285,24 @@ def test_training_equals_one_process(family, captions, folder, found):
     batch, over two epochs of other draws."""
     expected = train(folder / family, AutoProcessor.from_pretrained(folder / family), captions, 1)
     for rank in range(RANKS):
-        result = found[rank][family, captions]
-        for name, value in expected["weights"].items():
-            torch.testing.assert_close(result["weights"][name], value, atol=1e-5, rtol=1e-4, msg=name)
-        for log, same in zip(expected["logs"], result["logs"], strict=True):
-            for name in (name for name in log if name.startswith("loss")):
-                assert same[name] == pytest.approx(log[name], abs=2e-4), name
-        assert result["metrics"] == pytest.approx(expected["metrics"], abs=1e-4)
+        assert_same_training(found[rank][family, captions], expected)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_variants_equal_one_process(family, lora, folder, found):
+    """LoRA, checkpointing and caching over two ranks, alone and together: as one process without the latter two."""
+    expected = train(folder / family, AutoProcessor.from_pretrained(folder / family), True, 1, lora=lora)
+    for name, options in VARIANTS.items():
+        if options.get("lora", False) == lora:
+            for rank in range(RANKS):
+                assert_same_training(found[rank][family, name], expected)
+
+
+def test_resumes_over_another_number_of_processes(folder, found):
+    """As many images a step: one process goes on where two stopped. Another number: refused."""
+    arguments = folder / "cloc", AutoProcessor.from_pretrained(folder / "cloc"), True
+    checkpoint = str(folder / "saved" / "checkpoint-2")
+    assert_same_training(train(*arguments, 1, resume=checkpoint), train(*arguments, 1))
+    with pytest.raises(ValueError, match="The checkpoint's steps took 4 images, the steps of this run take 2 "):
+        train(*arguments, 1, resume=checkpoint, per_device_train_batch_size=2)

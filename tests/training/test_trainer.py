@@ -242,6 +242,62 @@ def test_resumes_to_the_same_end(tiny, family, scenes, tmp_path):
     assert logs[0] == logs[1] and len(logs[0]) == 8
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_loss_that_is_not_finite_names_its_records(chunks, tiny, scenes, tmp_path):
+    model, _ = tiny
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = []
+
+    def spoil(records):
+        """What a broken image does: the pixels of record 5 are no numbers."""
+        batch = collator(tiny)(records)
+        keys = [record["sample_key"] for record in records]
+        drawn.append(keys)
+        if (0, 5) in keys:
+            batch["pixel_values"][keys.index((0, 5))] = float("nan")
+        return batch
+
+    settings = arguments(tmp_path, max_steps=3, learning_rate=0.0)
+    trainer = RegionTrainer(model, settings, data_collator=spoil, train_dataset=scenes, gradient_cache_chunks=chunks)
+    with pytest.raises(FloatingPointError) as error:
+        trainer.train()
+    keys = next(keys for keys in drawn if (0, 5) in keys)
+    message = str(error.value)
+    assert f"The loss of step {trainer.state.global_step + 1} is nan. " in message
+    assert f"`train_dataset`: {keys}; embeddings that are not finite: [(0, 5)]; parts: " in message
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_more_processes_than_records(tiny, scenes, tmp_path, monkeypatch):
+    trainer = RegionTrainer(tiny[0], arguments(tmp_path), data_collator=collator(tiny), train_dataset=scenes[:3])
+    monkeypatch.setattr(TrainingArguments, "world_size", 4)
+    with pytest.raises(ValueError, match="`train_dataset` has 3 records for 4 processes"):
+        trainer.train()
+
+
+def test_batches_of_one_image(tiny, scenes, tmp_path):
+    """The regions of an image are negatives of each other; its caption has none."""
+    trainer = train(tiny, scenes[:4], tmp_path, per_device_train_batch_size=1, max_steps=4)
+    logs = steps_of(trainer)
+    assert len(logs) == 4 and all(log["loss_image_text"] == 0 < log["loss"] for log in logs)
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_batches_without_regions(chunks, tiny, family, scenes, tmp_path):
+    """Images without any region train on their captions; no parameter is left out or spoilt."""
+    bare = [{**scene, "regions": []} for scene in scenes[:4]]
+    settings = arguments(tmp_path, max_steps=2)
+    trainer = RegionTrainer(
+        tiny[0], settings, data_collator=collator(tiny), train_dataset=bare, gradient_cache_chunks=chunks
+    )
+    trainer.train()
+    logs = steps_of(trainer)
+    assert all(log["loss"] == log["loss_image_text"] > 0 for log in logs) and len(logs) == 2
+    assert all(log[f"loss_{part}"] == 0 for log in logs for part in PARTS[family] - {"image_text"})
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+
+
 def test_a_checkpoint_is_a_model(tiny, scenes, tmp_path):
     trainer = train(tiny, scenes, tmp_path, save_strategy="steps", save_steps=2)
     folder = tmp_path / "checkpoint-2"

@@ -79,7 +79,8 @@ class RegionCollator:
             text.
         region_text: `"caption"` (short), `"long_caption"`, `"category"` (as `a {category}`), or several of them, of
             which each batch draws one: side by side the less specific text would be a false negative of the other.
-            Over several ranks the batches of a step may draw different ones.
+            Over several ranks the batches of a step may draw different ones, and are such negatives of each other:
+            the draw depends on the batch alone, so that it is the same in a run that resumes.
             Categories tie a region to what it is, apart from all else that a caption says.
         image_captions: adds one caption an image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption
@@ -91,7 +92,7 @@ class RegionCollator:
 
     Raises:
         ValueError: an argument outside its range, an image without caption where one is needed, or a batch in which no
-            region has the text.
+            region has the text, unless its images have no regions at all and train on their captions.
     """
 
     def __init__(
@@ -142,8 +143,12 @@ class RegionCollator:
             regions.append(record_regions)
             texts.append(record_texts)
             captions.append(caption)
-        if not any(regions):
-            raise ValueError(f"No record of the batch has a region with a `{kind}`.")
+        bare = not any(regions)
+        if bare:
+            if not self.image_captions or any(record["regions"] for record in records):
+                raise ValueError(f"No record of the batch has a region with a `{kind}`: {keys}.")
+            # Trains on its captions. With a slot of padding it has the keys of any batch, as other ranks expect.
+            regions[0], texts[0] = [self._whole_image(records[0])], [captions[0]]
         arguments = region_inputs(self.processor, regions)
         if self.crops:
             arguments["return_crops"] = True
@@ -153,7 +158,15 @@ class RegionCollator:
             if self.image_captions:
                 arguments["text"] = captions
             batch = self.processor(images=images, region_text=texts, **arguments)
+        if bare:
+            for name in ("region_attention_mask", "region_text_attention_mask"):
+                if name in batch:
+                    batch[name].zero_()
         return {**batch, "return_loss": True}
+
+    def _whole_image(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        width, height = record["image"].size
+        return {"box": [0, 0, width, height], "mask": None}
 
     def texts(self, records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         """Every text that a batch of these records may hold; images are not decoded."""
@@ -201,7 +214,6 @@ class RegionCollator:
             chosen = [usable[index] for index in sorted(rng.choice(len(usable), count, replace=False))]
         regions, texts = list(chosen), [_region_text(region, kind) for region in chosen]
         if whole:
-            width, height = record["image"].size
-            regions.insert(0, {"box": [0, 0, width, height], "mask": None})
+            regions.insert(0, self._whole_image(record))
             texts.insert(0, caption)
         return regions, texts, caption

@@ -19,6 +19,12 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
+def check_tile_size(value: int | None) -> None:
+    """Raises `ValueError` unless `contrastive_tile_size` is None, 0 or positive."""
+    if value is not None and value < 0:
+        raise ValueError(f"`contrastive_tile_size` must not be negative, got {value}.")
+
+
 def check_towers(config: Any) -> None:
     """Checks the two tower configurations of a region model's configuration and fills `text_hidden_size`.
 

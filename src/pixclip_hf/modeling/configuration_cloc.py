@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_choices import TEXT_POOLINGS, TEXT_PROJECTIONS, check_choice, check_towers
+from .configuration_choices import TEXT_POOLINGS, TEXT_PROJECTIONS, check_choice, check_tile_size, check_towers
 from .configuration_pipelines import SavesPipelines
 
 REGION_READOUTS = ("prompt", "mean", "roi_align")
@@ -61,6 +61,9 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
             Texts whose cosine similarity to the positive text lies above it are no negatives. `None` takes out equal
             texts only: a text tower that starts from random weights puts all texts close together, and a threshold
             would then leave no negatives.
+        contrastive_tile_size (`int`, *optional*):
+            Edge of the tiles that the contrastive losses are computed in, so that no matrix of all pairs is held; 0
+            for one matrix. In tiles where a batch has many pairs when not given. The values are the same.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the new layers' weights.
 
@@ -96,9 +99,11 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
     box_l1_weight: float | int = 1.0
     box_giou_weight: float | int = 1.0
     text_similarity_threshold: float | int | None = None
+    contrastive_tile_size: int | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any):
+        check_tile_size(self.contrastive_tile_size)
         check_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
         check_choice("text_projection", self.text_projection, TEXT_PROJECTIONS)
         check_choice("region_readout", self.region_readout, REGION_READOUTS)

@@ -181,13 +181,20 @@ def gathered_contrastive_loss(
     similarity_threshold: float | None = None,
     gather: Gather | None = None,
     ranks: int = 1,
+    tile_size: int | None = None,
 ) -> Tensor:
     """[`contrastive_loss`] of this rank's rows against the rows of all ranks."""
     if valid is None:
         valid = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
     if gather is None:
         return contrastive_loss(
-            embeds, text_embeds, logit_scale, ids=ids, valid=valid, similarity_threshold=similarity_threshold
+            embeds,
+            text_embeds,
+            logit_scale,
+            ids=ids,
+            valid=valid,
+            similarity_threshold=similarity_threshold,
+            tile_size=tile_size,
         )
     all_embeds, offset = gather(embeds)
     return contrastive_loss(
@@ -203,4 +210,5 @@ def gathered_contrastive_loss(
         all_valid=(all_valid := gather(valid)[0]),
         offset=offset,
         normalizer=all_valid.sum() / ranks,
+        tile_size=tile_size,
     )

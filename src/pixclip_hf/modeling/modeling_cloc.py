@@ -234,6 +234,9 @@ class CLOCPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules = ["CLOCPrompterLayer"]
 
+    def get_input_embeddings(self) -> None:
+        """None: each tower has its own. Sharding asks the whole model, and would shard a part of a tower twice."""
+
     @torch.no_grad()
     @init.guard_torch_init_functions()
     def initialize_weights(self) -> None:
@@ -469,7 +472,7 @@ class CLOCModel(CLOCVisionModel):
             `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalised.
         """
         outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
-        # Cached states, and those of an LLM that was attached, may come in another precision.
+        # States of a cache, or of a language model in another precision, may not have that of the projection.
         outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))
         return outputs
 
@@ -598,6 +601,7 @@ class CLOCModel(CLOCVisionModel):
                 output.text_ids,
                 gather=gather,
                 ranks=ranks,
+                tile_size=self.config.contrastive_tile_size,
             )
         if output.region_text_embeds is None:
             return losses
@@ -612,6 +616,7 @@ class CLOCModel(CLOCVisionModel):
                 similarity_threshold=self.config.text_similarity_threshold,
                 gather=gather,
                 ranks=ranks,
+                tile_size=self.config.contrastive_tile_size,
             )
         if output.pred_boxes is not None and self.config.grounding_loss_weight:
             # A text that several regions of the image have finds none of their boxes in particular.

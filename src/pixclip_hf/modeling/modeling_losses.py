@@ -5,11 +5,17 @@ the `offset` of its own rows and the `normalizer`; with gradients flowing throug
 losses is then the loss of the whole batch.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .modeling_regions import generalized_box_iou
+from .modeling_tiled_loss import TILE_SIZE, Negatives, tiled_losses
+
+# Pairs from which on the loss is computed in tiles unless told: below, one matrix is faster and small enough.
+TILED_FROM_PAIRS = 4096 * 4096
 
 
 def text_ids(values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -52,6 +58,7 @@ def contrastive_loss(
     all_valid: Tensor | None = None,
     offset: int = 0,
     normalizer: float | Tensor | None = None,
+    tile_size: int | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE between images or regions and their texts, with false negatives taken out (CLOC, section 3.2).
 
@@ -69,6 +76,8 @@ def contrastive_loss(
         offset (`int`): index of this rank's first row among all rows.
         normalizer (`float`, *optional*): what the sum over the rows is divided by; their number when not given.
             Under data parallelism: the number of all valid rows divided by the number of ranks.
+        tile_size (`int`, *optional*): the same loss in tiles of so many rows and columns, forwards and backwards, so
+            that no `(n, N)` matrix is held; 0 for one matrix. In tiles where there are many pairs when not given.
 
     Returns:
         Scalar; 0 (with a graph) when there is no valid row.
@@ -79,24 +88,27 @@ def contrastive_loss(
     all_ids = ids if all_ids is None else all_ids
     all_valid = valid if all_valid is None else all_valid
 
-    targets = torch.arange(offset, offset + rows, device=embeds.device)
-    left_out = torch.zeros(rows, len(all_embeds), dtype=torch.bool, device=embeds.device)
-    if ids is not None:
-        left_out |= ids[:, None] == all_ids[None, :]
-    if similarity_threshold is not None:
-        left_out |= (text_embeds.detach() @ all_text_embeds.detach().T) > similarity_threshold
-    if all_valid is not None:
-        left_out |= ~all_valid[None, :]
-    # The positive always stays, so that no row (not even a padded one) is empty.
-    left_out[torch.arange(rows, device=embeds.device), targets] = False
+    if all_ids is None:
+        all_ids = torch.arange(len(all_embeds), device=embeds.device)
+        ids = all_ids[offset : offset + rows]
+    if tile_size is None:
+        tile_size = TILE_SIZE if rows * len(all_embeds) >= TILED_FROM_PAIRS else 0
 
-    losses = 0
-    for queries, keys in ((embeds, all_text_embeds), (text_embeds, all_embeds)):
-        # Full precision also under autocast: the scale would amplify the rounding of half-precision similarities.
-        with torch.autocast(embeds.device.type, enabled=False):
-            logits = logit_scale * (_at_least_float32(queries) @ _at_least_float32(keys).T)
-        logits = logits.masked_fill(left_out, float("-inf"))
-        losses = losses + F.cross_entropy(logits, targets, reduction="none") / 2
+    # Full precision also under autocast: the scale would amplify the rounding of half-precision similarities.
+    one_side = all_embeds is embeds and all_text_embeds is text_embeds
+    embeds, text_embeds = _at_least_float32(embeds), _at_least_float32(text_embeds)
+    if one_side:
+        all_embeds, all_text_embeds = embeds, text_embeds
+    else:
+        all_embeds, all_text_embeds = _at_least_float32(all_embeds), _at_least_float32(all_text_embeds)
+    texts, all_texts = text_embeds.detach(), all_text_embeds.detach()
+    negatives = Negatives(ids, all_ids, valid, all_valid, texts, all_texts, similarity_threshold)
+    sides = (embeds, text_embeds, all_embeds, all_text_embeds)
+    with torch.autocast(embeds.device.type, enabled=False):
+        if tile_size:
+            losses = _outside_of_compiled_graphs(tiled_losses)(*sides, logit_scale, negatives, tile_size)
+        else:
+            losses = _plain_losses(*sides, logit_scale, negatives, offset)
     if valid is not None:
         losses = torch.where(valid, losses, 0)
     if normalizer is None:
@@ -154,6 +166,31 @@ def local_global_loss(
         valid = torch.ones_like(distances, dtype=torch.bool)
     normalizer = _at_least_one(valid.sum() if normalizer is None else normalizer)
     return torch.where(valid, distances, 0).sum() / normalizer
+
+
+def _plain_losses(
+    embeds: Tensor,
+    text_embeds: Tensor,
+    all_embeds: Tensor,
+    all_text_embeds: Tensor,
+    logit_scale: Tensor,
+    negatives: Negatives,
+    offset: int,
+) -> Tensor:
+    rows = torch.arange(len(embeds), device=embeds.device)
+    left_out = negatives.left_out()
+    # The positive always stays, so that no row (not even a padded one) is empty.
+    left_out[rows, rows + offset] = False
+    losses = 0
+    for queries, keys in ((embeds, all_text_embeds), (text_embeds, all_embeds)):
+        logits = (logit_scale * (queries @ keys.T)).masked_fill(left_out, float("-inf"))
+        losses = losses + F.cross_entropy(logits, rows + offset, reduction="none") / 2
+    return losses
+
+
+def _outside_of_compiled_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # Tracing would unroll the tiles. Not a decorator: it would import the compiler with the package.
+    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

@@ -88,6 +88,9 @@ class PixCLIPPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def get_input_embeddings(self) -> None:
+        """None: each tower has its own. Sharding asks the whole model, and would shard a part of a tower twice."""
+
     @torch.no_grad()
     @init.guard_torch_init_functions()
     def initialize_weights(self) -> None:
@@ -286,7 +289,7 @@ class PixCLIPModel(PixCLIPVisionModel):
             `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalised.
         """
         outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
-        # Cached states, and those of an LLM that was attached, may come in another precision.
+        # States of a cache, or of a language model in another precision, may not have that of the projection.
         outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))
         return outputs
 
@@ -407,6 +410,7 @@ class PixCLIPModel(PixCLIPVisionModel):
                 output.text_ids,
                 gather=gather,
                 ranks=ranks,
+                tile_size=self.config.contrastive_tile_size,
             )
         if output.region_text_embeds is None:
             return losses
@@ -422,6 +426,7 @@ class PixCLIPModel(PixCLIPVisionModel):
                     similarity_threshold=self.config.text_similarity_threshold,
                     gather=gather,
                     ranks=ranks,
+                    tile_size=self.config.contrastive_tile_size,
                 )
         if output.pooled_region_embeds is not None:
             losses["local_global"] = local_global_loss(

@@ -22,7 +22,8 @@ class LogitScale(nn.Module):
 
     def forward(self) -> Tensor:
         """Scalar: the inverse temperature."""
-        return self.log_scale.exp().clamp(max=100)
+        # Sharded training gives the parameter a dimension.
+        return self.log_scale.exp().clamp(max=100).reshape(())
 
 
 class ScaledLinear(nn.Linear):

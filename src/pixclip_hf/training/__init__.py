@@ -1,6 +1,14 @@
 """Training with the Hugging Face `Trainer`."""
 
-from .arguments import DataArguments, LoraArguments, ModelArguments, OptimizerArguments, recipe_arguments
+from .arguments import (
+    DataArguments,
+    LoraArguments,
+    LossArguments,
+    ModelArguments,
+    OptimizerArguments,
+    recipe_arguments,
+)
+from .checkpoints import last_checkpoint
 from .lora import add_lora
 from .optimizer import optimizer_for, parameter_groups
 from .trainer import RegionTrainer
@@ -8,10 +16,12 @@ from .trainer import RegionTrainer
 __all__ = [
     "DataArguments",
     "LoraArguments",
+    "LossArguments",
     "ModelArguments",
     "OptimizerArguments",
     "RegionTrainer",
     "add_lora",
+    "last_checkpoint",
     "optimizer_for",
     "parameter_groups",
     "recipe_arguments",

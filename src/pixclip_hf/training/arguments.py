@@ -170,6 +170,20 @@ class LoraArguments:
 
 
 @dataclass
+class LossArguments:
+    """How the contrastive losses of a large batch fit into memory."""
+
+    gradient_cache_chunks: int = field(
+        default=1,
+        metadata={"help": "Parts that a batch passes the model in; loss and gradients stay those of the whole."},
+    )
+    contrastive_tile_size: int | None = field(
+        default=None,
+        metadata={"help": "Sets the field of the model's configuration: tiles of this edge, or 0."},
+    )
+
+
+@dataclass
 class OptimizerArguments:
     """Learning rates of the parts, relative to `learning_rate`: see [`parameter_groups`]."""
 

@@ -2,23 +2,31 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.utils import logging
 
 from ..data.collator import RegionDataset
 from ..data.streaming import RecordStream, StreamLoader
 from ..evaluation.retrieval import retrieval_recall
 from ..modeling.modeling_batches import set_losses
+from .checkpoints import ImagesPerStep
+from .gradient_cache import REPRESENTATIONS, cached_backward
 from .length_sampler import EpochLengthSampler
+from .sharding import scalars_to_vectors, vectors_to_scalars
 from .throughput import Throughput
+
+logger = logging.get_logger(__name__)
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
@@ -64,6 +72,16 @@ class SetStreamEpoch(TrainerCallback):
         state.epoch = state.global_step / state.max_steps
 
 
+class KeyedCollator:
+    """Adds to the batches of a collator the keys of their records, which no model takes."""
+
+    def __init__(self, collator: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]):
+        self.collator = collator
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {**self.collator(records), "sample_keys": [record["sample_key"] for record in records]}
+
+
 class RegionTrainer(Trainer):
     """[`Trainer`] for [`CLOCModel`] and [`PixCLIPModel`].
 
@@ -74,13 +92,44 @@ class RegionTrainer(Trainer):
     - An evaluation reports region-text retrieval over the whole set, `eval_region_to_text_recall@1` and
       `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
     - `train_sampling_strategy="group_by_length"` puts records whose texts are of about one length into a batch.
+    - A loss that is not finite stops the training and names the records of its batch.
+    - A run resumes over another number of processes if its steps take as many images as before.
 
     Takes the arguments of `Trainer`; `data_collator` is a [`RegionCollator`]. Columns are kept, since the collator
     reads them, and the training set is wrapped in a [`RegionDataset`].
+
+    Args:
+        gradient_cache_chunks: passes a batch in so many parts, with the loss and the gradients of the whole and the
+            activations of one part (see [`cached_backward`]).
+
+    Raises:
+        ValueError: fewer than one chunk, or several with DeepSpeed; in training, fewer records than processes, or a
+            checkpoint whose steps took another number of images.
+        FloatingPointError: in training, a loss that is not finite.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, gradient_cache_chunks: int = 1, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if gradient_cache_chunks < 1:
+            raise ValueError(f"`gradient_cache_chunks` must be at least 1, got {gradient_cache_chunks}.")
+        if gradient_cache_chunks > 1 and self.is_deepspeed_enabled:
+            raise ValueError(
+                f"`gradient_cache_chunks` must be 1 with DeepSpeed, whose engine reduces the gradients of every "
+                f"backward pass, got {gradient_cache_chunks}."
+            )
+        self.gradient_cache_chunks = gradient_cache_chunks
+        self._scalars = scalars_to_vectors(self.model) if self.accelerator.is_fsdp2 else set()
+        images = self.args.train_batch_size * self.args.world_size
+        if self.args.gradient_accumulation_steps > 1:
+            logger.warning(
+                f"`gradient_accumulation_steps={self.args.gradient_accumulation_steps}` changes the contrastive "
+                f"losses: each of its batches of {images} images has only its own negatives. A larger "
+                "`per_device_train_batch_size` with `gradient_cache_chunks` has them all in the memory of one part."
+            )
+        if images == 1:
+            logger.warning("A batch of one image has no negatives for its caption: that part of the loss is always 0.")
+        self.add_callback(ImagesPerStep(images * self.args.gradient_accumulation_steps))
+        self._sample_keys: list[Any] = []
         self.args.remove_unused_columns = False
         self.model_accepts_loss_kwargs = False
         self.can_return_loss = True
@@ -118,10 +167,23 @@ class RegionTrainer(Trainer):
         return EpochLengthSampler(batch_size, lengths=lengths, seed=seed)
 
     def get_train_dataloader(self) -> Any:
-        """The loader of `Trainer`, or of a [`RecordStream`]."""
-        if not isinstance(self.train_dataset, RecordStream):
+        """The loader of `Trainer`, or of a [`RecordStream`]; its batches carry the keys of their records."""
+        if isinstance(self.train_dataset, RegionDataset) and len(self.train_dataset) < self.args.world_size:
+            raise ValueError(
+                f"`train_dataset` has {len(self.train_dataset)} records for {self.args.world_size} processes: each "
+                "needs one of its own."
+            )
+        collator, self.data_collator = self.data_collator, KeyedCollator(self.data_collator)
+        try:
+            if isinstance(self.train_dataset, RecordStream):
+                self._stream = self._stream_loader()
+                return self._stream
             return super().get_train_dataloader()
-        self._stream = StreamLoader(
+        finally:
+            self.data_collator = collator
+
+    def _stream_loader(self) -> StreamLoader:
+        return StreamLoader(
             self.train_dataset,
             self.data_collator,
             self._train_batch_size,
@@ -132,7 +194,6 @@ class RegionTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
-        return self._stream
 
     # The position of a stream is saved and found with the random state: each rank has its own.
     def _save_rng_state(self, output_dir: str) -> None:
@@ -154,10 +215,26 @@ class RegionTrainer(Trainer):
     def _stream_file(self, folder: str) -> Path:
         return Path(folder, f"stream_{self.args.process_index}.json")
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> Tensor:
-        """The step of `Trainer`, with its batch counted."""
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The step of `Trainer`, or the one of a cached batch; counts the batch."""
         self._throughput.count(inputs)
-        return super().training_step(model, inputs, *args)
+        self._sample_keys = inputs.pop("sample_keys", [])
+        if self.gradient_cache_chunks == 1:
+            return super().training_step(model, inputs, *args, **kwargs)
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()
+        loss, outputs = cached_backward(
+            model,
+            self.accelerator.unwrap_model(model),
+            self._prepare_inputs(inputs),
+            self.gradient_cache_chunks,
+            self._set_loss,
+            lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            partial(self.accelerator.no_sync, model),
+        )
+        self._keep_parts(self._parts, outputs, weight=1)
+        return loss / self.current_gradient_accumulation_steps
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -167,28 +244,58 @@ class RegionTrainer(Trainer):
             outputs = self._forward_over_ranks(model, inputs)
         else:
             outputs = model(**{**inputs, "return_loss": True})
-        collected, weight = (self._parts, 1) if model.training else (self._eval_parts, len(inputs["pixel_values"]))
-        for name, part in outputs.loss_parts.items():
-            collected[name].append((part.detach(), weight))
-        if not model.training and outputs.region_text_embeds is not None:
-            self._collect(outputs, inputs.get("region_attention_mask"))
+        if model.training:
+            self._stop_unless_finite(outputs)
+            self._keep_parts(self._parts, outputs, weight=1)
+        else:
+            self._keep_parts(self._eval_parts, outputs, weight=len(inputs["pixel_values"]))
+            if outputs.region_text_embeds is not None:
+                self._collect(outputs, inputs.get("region_attention_mask"))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _forward_over_ranks(self, model: Any, inputs: dict[str, Any]) -> Any:
-        def set_gathered_loss(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
-            regions = kwargs.get("region_boxes", kwargs.get("region_masks"))
-            parts = module.compute_loss(
-                outputs, regions, kwargs.get("region_attention_mask"), gather_rows, self.args.world_size
-            )
-            set_losses(outputs, parts, module.loss_weights())
-
         # A hook, so that the loss belongs to the forward pass: DistributedDataParallel takes a parameter that only
-        # the loss uses (the temperature) for unused, if the loss is computed behind it.
-        hook = self.accelerator.unwrap_model(model).register_forward_hook(set_gathered_loss, with_kwargs=True)
+        # the loss uses (the temperature) for unused, if the loss is computed behind it. The first hook, since that of
+        # FSDP puts the parameters back into shards.
+        hook = self.accelerator.unwrap_model(model).register_forward_hook(
+            lambda module, args, kwargs, outputs: self._set_gathered_loss(module, outputs, kwargs),
+            with_kwargs=True,
+            prepend=True,
+        )
         try:
             return model(**{**inputs, "return_loss": False})
         finally:
             hook.remove()
+
+    def _set_gathered_loss(self, module: nn.Module, outputs: Any, inputs: Mapping[str, Any]) -> None:
+        over_ranks = (gather_rows, self.args.world_size) if self.args.world_size > 1 else ()
+        regions = inputs.get("region_boxes", inputs.get("region_masks"))
+        parts = module.compute_loss(outputs, regions, inputs.get("region_attention_mask"), *over_ranks)
+        set_losses(outputs, parts, module.loss_weights())
+
+    def _set_loss(self, module: nn.Module, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
+        self._set_gathered_loss(module, outputs, inputs)
+        self._stop_unless_finite(outputs)
+        return outputs.loss
+
+    def _stop_unless_finite(self, outputs: Any) -> None:
+        if outputs.loss.isfinite():
+            return
+        rows = [outputs[name] for name in REPRESENTATIONS if outputs.get(name) is not None]
+        bad = sum(~row.detach().isfinite().flatten(1).all(1) for row in rows if row.is_floating_point())
+        named = [key for key, flag in zip(self._sample_keys, bad.tolist(), strict=False) if flag]
+        raise FloatingPointError(
+            f"The loss of step {self.state.global_step + 1} is {outputs.loss.item()}. Records of the batch, by epoch "
+            f"and index in `train_dataset`: {self._sample_keys}; embeddings that are not finite: {named or 'none'}; "
+            f"parts: { {name: part.item() for name, part in outputs.loss_parts.items()} }."
+        )
+
+    def _keep_parts(self, collected: dict[str, list[tuple[Tensor, int]]], outputs: Any, weight: int) -> None:
+        for name, part in outputs.loss_parts.items():
+            collected[name].append((part.detach(), weight))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict and vectors_to_scalars(state_dict, self._scalars))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss part and the throughput since the last log."""
