@@ -101,7 +101,7 @@ def publish_dataset(
         ValueError: as [`write_dataset_card`].
     """
     write_dataset_card(folder, repo_id, kind, **options)
-    patterns = ["README.md", "*.parquet"]
+    patterns = ["README.md", *(path.relative_to(folder).as_posix() for path in _shards(folder))]
     return _push(folder, repo_id, "dataset", private, token, revision, commit_message, patterns)
 
 
@@ -443,13 +443,18 @@ def _data_table(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"dataset": name, **table} if scenes or _is_hub_id(name) else table
 
 
+def _shards(folder: str | PathLike) -> list[Path]:
+    """The Parquet files there and below `data/`; other folders may hold tables of other kinds."""
+    return sorted([*Path(folder).glob("*.parquet"), *Path(folder, "data").rglob("*.parquet")])
+
+
 def _count_rows(folder: Path) -> dict[str, dict[str, Any]]:
     """Split -> `{"rows", "shards", "path"}`, from the footers of the Parquet files."""
     # Comes with the `data` extra; cards of models do without.
     from pyarrow.parquet import read_metadata
 
     splits: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
+    for path in _shards(folder):
         name = path.stem.split("-")[0]
         place = path.parent.relative_to(folder)
         split = splits.setdefault(name, {"rows": 0, "shards": 0, "path": (place / f"{name}-*.parquet").as_posix()})

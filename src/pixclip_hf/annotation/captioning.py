@@ -98,7 +98,12 @@ class CaptionModel:
         model, processor = self._load()
         if getattr(processor, "chat_template", None):
             chats = [
-                [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": self.prompt}]}]
+                [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "image": image}, {"type": "text", "text": self.prompt}],
+                    }
+                ]
                 for image in images
             ]
             inputs = processor.apply_chat_template(

@@ -1,5 +1,6 @@
 """Two ways to run stages over shards: `datasets.Dataset.map` in this process, and `ray.data` with an actor a stage."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ ENGINES = ("local", "ray")
 Shards = Mapping[int, range]
 
 
-def run_stages(engine: str, stages: Sequence[Stage], shards: Shards, workers: int = 1) -> Iterator[tuple[int, Dataset]]:
+def run_stages(
+    engine: str, stages: Sequence[Stage], shards: Shards, workers: int = 1
+) -> Iterator[tuple[int, Dataset]]:
     """Runs stages over shards and yields each shard when it is done.
 
     Args:
@@ -82,8 +85,11 @@ def _run_ray(
 ) -> Iterator[tuple[int, Dataset]]:
     import ray
 
+    if not ray.is_initialized():
+        ray.init()
     schema = features.arrow_schema
-    shard_of = {position: shard for shard, positions in shards.items() for position in positions}
+    numbers = sorted(shards, key=lambda shard: shards[shard].start)
+    starts = [shards[shard].start for shard in numbers]
     tables = [pa.table(_empty_rows(features, positions), schema=schema) for positions in shards.values()]
     rows = ray.data.from_arrow(tables)
     cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
@@ -101,7 +107,7 @@ def _run_ray(
     waiting: dict[int, list[dict[str, Any]]] = {shard: [] for shard in shards}
     for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
         for row in table.to_pylist():
-            shard = shard_of[row["position"]]
+            shard = numbers[bisect_right(starts, row["position"]) - 1]
             waiting[shard].append(row)
             if len(waiting[shard]) == len(shards[shard]):
                 done = sorted(waiting.pop(shard), key=lambda row: row["position"])

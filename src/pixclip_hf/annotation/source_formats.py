@@ -235,8 +235,8 @@ def flickr30k_entities(folder: str, images: str) -> Source:
 
 
 def grit(folder: str) -> Source:
-    """GRIT as img2dataset leaves it, tars or folders with `KEY.json` beside `KEY.jpg`: `caption`, and `noun_chunks` and
-    `ref_exps` as [start, end, x0, y0, x1, y1, score], characters of the caption and shares of the image's sides.
+    """GRIT as img2dataset leaves it, tars or folders with `KEY.json` beside `KEY.jpg`: `caption`, and `noun_chunks`
+    and `ref_exps` as [start, end, x0, y0, x1, y1, score], characters of the caption and shares of the image's sides.
 
     A noun chunk whose box a referring expression has is left out: the expression holds it.
     """

