@@ -1,12 +1,13 @@
-"""Two ways to run stages over shards: `datasets.Dataset.map` in this process, and `ray.data` with an actor a stage."""
+"""Two ways to run stages over shards: `datasets.Dataset.map` in this process, and `ray.data` with actors."""
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-from datasets import Dataset, Features, disable_progress_bars, enable_progress_bars
-from datasets.utils import are_progress_bars_disabled
+from datasets import Dataset, Features
 
 from .stages import Stage, pipeline_features
 
@@ -23,7 +24,8 @@ def run_stages(
         engine: `"local"` or `"ray"`.
         stages: the first of them fills the rows from their `position`.
         shards: number of a shard -> positions in the source.
-        workers: actors of each stage with Ray, each with the stage's own copy of its model; the local engine has one.
+        workers: actors of each group of stages with Ray, each with its own copy of a model. A stage that asks for a
+            GPU has actors of its own where the cluster has one. The local engine has no workers.
 
     Yields:
         The number of a shard and its rows, those rejected among them, in the order of their positions. Ray may finish
@@ -49,35 +51,35 @@ def _empty_rows(features: Features, positions: Iterable[int]) -> dict[str, list]
 
 
 def _run_local(stages: Sequence[Stage], features: Features, shards: Shards) -> Iterator[tuple[int, Dataset]]:
-    bars_shown = not are_progress_bars_disabled()
     for shard, positions in shards.items():
         rows = Dataset.from_dict(_empty_rows(features, positions), features=features)
-        disable_progress_bars()  # a bar a shard and stage is too many
-        try:
-            for number, stage in enumerate(stages):
-                rows = rows.map(
-                    stage,
-                    batched=True,
-                    batch_size=stage.batch_size,
-                    features=features,
-                    # Spares the hash of a stage with its model; nothing is cached.
-                    new_fingerprint=f"{shard:032x}{number:032x}",
-                )
-        finally:
-            if bars_shown:
-                enable_progress_bars()
+        for number, stage in enumerate(stages):
+            rows = rows.map(
+                stage,
+                batched=True,
+                batch_size=stage.batch_size,
+                features=features,
+                # Spares the hash of a stage with its model; nothing is cached.
+                new_fingerprint=f"{shard:032x}{number:032x}",
+            )
         yield shard, rows
 
 
-class _ArrowStage:
-    """A stage as Ray calls it: columns as lists, and back in the types that they had."""
+class _Actor:
+    """Stages as Ray calls them: columns as lists, and back in the types that they had."""
 
-    def __init__(self, stage: Stage, schema: pa.Schema):
-        self.stage, self.schema = stage, schema
+    def __init__(self, stages: Sequence[Stage], schema: pa.Schema):
+        self.stages, self.schema = stages, schema
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        batch = self.stage(table.to_pydict())
-        return pa.table([pa.array(batch[field.name], field.type) for field in self.schema], schema=self.schema)
+        columns = table.to_pydict()
+        for stage in self.stages:
+            parts = [
+                stage({name: values[start : start + stage.batch_size] for name, values in columns.items()})
+                for start in range(0, table.num_rows, stage.batch_size)
+            ]
+            columns = {name: [value for part in parts for value in part[name]] for name in columns}
+        return pa.table([pa.array(columns[field.name], field.type) for field in self.schema], schema=self.schema)
 
 
 def _run_ray(
@@ -86,24 +88,32 @@ def _run_ray(
     import ray
 
     if not ray.is_initialized():
-        ray.init()
+        ray.init(logging_level="WARNING")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     schema = features.arrow_schema
-    numbers = sorted(shards, key=lambda shard: shards[shard].start)
-    starts = [shards[shard].start for shard in numbers]
     tables = [pa.table(_empty_rows(features, positions), schema=schema) for positions in shards.values()]
     rows = ray.data.from_arrow(tables)
     cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
-    for stage in stages:
+    # Stages in a row that need no GPU share an actor: a process of its own each would cost more than it brings.
+    groups = [
+        group
+        for on_gpu, members in groupby(stages, lambda stage: bool(stage.num_gpus and gpus))
+        for group in ([[stage] for stage in members] if on_gpu else [list(members)])
+    ]
+    for group in groups:
         rows = rows.map_batches(
-            _ArrowStage,
-            fn_constructor_args=(stage, schema),
+            _Actor,
+            fn_constructor_args=(group, schema),
             batch_format="pyarrow",
-            batch_size=stage.batch_size,
-            concurrency=workers,
-            # Every stage has its actors from start to end: together they must fit the cluster.
-            num_cpus=min(1, cpus / (workers * (len(stages) + 1))),
-            num_gpus=stage.num_gpus if gpus else 0,
+            batch_size=max(stage.batch_size for stage in group),
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            # All actors live from start to end: together they must fit the cluster.
+            num_cpus=min(1, cpus / (workers * (len(groups) + 1))),
+            num_gpus=group[0].num_gpus if gpus else 0,
         )
+    numbers = sorted(shards, key=lambda shard: shards[shard].start)
+    starts = [shards[shard].start for shard in numbers]
     waiting: dict[int, list[dict[str, Any]]] = {shard: [] for shard in shards}
     for table in rows.iter_batches(batch_format="pyarrow", batch_size=None):
         for row in table.to_pylist():

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, disable_progress_bars, enable_progress_bars
+from datasets.utils import are_progress_bars_disabled
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -69,6 +70,8 @@ def annotate(
     }
     for name in ("data", "rejected", "shards"):
         (output / name).mkdir(parents=True, exist_ok=True)
+    bars_shown = not are_progress_bars_disabled()
+    disable_progress_bars()  # a bar a shard and stage is too many
     try:
         with FileLock(output / ".lock", timeout=0):
             _start_or_continue(output, settings)
@@ -83,6 +86,9 @@ def annotate(
                     bar.update(len(rows))
     except Timeout as error:
         raise ValueError(f"`output` {str(output)!r} is being written to by another process.") from error
+    finally:
+        if bars_shown:
+            enable_progress_bars()
     return output
 
 
