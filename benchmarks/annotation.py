@@ -94,6 +94,12 @@ def tiny_owlv2(folder: str) -> str:
     return folder
 
 
+def seconds(action) -> float:
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
 def call_in_batches(stage, columns: dict[str, list]) -> dict[str, list]:
     parts = [
         stage({name: values[start : start + stage.batch_size] for name, values in columns.items()})
@@ -114,14 +120,12 @@ def stage_rates(owlv2: str) -> dict[str, float]:
     names = ["scenes read", "caption column", "phrase candidates (spaCy)", "simulated detector", "regions"]
     features = pipeline_features([*before_detection, *last])
     times: dict[str, list[float]] = {name: [] for name in [*names, *branches]}
-    for repeat in range(REPEATS + 1):
+    for _ in range(REPEATS + 1):
         columns = {name: [None] * IMAGES for name in features} | {"position": list(range(IMAGES))}
         for name, stage in zip(names, [*before_detection, *last], strict=True):
             if name == "simulated detector":
                 for branch, other in branches.items():
-                    begin = time.perf_counter()
-                    call_in_batches(other, columns)
-                    times[branch].append(time.perf_counter() - begin)
+                    times[branch].append(seconds(lambda other=other: call_in_batches(other, columns)))
             begin = time.perf_counter()
             columns = call_in_batches(stage, columns)
             times[name].append(time.perf_counter() - begin)
@@ -145,15 +149,13 @@ def engine_times() -> dict[str, float]:
         assert rows == ENGINE_RECORDS
 
     ways = {"plain loop": plain, "local engine": lambda: engine("local")}
-    if find_spec("ray") is not None:
-        ways["ray engine, once started"] = lambda: engine("ray")
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(REPEATS + 1):
+    for _ in range(REPEATS + 1):
         for name, way in ways.items():
-            if repeat == 0 or not name.startswith("ray") or repeat == 1:  # a Ray run starts its actor again
-                begin = time.perf_counter()
-                way()
-                times[name].append(time.perf_counter() - begin)
+            times[name].append(seconds(way))
+    if find_spec("ray") is not None:
+        # The first run starts Ray; every run starts its actor.
+        times["ray engine, with its actor's start"] = [seconds(lambda: engine("ray")) for _ in range(2)]
     return {name: 1000 * statistics.median(values[1:]) / ENGINE_RECORDS for name, values in times.items()}
 
 
@@ -178,8 +180,8 @@ def main() -> None:
     torch.set_num_threads(2)
     begin = time.perf_counter()
     memory = memory_megabytes()
-    seconds = time.perf_counter() - begin
-    print(f"memory of the local engine, {RECORDS / seconds:,.0f} records a second with stub models, written to disk")
+    rate = RECORDS / (time.perf_counter() - begin)
+    print(f"memory of the local engine, {rate:,.0f} records a second with stub models, written to disk")
     print(f"{'records':>9} {'MB':>8}")
     for records, megabytes in memory.items():
         print(f"{records:>9,} {megabytes:>8.0f}")
