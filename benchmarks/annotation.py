@@ -9,6 +9,7 @@ import json
 import statistics
 import tempfile
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -125,7 +126,7 @@ def stage_rates(owlv2: str) -> dict[str, float]:
         for name, stage in zip(names, [*before_detection, *last], strict=True):
             if name == "simulated detector":
                 for branch, other in branches.items():
-                    times[branch].append(seconds(lambda other=other: call_in_batches(other, columns)))
+                    times[branch].append(seconds(partial(call_in_batches, other, columns)))
             begin = time.perf_counter()
             columns = call_in_batches(stage, columns)
             times[name].append(time.perf_counter() - begin)
