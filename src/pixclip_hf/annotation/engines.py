@@ -72,14 +72,16 @@ class _Actor:
         self.stages, self.schema = stages, schema
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        columns = table.to_pydict()
         for stage in self.stages:
             parts = [
-                stage({name: values[start : start + stage.batch_size] for name, values in columns.items()})
+                stage(table.slice(start, stage.batch_size).to_pydict())
                 for start in range(0, table.num_rows, stage.batch_size)
             ]
-            columns = {name: [value for part in parts for value in part[name]] for name in columns}
-        return pa.table([pa.array(columns[field.name], field.type) for field in self.schema], schema=self.schema)
+            columns = ([value for part in parts for value in part[name]] for name in self.schema.names)
+            # Through the types after every stage, as with `Dataset.map`: the next one meets the same rounded numbers.
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, self.schema, strict=True)]
+            table = pa.table(arrays, schema=self.schema)
+        return table
 
 
 def _run_ray(
