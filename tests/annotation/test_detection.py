@@ -123,11 +123,12 @@ def test_owlv2_equals_the_library_on_one_image(owlv2):
             outputs, threshold=0.0, target_sizes=[image.size[::-1]], text_labels=[texts]
         )
         rows = zip(*(expected[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)
-        expected = sorted((label, score, np.clip(box, 0, 64).tolist()) for label, score, box in rows)
+        clipped = [(label, score, np.clip(box, 0, 64).round(1).tolist()) for label, score, box in rows]
+        expected = sorted(found for found in clipped if found[2][2] > found[2][0] and found[2][3] > found[2][1])
         got = sorted((d["candidate"], d["score"], d["box"]) for d in found[row])
         assert [label for label, _, _ in got] == [label for label, _, _ in expected]
         for (_, score, box), (_, other_score, other_box) in zip(got, expected, strict=True):
-            assert abs(score - other_score) < 6e-4 and np.abs(np.subtract(box, other_box)).max() < 0.06
+            assert abs(score - other_score) < 6e-4 and np.abs(np.subtract(box, other_box)).max() < 0.11
         seen |= {label for label, _, _ in got}
     assert len(seen) > 1
 

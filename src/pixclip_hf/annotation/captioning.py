@@ -120,10 +120,12 @@ class CaptionModel:
         inputs = inputs.to(model.device, model.dtype)
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
         prompt = inputs.get("input_ids")
-        # A decoder gives its prompt back in front of the answer, an encoder-decoder does not.
+        # Most decoders give their prompt back in front of the answer: as it was, or, as BLIP, as text in lower case.
         if prompt is not None and torch.equal(tokens[:, : prompt.shape[1]], prompt):
             tokens = tokens[:, prompt.shape[1] :]
-        return processor.batch_decode(tokens, skip_special_tokens=True)
+        texts = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+        given = self.prompt.casefold()
+        return [text[len(given) :] if given and text.casefold().startswith(given) else text for text in texts]
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:

@@ -85,14 +85,13 @@ class PhraseCandidates:
     def _phrases(self, doc: Any, counts: Counter) -> Iterable[tuple[str, str]]:
         """(cleaned text, sentence), in the order of the caption."""
         spans = [(chunk, chunk.root) for chunk in doc.noun_chunks]
-        for entity in doc.ents:
-            if entity.label_ in UNSEEN_ENTITIES:
-                counts["dropped: entity that can't be seen"] += 1
-            else:
-                spans.append((entity, None))
+        spans += [(entity, None) for entity in doc.ents if entity.label_ not in UNSEEN_ENTITIES]
         for span, head in sorted(spans, key=lambda pair: (pair[0].start, pair[0].end)):
             if head is not None and head.pos_ == "PRON":
                 counts["dropped: pronoun"] += 1
+                continue
+            if head is not None and head.ent_type_ in UNSEEN_ENTITIES:
+                counts["dropped: entity that can't be seen"] += 1
                 continue
             if head is not None and head.lemma_.lower() in STOP_HEADS:
                 counts["dropped: stop list"] += 1
@@ -106,7 +105,8 @@ class PhraseCandidates:
                 counts["dropped: nothing left"] += 1
                 continue
             text = " ".join(doc[tokens[0].i : tokens[-1].i + 1].text.split())
-            if len(tokens) == len(span) and tokens[0].is_sent_start and tokens[0].pos_ != "PROPN":
+            named = tokens[0].pos_ == "PROPN" or tokens[0].ent_type_
+            if len(tokens) == len(span) and tokens[0].is_sent_start and not named:
                 text = text[0].lower() + text[1:]
             if len(text.split()) > self.max_words or len(text) > _MAX_CHARACTERS:
                 counts["dropped: too long"] += 1
