@@ -263,6 +263,14 @@ def test_regions_are_limited_and_captioned():
     assert len({region["id"] for region in sentences}) == 3
 
 
+def test_the_alt_text_stands_in_for_a_caption():
+    batch = prepared(2)
+    del batch["vesl_caption"]
+    old, batch["captions"][0] = batch["captions"][1], []
+    batch["vesl_detections"] = [[], []]
+    assert VeslRegions()(batch)["captions"] == [[batch["alt_text"][0]], old]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -16,6 +16,7 @@ from datasets import load_dataset
 from filelock import FileLock
 from PIL import Image
 
+from pixclip_hf import hub
 from pixclip_hf.annotation.captioning import CaptionColumn
 from pixclip_hf.annotation.detection import BoxRules, SimulatedDetector
 from pixclip_hf.annotation.phrases import NgramCandidates
@@ -25,7 +26,6 @@ from pixclip_hf.annotation.stages import active_rows, open_batch, reject_region
 from pixclip_hf.annotation.vesl import VeslRegions
 from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.schema import record_features, validate_record
-from pixclip_hf.hub import write_dataset_card
 
 SOURCE, SHARD_SIZE, NUMBER = "scenes:40", 7, 40
 # A threshold that some images don't reach: both tables have rows.
@@ -75,10 +75,17 @@ def test_the_folder_is_a_dataset(whole):
 
 
 def test_the_card_counts_records_alone(whole):
-    card = write_dataset_card(whole, "org/name", "vesl").read_text()
+    card = hub.write_dataset_card(whole, "org/name", "vesl").read_text()
     (whole / "README.md").unlink()
     records = sum(json.loads(path.read_text())["records"] for path in (whole / "shards").iterdir())
     assert f"| train | {records} | 6 |" in card and "rejected" not in card
+
+
+def test_only_records_are_pushed(whole, monkeypatch):
+    monkeypatch.setattr(hub, "_push", lambda *arguments: arguments)
+    pushed = hub.publish_dataset(whole, "org/name", "vesl")
+    (whole / "README.md").unlink()
+    assert pushed[-1] == ["README.md", *(f"data/train-{i:05d}.parquet" for i in range(6))]
 
 
 def run_until_killed(output, replacement, before):

@@ -81,7 +81,8 @@ def draw_records(output: Path, number: int) -> list[str]:
     shards = [path for path in sorted((output / "data").glob("*.parquet")) if parquet.read_metadata(path).num_rows]
     chosen = shards[:: max(1, -(-len(shards) // max(number, 1)))][:number]
     folder = output / "pictures"
-    folder.mkdir(exist_ok=True)
+    if chosen:
+        folder.mkdir(exist_ok=True)
     names = []
     for path in chosen:
         record = next(parquet.ParquetFile(path).iter_batches(batch_size=1)).to_pylist()[0]

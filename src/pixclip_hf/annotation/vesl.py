@@ -18,6 +18,7 @@ _IDS_PER_IMAGE = 2**16  # region ids of an image start at its position times thi
 @dataclass
 class VeslRegions:
     """Last stage: the detections become the record's regions, those of the source go, and the new caption comes first.
+    Of the baseline, which has no new caption, the alt text stands in where the source has no caption.
 
     Args:
         region_text: `"phrase"`, or `"sentence"` for the sentence of the caption that the phrase stands in.
@@ -63,6 +64,8 @@ class VeslRegions:
             if new_captions is not None:
                 others = (caption for caption in batch["captions"][row] if caption != new_captions[row])
                 batch["captions"][row] = [new_captions[row], *others]
+            elif not batch["captions"][row]:
+                batch["captions"][row] = [batch["alt_text"][row]]
             dropped = max(len(detections) - self.max_regions, 0)
             counts = {"regions": len(batch["regions"][row]), "dropped: above the limit of an image": dropped}
             add_counts(batch, row, self.name, counts)
