@@ -256,7 +256,7 @@ def grit(folder: str) -> Source:
                 text, image = (_read_at(file, *place) for place in (metadata[1:], image))
         entry = json.loads(text)
         caption, left_out = entry["caption"], Counter()
-        rows = [row for row in _listed(entry.get("ref_exps"))]
+        rows = _listed(entry.get("ref_exps"))
         taken = {tuple(row[2:6]) for row in rows}
         for row in _listed(entry.get("noun_chunks")):
             if tuple(row[2:6]) in taken:
