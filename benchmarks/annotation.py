@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import psutil
 import torch
+from datasets import disable_progress_bars
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     Owlv2Config,
@@ -90,7 +91,8 @@ def tiny_owlv2(folder: str) -> str:
     text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": len(vocabulary) - 1}
     vision = {"image_size": 64, "patch_size": 8, **sizes}
     torch.manual_seed(0)
-    Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision)).save_pretrained(folder)
+    config = Owlv2Config(text_config=text, vision_config=vision, projection_dim=64)
+    Owlv2ForObjectDetection(config).save_pretrained(folder)
     Owlv2Processor(Owlv2ImageProcessorPil(size={"height": 64, "width": 64}), fast).save_pretrained(folder)
     return folder
 
@@ -179,6 +181,7 @@ def memory_megabytes() -> dict[int, float]:
 
 def main() -> None:
     torch.set_num_threads(2)
+    disable_progress_bars()
     begin = time.perf_counter()
     memory = memory_megabytes()
     rate = RECORDS / (time.perf_counter() - begin)
