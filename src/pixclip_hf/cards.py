@@ -267,13 +267,18 @@ def _data_table(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"dataset": name, **table} if scenes or is_hub_id(name) else table
 
 
+def dataset_shards(folder: str | PathLike) -> list[Path]:
+    """The Parquet files there and below `data/`; other folders may hold tables of other kinds."""
+    return sorted([*Path(folder).glob("*.parquet"), *Path(folder, "data").rglob("*.parquet")])
+
+
 def _count_rows(folder: Path) -> dict[str, dict[str, Any]]:
     """Split -> `{"rows", "shards", "path"}`, from the footers of the Parquet files."""
     # Comes with the `data` extra; cards of models do without.
     from pyarrow.parquet import read_metadata
 
     splits: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
+    for path in dataset_shards(folder):
         name = path.stem.split("-")[0]
         place = path.parent.relative_to(folder)
         split = splits.setdefault(name, {"rows": 0, "shards": 0, "path": (place / f"{name}-*.parquet").as_posix()})

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects
 
-from .cards import is_hub_id, write_card, write_dataset_card
+from .cards import dataset_shards, is_hub_id, write_card, write_dataset_card
 
 # What of a run's folder goes along to the Hub.
 RUN_FILES = ("metrics.json", "report.md", "regions.png", "results.json", "results.md")
@@ -85,7 +85,7 @@ def publish_dataset(
         huggingface_hub.errors.HfHubHTTPError: as [`publish`].
     """
     folder = Path(folder)
-    paths = [write_dataset_card(folder, repo_id, kind, **options), *folder.rglob("*.parquet")]
+    paths = [write_dataset_card(folder, repo_id, kind, **options), *dataset_shards(folder)]
     return _push(folder, paths, repo_id, "dataset", private, token, revision, commit_message)
 
 

@@ -1,0 +1,155 @@
+"""What an annotation stage is, the columns that all stages share, and how a stage drops and counts what it drops.
+
+A pipeline is a list of stages. A stage is called with a batch of columns (a dict of equally long lists, a row an
+image) and returns such a dict with every column of the batch, those that it filled among them:
+
+    @dataclass
+    class Shout:
+        suffix: str = "!"                                     # shapes the output: stands in the repr
+        batch_size: int = field(default=32, repr=False)       # does not
+
+        name: ClassVar[str] = "shout"
+        columns: ClassVar[dict[str, Any]] = {"loud": Value("string")}
+        num_gpus: ClassVar[float] = 0
+
+        def __call__(self, batch):
+            batch = open_batch(batch)
+            for row in active_rows(batch):
+                batch["loud"][row] = batch["alt_text"][row].upper() + self.suffix
+            return batch
+
+- `__init__` is cheap and its result pickles; models, clients and the like are loaded on the first call, once a
+  process.
+- `repr(stage)` tells what its output depends on: a run goes on only with the same stages. Batch sizes, time limits and
+  numbers of workers stay out of it (`field(repr=False)`), and must not change what is written.
+- What a stage draws at random comes from its seed and the row's `record_id` (`row_generator`), never from the order of
+  calls. The rows of a batch must not influence each other.
+- A row with a `rejected_stage` is left alone (`active_rows`); no stage removes or reorders rows.
+- An answer that can't be used ends in `reject` (the whole record) or `reject_region` (one region of it), with the
+  reason and the raw answer. What a stage leaves out by design, such as a phrase on the stop list, is counted.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from datasets import Features, Image, List, Value
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+from ..data.schema import record_features
+
+Batch = dict[str, list]
+
+
+class Stage(Protocol):
+    """The shape of a stage; nothing inherits from it."""
+
+    name: str
+    """In counts, rejections and the report."""
+    columns: Mapping[str, Any]
+    """Feature types of the columns that it adds, None in every row until it is called."""
+    batch_size: int
+    """Rows a call."""
+    num_gpus: float
+    """GPUs that an actor of it is given by Ray when the cluster has any."""
+
+    def __call__(self, batch: Mapping[str, Sequence]) -> Batch: ...
+
+
+def pipeline_features(stages: Iterable[Stage]) -> Features:
+    """The columns of every batch: those of a record, the state that all stages share, and what the stages add.
+
+    - image: `{"bytes", "path"}`, encoded (`open_image` decodes it);
+    - position: index of the item in its source; record_id: its name there, unique and the same in every run;
+    - counts: `[{"name": "stage/what", "count"}]`, summed in the report;
+    - steps: `[{"stage", "model", "version"}]`, what made the record, kept in the output;
+    - rejected_stage, rejected_reason, raw_answer: None while the record is good;
+    - rejected_regions: regions that were taken out of `regions`, with the same three values.
+    """
+    features = record_features()
+    features["image"] = Image(decode=False)
+    region = features["regions"].feature
+    state = {
+        "position": Value("int64"),
+        "record_id": Value("string"),
+        "counts": List({"name": Value("string"), "count": Value("int64")}),
+        "steps": List({"stage": Value("string"), "model": Value("string"), "version": Value("string")}),
+        "rejected_stage": Value("string"),
+        "rejected_reason": Value("string"),
+        "raw_answer": Value("string"),
+        "rejected_regions": List(
+            {
+                "region": region,
+                "rejected_stage": Value("string"),
+                "rejected_reason": Value("string"),
+                "raw_answer": Value("string"),
+            }
+        ),
+    }
+    features.update(state)
+    for stage in stages:
+        if taken := sorted(set(stage.columns) & set(features)):
+            raise ValueError(f"Stage {stage.name!r} adds columns that exist already: {', '.join(taken)}.")
+        features.update(stage.columns)
+    return features
+
+
+def open_batch(batch: Mapping[str, Sequence]) -> Batch:
+    """The columns of a batch as lists of its own, to be changed in place and returned."""
+    return {name: list(values) for name, values in batch.items()}
+
+
+def active_rows(batch: Batch) -> list[int]:
+    """The rows that no stage has rejected."""
+    return [row for row, stage in enumerate(batch["rejected_stage"]) if stage is None]
+
+
+def reject(batch: Batch, row: int, stage: str, reason: str, raw_answer: str | None = None) -> None:
+    """Takes a record out of the pipeline: it ends in `rejected/` with these values."""
+    batch["rejected_stage"][row] = stage
+    batch["rejected_reason"][row] = reason
+    batch["raw_answer"][row] = raw_answer
+
+
+def reject_region(
+    batch: Batch, row: int, region_id: int, stage: str, reason: str, raw_answer: str | None = None
+) -> None:
+    """Takes one region out of its record. The record stays, with its other regions.
+
+    Raises:
+        ValueError: the record has no region of that id.
+    """
+    regions = batch["regions"][row]
+    region = next((region for region in regions if region["id"] == region_id), None)
+    if region is None:
+        raise ValueError(f"`region_id` must be that of a region of {batch['record_id'][row]!r}, got {region_id}.")
+    batch["regions"][row] = [other for other in regions if other["id"] != region_id]
+    rejected = {"region": region, "rejected_stage": stage, "rejected_reason": reason, "raw_answer": raw_answer}
+    batch["rejected_regions"][row] = [*(batch["rejected_regions"][row] or []), rejected]
+
+
+def add_counts(batch: Batch, row: int, stage: str, counts: Mapping[str, int]) -> None:
+    """Adds to the statistics of a row: `{"boxes": 3, "dropped: below the threshold": 2}`."""
+    entries = [{"name": f"{stage}/{name}", "count": count} for name, count in counts.items() if count]
+    batch["counts"][row] = [*(batch["counts"][row] or []), *entries]
+
+
+def add_step(batch: Batch, row: int, stage: str, model: str, version: str | None = None) -> None:
+    """Notes in the record what model, and what version of a prompt, made it."""
+    step = {"stage": stage, "model": model, "version": version}
+    batch["steps"][row] = [*(batch["steps"][row] or []), step]
+
+
+def row_generator(seed: int, *keys: str | int) -> np.random.Generator:
+    """Random numbers that depend on the seed and the keys (stage, `record_id`, …) alone."""
+    digest = hashlib.sha256(repr((seed, keys)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def open_image(cell: Mapping[str, Any]) -> PILImage.Image:
+    """The image of a row, RGB and upright, as `datasets` would decode it."""
+    with PILImage.open(io.BytesIO(cell["bytes"])) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")

@@ -1,0 +1,126 @@
+"""Captions: what the source has, and tiny random models of transformers from disk."""
+
+import pytest
+import torch
+from conftest import TEXT_CONFIG, VISION_CONFIG, build_tokenizer
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessorPil,
+    BlipProcessor,
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from pixclip_hf.annotation.captioning import CaptionColumn, CaptionModel
+from pixclip_hf.annotation.sources import ReadRecords
+from pixclip_hf.annotation.stages import open_image, pipeline_features
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %} answer:"
+)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    """Folder of a tiny random decoder that reads chats with an image."""
+    folder = tmp_path_factory.mktemp("llava")
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.model_max_length = 512
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"model_type": "llama", "vocab_size": 260, "max_position_embeddings": 512, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 258, "initializer_range": 0.5, **sizes}  # fmt: skip
+    config = LlavaConfig(vision_config=dict(VISION_CONFIG), text_config=text, image_token_index=259,
+                         vision_feature_layer=-1, pad_token_id=0)  # fmt: skip
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_resize=True
+    )
+    LlavaProcessor(
+        image_processor,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    """Folder of a tiny random model that captions images without being asked."""
+    folder = tmp_path_factory.mktemp("blip")
+    torch.manual_seed(0)
+    text = {
+        **TEXT_CONFIG,
+        "encoder_hidden_size": 32,
+        "sep_token_id": 258,
+        "is_decoder": True,
+        "initializer_range": 0.5,
+    }
+    vision = {key: value for key, value in VISION_CONFIG.items() if key != "model_type"}
+    BlipForConditionalGeneration(
+        BlipConfig(text_config=text, vision_config=vision, projection_dim=16)
+    ).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), build_tokenizer()).save_pretrained(folder)
+    return str(folder)
+
+
+def prepared(stage, number=4):
+    features = pipeline_features([ReadRecords("scenes:1"), stage])
+    return ReadRecords(f"scenes:{number}")(
+        {name: [None] * number for name in features} | {"position": list(range(number))}
+    )
+
+
+def test_column():
+    batch = prepared(CaptionColumn(), 3)
+    batch["captions"][1] = []
+    done = CaptionColumn()(batch)
+    assert done["vesl_caption"] == [batch["captions"][0][0], None, batch["captions"][2][0]]
+    assert done["rejected_reason"][1] == "the source has nothing in its column captions"
+    assert CaptionColumn("alt_text")(batch)["vesl_caption"] == batch["alt_text"]
+    with pytest.raises(ValueError, match="`column` must be one of captions, alt_text, got 'text'"):
+        CaptionColumn("text")
+
+
+@pytest.mark.parametrize(("name", "prompt"), [("llava", "What is it?"), ("blip", ""), ("blip", "a picture")])
+def test_models_caption_and_do_not_depend_on_batch_mates(name, prompt, request):
+    stage = CaptionModel(request.getfixturevalue(name), prompt, max_new_tokens=12, min_words=0)
+    batch = prepared(stage)
+    batch["rejected_stage"][2] = "source"
+    done = stage(batch)
+    texts = done["vesl_caption"]
+    assert texts[2] is None and all(isinstance(texts[row], str) for row in (0, 1, 3))
+    assert len(set(texts)) > 1, texts
+    assert not any(prompt and prompt in text for text in texts if text)
+    for row in (0, 1, 3):
+        alone = stage({key: values[row : row + 1] for key, values in batch.items()})
+        assert alone["vesl_caption"] == [texts[row]]
+    assert done["steps"][0][0]["model"] == stage.model
+
+
+def test_llava_equals_the_library(llava):
+    stage = CaptionModel(llava, "What is it?", max_new_tokens=8, min_words=0)
+    batch = prepared(stage, 2)
+    assert stage._load()[1].tokenizer.padding_side == "left"  # chats may differ in their number of image tokens
+    model, processor = LlavaForConditionalGeneration.from_pretrained(llava), LlavaProcessor.from_pretrained(llava)
+    for row, text in enumerate(stage(batch)["vesl_caption"]):
+        inputs = processor(images=open_image(batch["image"][row]), text="user: <image>What is it? answer:",
+                           return_tensors="pt")  # fmt: skip
+        tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        expected = processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert text == " ".join(expected.split())
+
+
+def test_short_answers_are_rejected_with_the_answer(blip):
+    stage = CaptionModel(blip, "", max_new_tokens=6, min_words=50)
+    done = stage(prepared(stage, 1))
+    assert done["rejected_reason"] == ["fewer than 50 words"] and done["vesl_caption"] == [None]
+    assert isinstance(done["raw_answer"][0], str)
