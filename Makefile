@@ -26,7 +26,8 @@ demo: $(STAMP)
 	$(RUN) examples/demo.py --model $(MODEL) --seed $(SEED)
 
 test: $(STAMP)
-	$(RUN) -m pytest -m "not slow"
+	# A process a core, each with one thread; the tests of a file stay together, for what they share.
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(SMOLLM2)
 	$(RUN) -m pytest -m slow

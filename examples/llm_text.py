@@ -33,7 +33,7 @@ COMMON = [
 ]  # fmt: skip
 
 # Lower than at the start: at 1e-3 both runs lose at first what the first one had learned.
-GO_ON = ["--learning_rate", "3e-4"]
+GO_ON = ["--learning_rate", "5e-4"]
 
 
 def train(name: str, arguments: argparse.Namespace, steps: int, extra: list[str]) -> dict[str, Any]:
@@ -79,9 +79,9 @@ def main() -> None:
     parser.add_argument("--vision", type=Path, default=Path("runs/demo/pixclip"), help="PixCLIP of the demo")
     parser.add_argument("--layers", type=int, default=2, help="of SmolLM2's 30")
     parser.add_argument("--first_steps", type=int, default=500, help="of the first run, on the frozen LLM")
-    parser.add_argument("--steps", type=int, default=80, help="of the two that go on from it")
-    parser.add_argument("--train_images", type=int, default=600)
-    parser.add_argument("--test_images", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=300, help="of the two that go on from it")
+    parser.add_argument("--train_images", type=int, default=2000)
+    parser.add_argument("--test_images", type=int, default=400)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/llm"))
     arguments = parser.parse_args()
     if not (arguments.vision / "config.json").is_file():
