@@ -60,9 +60,9 @@ def test_small_objects_are_enlarged_and_boxes_cut_where_no_mask_is():
     assert shown.shape == (224, 224, 3)
     assert tuple(shown[112, 112]) == (255, 0, 0) and tuple(shown[3, 112]) == (127, 127, 127)
     # 10 of 12 pixels wide, 6 of 12 high.
-    red = (shown == (255, 0, 0)).all(axis=2)
-    assert red.any(axis=0).sum() == pytest.approx(224 * 10 / 12, abs=10)
-    assert red.any(axis=1).sum() == pytest.approx(224 * 6 / 12, abs=10)
+    red = shown[..., 1] < 64  # half way between red and grey
+    assert red.any(axis=0).sum() == pytest.approx(224 * 10 / 12, abs=2)
+    assert red.any(axis=1).sum() == pytest.approx(224 * 6 / 12, abs=2)
 
 
 def test_drawn_boxes_surround_the_region():
@@ -268,7 +268,7 @@ def run(server, output, concurrency, batch_size, **options):
     for stage in stages:
         if hasattr(stage, "chat"):
             stage.chat.backoff = 0
-    return annotate("scenes:14", stages, output, shard_size=5, progress=False, **options)
+    return annotate("scenes:10", stages, output, shard_size=4, progress=False, **options)
 
 
 def files(folder):
@@ -291,7 +291,7 @@ def whole(tmp_path_factory):
 def test_nothing_vanishes_without_a_reason(whole):
     records = load_dataset(str(whole), split="train")
     rejected = load_dataset("parquet", data_files=str(whole / "rejected/*.parquet"), split="train")
-    source = {region["id"] for row in rows_of([], 14, "scenes:14") for region in row["regions"]}
+    source = {region["id"] for row in rows_of([], 10, "scenes:10") for region in row["regions"]}
     kept = Counter(region["id"] for row in records for region in row["regions"])
     dropped = Counter(row["region"]["id"] for row in rejected if row["region"] is not None)
     assert kept + dropped == Counter(source) and len(kept) > 10

@@ -119,7 +119,7 @@ class ObjectCaptions:
             image = open_image(batch["image"][row])
             for region in batch["regions"][row]:
                 mask = None if region["mask"] is None else decode_rle(region["mask"])
-                add_counts(batch, row, self.name, {"without a mask, cut out by the box": mask is None})
+                add_counts(batch, row, self.name, {"without a mask, cut out by the box": int(mask is None)})
                 about = {"step": self.name, "region": region}
                 yield region, Question(text, _CAPTION, (isolate(image, region["box"], mask),), about)
 
