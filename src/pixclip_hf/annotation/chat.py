@@ -104,12 +104,16 @@ class ChatEndpoint:
             raise_on_status=False,
         )
         session = requests.Session()
-        session.trust_env = False  # a .netrc would take the place of the key
-        session.proxies = requests.utils.get_environ_proxies(self.base_url)
+        key = self._key()
+
+        def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            if key is not None:
+                request.headers["Authorization"] = f"Bearer {key}"
+            return request
+
+        session.auth = authorize  # and not a header: an entry in .netrc would take its place
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=self.concurrency))
-        if (key := self._key()) is not None:
-            session.headers["Authorization"] = f"Bearer {key}"
         return session
 
     def _complete(self, question: Question, attempt: int) -> Reply:
