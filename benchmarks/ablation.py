@@ -6,7 +6,7 @@ Every arm trains from the same weights, scenes and batches as the base of its fa
 fewer steps; three seeds. The table holds the mean difference to the base over seeds with its standard error. What is
 done lies in runs/ablation and is not done again. All arms are 42 models of three to five minutes on two CPU cores.
 
-Not here: captions of VESL against n-grams of the alt text, which needs annotated data.
+Captions of VESL against n-grams of the alt text, on annotated data, are in benchmarks/vesl.py.
 """
 
 import argparse

@@ -3,12 +3,19 @@
 Without arguments for models everything is drawn, simulated or taken from the source, and named as such:
 
     python examples/annotate.py vesl --source scenes:200 --output runs/vesl
+    python examples/annotate.py longgrit --source scenes:200 --output runs/longgrit
     python examples/annotate.py report runs/vesl
 
 With models, a folder of images, and Ray on a node with GPUs:
 
     python examples/annotate.py vesl --source images:photos --engine ray --output runs/photos --shard_size 1000 \
         --captioner llava-hf/llava-1.5-7b-hf --detector google/owlv2-base-patch16-ensemble --push_to_hub org/photos
+
+Long captions of the regions of a dataset, by models behind two servers with OpenAI's chat API:
+
+    python examples/annotate.py longgrit --source grit:GRIT --output runs/long --segmenter facebook/sam-vit-huge \
+        --object_captioner org/vlm@http://a:8000/v1 --context_captioner org/vlm@http://a:8000/v1 \
+        --verifier org/llm@http://b:8000/v1 --merger org/llm@http://b:8000/v1
 
 A run that is started again goes on at the first shard that is not done. Its folder trains a model as it is:
 
@@ -23,12 +30,16 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from pixclip_hf.annotation.engines import ENGINES
+from pixclip_hf.annotation.longgrit import LongGritArguments, longgrit_models, longgrit_stages
 from pixclip_hf.annotation.report import report
 from pixclip_hf.annotation.run import annotate
 from pixclip_hf.annotation.vesl import VeslArguments, vesl_models, vesl_stages
 from pixclip_hf.hub import publish_dataset
 
-PIPELINES = {"vesl": (VeslArguments, vesl_stages, vesl_models)}
+PIPELINES = {
+    "vesl": (VeslArguments, vesl_stages, vesl_models),
+    "longgrit": (LongGritArguments, longgrit_stages, longgrit_models),
+}
 
 
 @dataclass

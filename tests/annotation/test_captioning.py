@@ -3,13 +3,12 @@
 import pytest
 import torch
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tokenizer
+from tiny_chats import save_llava
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
     BlipProcessor,
-    CLIPImageProcessorPil,
-    LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
@@ -18,38 +17,11 @@ from pixclip_hf.annotation.captioning import CaptionColumn, CaptionModel
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.stages import open_image, pipeline_features
 
-TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %} answer:"
-)
-
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
     """Folder of a tiny random decoder that reads chats with an image."""
-    folder = tmp_path_factory.mktemp("llava")
-    tokenizer = build_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.model_max_length = 512
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = {"model_type": "llama", "vocab_size": 260, "max_position_embeddings": 512, "pad_token_id": 0,
-            "bos_token_id": 1, "eos_token_id": 258, "initializer_range": 0.5, **sizes}  # fmt: skip
-    config = LlavaConfig(vision_config=dict(VISION_CONFIG), text_config=text, image_token_index=259,
-                         vision_feature_layer=-1, pad_token_id=0)  # fmt: skip
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_resize=True
-    )
-    LlavaProcessor(
-        image_processor,
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    ).save_pretrained(folder)
-    return str(folder)
+    return save_llava(tmp_path_factory.mktemp("llava"))
 
 
 @pytest.fixture(scope="module")

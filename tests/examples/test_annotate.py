@@ -59,6 +59,17 @@ def test_baseline_and_publishing(main, tmp_path, monkeypatch):
     assert "pictures/" not in (output / "report.md").read_text()
 
 
+def test_longgrit(main, tmp_path, capsys):
+    pytest.importorskip("spacy")
+    folder = str(tmp_path / "run")
+    main(["longgrit", "--source", "scenes:4:3", "--output", folder, "--pictures", "0", "--min_words", "30"])
+    assert "4 of 4 images are done: 4 records" in capsys.readouterr().out
+    record = datasets.load_dataset(folder, split="train")[0]
+    assert {step["model"] for step in record["steps"]} == {"scenes-stand-in"}
+    assert record["steps"][0]["version"].startswith("object_caption 1 (")
+    assert all(len(region["long_caption"].split()) > 80 for region in record["regions"])
+
+
 def test_unknown_tasks(main, capsys):
     with pytest.raises(SystemExit):
         main(["paint"])

@@ -219,6 +219,24 @@ def test_what_each_mode_costs():
     assert (len(prompted.last_hidden_state), len(pooled.last_hidden_state)) == (6, 3)
 
 
+def test_many_regions_are_prompted_in_parts():
+    model, batch = build_model("pixclip", max_regions_per_forward=4), build_batch("pixclip")
+    rows = []
+    patch_conv(model).register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    arguments = (batch["pixel_values"], batch["region_masks"], batch["region_attention_mask"])
+    whole = model.get_region_features(*arguments, output_hidden_states=True)
+    with torch.no_grad():
+        parts = model.get_region_features(*arguments, output_hidden_states=True)
+        pooled = model.get_region_features(*arguments, mode="pooled")
+    # With gradients in one pass, without them in parts, pooled in one pass an image.
+    assert rows == [6, 4, 2, 3] and len(pooled.pooler_output) == 3
+    for name in ("pooler_output", "last_hidden_state", "hidden_states"):
+        torch.testing.assert_close(parts[name], whole[name], atol=1e-5, rtol=1e-5)
+    assert torch.pdist(parts.pooler_output[0]).min() > 1e-3
+    with pytest.raises(ValueError, match="`max_regions_per_forward`.*0"):
+        build_config("pixclip", max_regions_per_forward=0)
+
+
 def test_forward_takes_the_mode():
     model, batch = build_model("pixclip"), build_batch("pixclip", region_texts=False, captions=False)
     for mode in ("prompted", "pooled"):

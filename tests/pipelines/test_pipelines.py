@@ -3,6 +3,7 @@
 import functools
 import http.server
 import threading
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -455,3 +456,56 @@ def test_a_saved_folder_serves_both_pipelines(tiny, extract, classify, tmp_path)
     )
     loaded = pipeline("zero-shot-region-classification", model=str(tmp_path), device="cpu")
     assert loaded(image, boxes=boxes, candidate_labels=LABELS) == classify(image, boxes=boxes, candidate_labels=LABELS)
+
+
+def test_images_with_about_as_many_regions_share_a_batch(extract, tiny, monkeypatch):
+    counts = [6, 1, 5, 2, 1, 6]
+    items = [{"image": make_image(i), "boxes": make_boxes(i, count)} for i, count in enumerate(counts)]
+    calls = counted(monkeypatch, tiny[0], "get_region_features")
+    outputs = extract(items, batch_size=2, return_tensors=True)
+    assert [call["region_attention_mask"].sum(1).tolist() for call in calls] == [[1, 1], [2, 5], [6, 6]]
+    for item, output in zip(items, outputs, strict=True):
+        torch.testing.assert_close(output, extract(item, return_tensors=True), atol=1e-5, rtol=0)
+
+
+def test_workers_give_the_same(extract):
+    images, boxes = make_batch("boxes")
+    items = [{"image": image, "boxes": one} for image, one in zip(images, boxes, strict=True)]
+    expected = extract(items, batch_size=2, return_tensors=True)
+    for inputs in (items, (item for item in items)):
+        outputs = extract(inputs, batch_size=2, num_workers=2, return_tensors=True)
+        for output, one in zip(outputs, expected, strict=True):
+            assert torch.equal(output, one)
+
+
+def stream(count, drawn):
+    """Items of a tenth of the images, over and over."""
+    items = [{"image": make_image(i), "boxes": make_boxes(i, 1 + i % 5)} for i in range(10)]
+    for i in range(count):
+        drawn.append(i)
+        yield items[i % 10]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_generator_is_read_a_few_batches_ahead(extract, batch_size):
+    drawn, ahead = [], []
+    for done, output in enumerate(extract(stream(40, drawn), batch_size=batch_size, return_tensors=True)):
+        assert len(output) == 1 + done % 10 % 5
+        ahead.append(len(drawn) - done)
+    assert len(ahead) == 40
+    # Two are drawn to see what the generator yields.
+    assert max(ahead) <= (1 if batch_size == 1 else 4 * batch_size) + 2
+
+
+@pytest.mark.slow
+def test_ten_thousand_images_need_no_more_memory_than_a_thousand(extract):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    levels = []
+    for done, _ in enumerate(extract(stream(10_000, []), batch_size=8, return_tensors=True), start=1):
+        if done % 1000 == 0:
+            levels.append(resident())
+    assert len(levels) == 10
+    # What every image left behind, were it only its embeddings and pixels, would be well above this.
+    assert levels[-1] - levels[0] < 2000 * (3 * 32 * 32 * 4)

@@ -44,6 +44,9 @@ class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
             Gives the mask projection a bias (the EVA02 checkpoints have one).
         visual_projection_bias (`bool`, *optional*, defaults to `False`):
             Gives the image projection a bias (the EVA02 checkpoints have one).
+        max_regions_per_forward (`int`, *optional*, defaults to 64):
+            Most regions that one pass of the vision tower prompts when no gradients are kept; more are embedded in
+            several passes. 64 of a ViT-B/16 at 224 pixels take about half a gigabyte in float32.
         mask_text_loss_weight, crop_text_loss_weight, local_global_loss_weight (`float`, *optional*, default to 1.0):
             Weights of the three training branches. Their exact form is reconstructed: see
             [`PixCLIPModel.compute_loss`].
@@ -59,7 +62,8 @@ class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
             Standard deviation of the new layers' weights.
 
     Raises:
-        ValueError: an unknown pooling or projection; a composite or unsupported tower configuration.
+        ValueError: an unknown pooling or projection; `mask_std` or `max_regions_per_forward` below what they may be; a
+            composite or unsupported tower configuration.
     """
 
     model_type = "pixclip"
@@ -82,6 +86,7 @@ class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
     mask_std: float | int = 0.26
     mask_bias: bool = False
     visual_projection_bias: bool = False
+    max_regions_per_forward: int = 64
     mask_text_loss_weight: float | int = 1.0
     crop_text_loss_weight: float | int = 1.0
     local_global_loss_weight: float | int = 1.0
@@ -96,6 +101,8 @@ class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
         check_choice("text_projection", self.text_projection, TEXT_PROJECTIONS)
         if not self.mask_std > 0:
             raise ValueError(f"`mask_std` must be positive, got {self.mask_std}.")
+        if self.max_regions_per_forward < 1:
+            raise ValueError(f"`max_regions_per_forward` must be at least 1, got {self.max_regions_per_forward}.")
         super().__post_init__(**kwargs)
         check_towers(self)
 

@@ -156,8 +156,9 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
             pixel_values (`(B, 3, H, W)`).
             region_masks (`(B, R, H, W)`): 1 inside the region.
             region_attention_mask (`(B, R)`, *optional*): 1 for real regions; the others come back as zeros.
-            mode: `"prompted"`, the mask enters the tower: one pass a region, sees the context. `"pooled"`, patch
-                features of one image pass pooled under the mask and sent through the same head.
+            mode: `"prompted"`, the mask enters the tower: one pass a region, sees the context; without gradients no
+                more than `config.max_regions_per_forward` at a time. `"pooled"`, patch features of one image pass
+                pooled under the mask and sent through the same head.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalised; `last_hidden_state`, the tokens
@@ -178,7 +179,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
             features = self._pooled_features(outputs.last_hidden_state, pixel_values, region_masks) * real[..., None]
         else:
             rows = at_least_one(real)
-            outputs = self._encode(pixel_values[rows.nonzero()[:, 0]], region_masks[rows], **kwargs)
+            outputs = self._encode_prompted(pixel_values, region_masks, rows, **kwargs)
             features = scatter(outputs.pooler_output, rows) * real[..., None]
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
@@ -205,6 +206,19 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
             )
             output.region_embeds = unit(regions.pooler_output)
         return output
+
+    def _encode_prompted(
+        self, pixel_values: Tensor, masks: Tensor, rows: Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """A row a region that `rows` (B, R) marks, from as many passes as the memory bound asks for."""
+        images, slots = rows.nonzero(as_tuple=True)
+        # Gradients keep the activations of every part: splitting would save nothing.
+        size = len(images) if torch.is_grad_enabled() else self.config.max_regions_per_forward
+        parts = [
+            self._encode(pixel_values[image], masks[image, slot], **kwargs)
+            for image, slot in zip(images.split(size), slots.split(size), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _encode(self, pixel_values: Tensor, masks: Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
         check_arguments(kwargs)
@@ -436,6 +450,16 @@ class PixCLIPModel(PixCLIPVisionModel):
                 rows_per_rank(valid, gather, ranks),
             )
         return losses
+
+
+def _joined(parts: list[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooling:
+    """Outputs of a tower on parts of a batch as its output on the batch."""
+    joined = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        layered = isinstance(values[0], tuple)
+        joined[name] = tuple(map(torch.cat, zip(*values, strict=True))) if layered else torch.cat(values)
+    return BaseModelOutputWithPooling(**joined)
 
 
 def _check_crops(crop_pixel_values: Tensor, crop_masks: Tensor | None, real: Tensor) -> None:

@@ -1,7 +1,9 @@
 """The `region-feature-extraction` pipeline, and what it shares with the other region pipeline."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from functools import partial
 from inspect import signature
+from itertools import islice
 from os import PathLike
 from typing import Any
 
@@ -14,6 +16,8 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 _ITEM_KEYS = ("image", "boxes", "masks")
+# Batches that are read ahead and sorted by their images' number of regions.
+_BUCKET_BATCHES = 4
 
 
 def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -45,6 +49,45 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
             values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, num_regions - v.shape[1])) for v in values]
         batch[key] = torch.cat(values)
     return batch
+
+
+class _BucketedOutputs:
+    """What `forward` gives for each image of a loader, in order, from batches of images with about as many regions.
+
+    Holds `_BUCKET_BATCHES` batches at a time, however many images there are; one image at `batch_size` 1.
+
+    Args:
+        loader: of preprocessed images, one by one.
+        forward: a batch of `collate_images` to `{"per_region": (B, R, ...), "regions": list of B}`.
+    """
+
+    def __init__(self, loader: DataLoader, forward: Callable[[dict[str, Any]], dict[str, Any]], batch_size: int):
+        self.loader, self.forward, self.batch_size = loader, forward, batch_size
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        images = iter(self.loader)
+        size = self.batch_size
+        while window := list(map(self._owned, islice(images, 1 if size == 1 else _BUCKET_BATCHES * size))):
+            order = sorted(range(len(window)), key=lambda i: window[i]["region_attention_mask"].shape[1])
+            outputs: list[dict[str, Any]] = [{}] * len(window)
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                batch = self.forward(collate_images([window[i] for i in rows]))
+                for row, i in enumerate(rows):
+                    outputs[i] = {
+                        "per_region": batch["per_region"][row : row + 1],
+                        "regions": batch["regions"][row : row + 1],
+                    }
+            yield from outputs
+
+    def _owned(self, item: dict[str, Any]) -> dict[str, Any]:
+        # A tensor that came from a worker holds a file of shared memory open: kept, they would run out.
+        if not self.loader.num_workers:
+            return item
+        return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in item.items()}
 
 
 def _is_one_image(inputs: Any) -> bool:
@@ -134,15 +177,15 @@ class RegionPipeline(Pipeline):
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ) -> Iterator:
-        # As in the base class but for the collation: its own pads on the tokenizer's side and needs a pad token.
+        # Not the base class's own: it batches in the order of the images, and pads on the tokenizer's side.
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
         else:
             dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
             num_workers = min(num_workers, 1)
-        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_images)
-        model_iterator = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
-        return PipelineIterator(model_iterator, self.postprocess, postprocess_params)
+        loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
+        outputs = _BucketedOutputs(loader, partial(self.forward, **forward_params), batch_size)
+        return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
     def preprocess(self, inputs: Any, boxes: Any = None, masks: Any = None, **processor_kwargs: Any) -> dict[str, Any]:
         item = _region_item(inputs, boxes, masks)
@@ -177,10 +220,7 @@ class RegionPipeline(Pipeline):
     @staticmethod
     def split_outputs(model_outputs: dict[str, Any]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         """What the model says of one image's R regions (R, ...) and their dicts, without the padding."""
-        regions = model_outputs["regions"]
-        # At batch size 1 transformers hands on the batch itself, above it a row of it.
-        if isinstance(regions[0], list):
-            (regions,) = regions
+        (regions,) = model_outputs["regions"]
         return model_outputs["per_region"][0, : len(regions)], regions
 
 
@@ -208,7 +248,9 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
             mode (`str`): PixCLIP only: `"prompted"` (one pass a region) or `"pooled"` (one pass an image).
             normalize (`bool`): L2-normalised embeddings (default), or the model's own lengths.
             return_tensors (`bool`): a float32 tensor (R, D) an image instead of dicts.
-            batch_size (`int`): images a model pass, for a list, generator or dataset.
+            batch_size (`int`): images a model pass, for a list, generator or dataset. Above 1, four batches are read
+                ahead, and images with about as many regions share one.
+            num_workers (`int`): processes that read and preprocess images; one at most for a generator.
 
         Returns:
             For an image a list of R dicts `{"embedding": list of D floats, "box": {"xmin", "ymin", "xmax", "ymax"} in

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .processing_runs import RunMask
+
 # Where rows (y) and columns (x) stand in an xyxy box or an xy point.
 AXES = (slice(1, None, 2), slice(0, None, 2))
 
@@ -101,14 +103,14 @@ def crop_geometry(
     return Geometry(source_size, output_size, (x - half, y - half, x + half, y + half), (0, 0, width, height))
 
 
-def sample_masks(masks: list[np.ndarray], geometry: Geometry, names: list[str]) -> np.ndarray:
+def sample_masks(masks: list[np.ndarray | RunMask], geometry: Geometry, names: list[str]) -> np.ndarray:
     """
     Resample masks to the canvas of `geometry`: each canvas pixel takes the source pixel under its centre.
 
     A mask that this would empty keeps one pixel: of its pixels on the canvas, the nearest to their centroid.
 
     Args:
-        masks: R arrays (H, W), non-zero is region.
+        masks: R masks, as runs or (H, W) arrays, where non-zero is region.
         names: how errors call them.
 
     Returns:
@@ -118,18 +120,27 @@ def sample_masks(masks: list[np.ndarray], geometry: Geometry, names: list[str]) 
         ValueError: a region lies wholly outside the canvas.
     """
     rows, columns = geometry.source_pixels()
-    beyond_rows, beyond_columns = rows < 0, columns < 0
-    sampled = np.empty((len(masks), *geometry.output_size), dtype=bool)
-    for target, mask, name in zip(sampled, masks, names, strict=True):
-        # Whole lines first, along memory (COCO's RLE is column-major): far fewer cache lines than a grid of pixels.
-        lines_are_rows = mask.flags.c_contiguous
-        np.not_equal(mask[rows][:, columns] if lines_are_rows else mask.T[columns][:, rows].T, 0, out=target)
-        target[beyond_rows] = False
-        target[:, beyond_columns] = False
+    # What lies beyond the image on the canvas stays 0; in between, a stretch of rows and one of columns.
+    shown = _stretch(rows), _stretch(columns)
+    rows, columns = rows[shown[0]], columns[shown[1]]
+    sampled = np.zeros((len(masks), *geometry.output_size), dtype=bool)
+    for canvas, mask, name in zip(sampled, masks, names, strict=True):
+        target = canvas[shown]
+        if isinstance(mask, RunMask):
+            target[:] = mask.sample(rows, columns)
+        else:
+            # Whole lines first, along memory: far fewer cache lines than a grid of pixels.
+            lines_are_rows = mask.flags.c_contiguous
+            np.not_equal(mask[rows][:, columns] if lines_are_rows else mask.T[columns][:, rows].T, 0, out=target)
         if not target.any():
-            x, y = _nearest_pixel(mask, geometry, name)
-            target[y, x] = True
+            x, y = _nearest_pixel(mask.decode() if isinstance(mask, RunMask) else mask, geometry, name)
+            canvas[y, x] = True
     return sampled
+
+
+def _stretch(index: np.ndarray) -> slice:
+    places = np.flatnonzero(index >= 0)
+    return slice(places[0], places[-1] + 1) if places.size else slice(0)
 
 
 def _nearest_pixel(mask: np.ndarray, geometry: Geometry, name: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from .processing_geometry import clip_boxes
+from .processing_runs import RunMask, box_runs, polygon_runs
 
 logger = logging.get_logger(__name__)
 
@@ -70,13 +71,17 @@ def _uncompress_counts(counts: bytes) -> np.ndarray:
 
 def decode_rle(rle: dict) -> np.ndarray:
     """
-    Decode COCO's run-length encoding.
+    Decode COCO's run-length encoding: `read_rle` as an (H, W) bool array, column-major in memory as it is coded.
+    """
+    return read_rle(rle).decode()
+
+
+def read_rle(rle: dict) -> RunMask:
+    """
+    Read COCO's run-length encoding.
 
     Args:
         rle: `{"size": [H, W], "counts": ...}` with counts compressed (str or bytes) or plain (a sequence of ints).
-
-    Returns:
-        (H, W) bool array (column-major in memory, as it is coded).
 
     Raises:
         ValueError: keys are missing, the size is not two positive integers, a run is negative, or the runs do not
@@ -101,64 +106,22 @@ def decode_rle(rle: dict) -> np.ndarray:
             raise ValueError(f"an RLE's counts must be a string or a flat list of integers, got {counts!r:.80}")
     if runs.size == 0 or runs.min() < 0 or runs.sum() != height * width:
         raise ValueError(f"an RLE's runs must be >= 0 and add up to {height} x {width}, got a sum of {runs.sum()}")
-    return _fill_runs(runs).reshape(width, height).T
-
-
-def _fill_runs(runs: np.ndarray) -> np.ndarray:
-    """Runs of zeros and ones in turn as a flat bool array."""
-    return np.repeat(np.arange(runs.size) % 2 == 1, runs)
+    edges = np.cumsum(runs)[: runs.size // 2 * 2]
+    return RunMask.from_edges((height, width), edges, by_columns=True)
 
 
 def polygon_mask(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    """
-    Fill a polygon: a pixel is region when its centre lies inside a ring (even-odd rule), rings are united.
-
-    Args:
-        rings: flat rings `[x0, y0, x1, y1, ...]` in pixels, at least three points each.
-        size: (height, width) of the mask.
-
-    Returns:
-        (H, W) bool. A polygon on the image that covers no pixel centre keeps the pixel at the mean of its corners.
-
-    Raises:
-        ValueError: a ring is not a flat list of at least three finite points.
-    """
-    height, width = size
-    mask = np.zeros(size, dtype=bool)
-    centres = np.arange(height) + 0.5
-    points = [_ring_points(ring) for ring in rings]
-    for ring in points:
-        following = np.roll(ring, -1, axis=0)
-        # Each edge crosses the rows whose centre lies between its ends; a pixel is inside after an odd crossing.
-        low, high = np.minimum(ring[:, 1], following[:, 1]), np.maximum(ring[:, 1], following[:, 1])
-        edge, row = np.nonzero((low[:, None] <= centres) & (centres < high[:, None]))
-        start, step = ring[edge], following[edge] - ring[edge]
-        x = start[:, 0] + (centres[row] - start[:, 1]) * step[:, 0] / step[:, 1]
-        column = np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)
-        # Every row is crossed an even number of times: in order, the crossings start and end runs of region.
-        edges = np.concatenate([[0], np.sort(row * width + column), [mask.size]])
-        mask |= _fill_runs(np.diff(edges)).reshape(size)
-    if points and not mask.any():
-        x, y = np.concatenate(points).mean(axis=0)
-        if 0 <= x < width and 0 <= y < height:
-            mask[int(y), int(x)] = True
-    return mask
-
-
-def _ring_points(ring: Any) -> np.ndarray:
-    try:
-        points = np.asarray(ring, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a polygon is a list of flat rings [x0, y0, x1, ...], got a ring {ring!r:.80}") from error
-    if points.ndim != 1 or points.size < 6 or points.size % 2 or not np.isfinite(points).all():
-        raise ValueError(
-            "a polygon is a list of flat rings [x0, y0, x1, y1, ...] of at least three finite points, "
-            f"got a ring {ring!r:.80}"
-        )
-    return points.reshape(-1, 2)
+    """`polygon_runs` as an (H, W) bool array."""
+    return polygon_runs(rings, size).decode()
 
 
 def read_mask(mask: Any, size: tuple[int, int], name: str) -> np.ndarray:
+    """`read_runs_or_mask` as an (H, W) array, bool or uint8; non-zero is region."""
+    read = read_runs_or_mask(mask, size, name)
+    return read.decode() if isinstance(read, RunMask) else read
+
+
+def read_runs_or_mask(mask: Any, size: tuple[int, int], name: str) -> np.ndarray | RunMask:
     """
     Read one mask in any of its forms.
 
@@ -170,7 +133,8 @@ def read_mask(mask: Any, size: tuple[int, int], name: str) -> np.ndarray:
         name: how errors call it.
 
     Returns:
-        (H, W) bool, or the uint8 array itself; non-zero is region, and there is some.
+        The runs of an RLE or a polygon; else (H, W) bool, or the uint8 array itself. Non-zero is region, and there is
+        some.
 
     Raises:
         TypeError: none of these forms.
@@ -178,12 +142,16 @@ def read_mask(mask: Any, size: tuple[int, int], name: str) -> np.ndarray:
     """
     if isinstance(mask, dict | list | tuple):
         try:
-            values = decode_rle(mask) if isinstance(mask, dict) else polygon_mask(mask, size)
+            runs = read_rle(mask) if isinstance(mask, dict) else polygon_runs(mask, size)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    elif isinstance(mask, torch.Tensor):
+        _check_size(runs.size, size, name)
+        if not runs.edges.size:
+            raise _empty(name)
+        return runs
+    if isinstance(mask, torch.Tensor):
         mask = mask.detach().cpu()
-        values = (mask.float() if mask.is_floating_point() else mask).numpy()
+        values = (mask.float() if mask.dtype == torch.bfloat16 else mask).numpy()
     elif isinstance(mask, np.ndarray | Image.Image):
         values = np.asarray(mask)
     else:
@@ -193,12 +161,20 @@ def read_mask(mask: Any, size: tuple[int, int], name: str) -> np.ndarray:
         )
     if values.ndim != 2:
         raise ValueError(f"{name} must have shape (H, W), got {values.shape}")
-    if values.shape != tuple(size):
-        raise ValueError(f"{name} has (height, width) {values.shape}, but its image has {tuple(size)}")
+    _check_size(values.shape, size, name)
     values = _binary(values, name)
     if not values.any():
-        raise ValueError(f"{name} is empty: a mask must have at least one region pixel on its image")
+        raise _empty(name)
     return values
+
+
+def _check_size(shape: tuple[int, ...], size: tuple[int, int], name: str) -> None:
+    if tuple(shape) != tuple(size):
+        raise ValueError(f"{name} has (height, width) {tuple(shape)}, but its image has {tuple(size)}")
+
+
+def _empty(name: str) -> ValueError:
+    return ValueError(f"{name} is empty: a mask must have at least one region pixel on its image")
 
 
 def _binary(values: np.ndarray, name: str) -> np.ndarray:
@@ -213,13 +189,12 @@ def _binary(values: np.ndarray, name: str) -> np.ndarray:
         return values >= 0.5
     if 0 <= low and high <= 1:
         return values.view(bool) if values.itemsize == 1 else values.astype(bool)
-    if values.dtype == np.uint8:
+    if 0 <= low and high <= 255:
+        values = values.astype(np.uint8, copy=False)
         # As signed bytes 255 is -1: two passes and no copy.
         signed = values.view(np.int8)
         if -1 <= signed.min() and signed.max() <= 0:
             return values
-    elif not ((values != 0) & (values != 255)).any():
-        return values != 0
     other = values[(values != 0) & (values != 255)][0]
     raise ValueError(f"{name} holds integers, which must be {{0, 1}} or {{0, 255}}; got {other} among them")
 
@@ -289,21 +264,8 @@ def _raise_at(wrong: np.ndarray, values: np.ndarray, name: str, message: str) ->
 
 
 def box_mask(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """
-    (H, W) bool mask of the pixels whose centre lies in `box` (4,), xyxy in pixels within the image.
-
-    A box that holds no pixel centre keeps the pixel under its own centre.
-    """
-    mask = np.zeros(size, dtype=bool)
-    slices = []
-    for low, high, side in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
-        first, last = int(np.ceil(low - 0.5)), int(np.ceil(high - 0.5))
-        if last <= first:
-            first = min(int((low + high) / 2), side - 1)
-            last = first + 1
-        slices.append(slice(first, last))
-    mask[tuple(slices)] = True
-    return mask
+    """`box_runs` as an (H, W) bool array."""
+    return box_runs(box, size).decode()
 
 
 def mask_box(mask: np.ndarray) -> np.ndarray:
@@ -317,31 +279,34 @@ class Regions:
     """
     The regions of one image in its own pixels: masks or boxes, whichever were read.
 
-    masks: R arrays (H, W) bool or uint8, non-zero is region, or None. boxes: (R, 4) float64 xyxy, or None.
+    masks: R masks as runs or (H, W) arrays, bool or uint8, non-zero is region; or None. boxes: (R, 4) float64 xyxy, or
+    None.
     names: how errors call each region.
     """
 
     size: tuple[int, int]
     names: list[str]
-    masks: list[np.ndarray] | None
+    masks: list[np.ndarray | RunMask] | None
     boxes: np.ndarray | None
 
-    def get_masks(self) -> list[np.ndarray]:
+    def get_masks(self) -> list[np.ndarray | RunMask]:
         """The masks; rectangles where boxes were read."""
-        return self.masks if self.masks is not None else [box_mask(box, self.size) for box in self.boxes]
+        return self.masks if self.masks is not None else [box_runs(box, self.size) for box in self.boxes]
 
     def get_boxes(self) -> np.ndarray:
         """(R, 4) boxes; the tight ones (whole pixels) where masks were read."""
         if self.boxes is not None:
             return self.boxes
-        return np.array([mask_box(mask) for mask in self.masks], dtype=np.int64).reshape(-1, 4)
+        boxes = [mask.box if isinstance(mask, RunMask) else mask_box(mask) for mask in self.masks]
+        return np.array(boxes, dtype=np.int64).reshape(-1, 4)
 
     def describe(self) -> list[dict]:
         """A dict a region: its box in original pixels and the pixel count of its mask."""
         keys = ("xmin", "ymin", "xmax", "ymax")
+        areas = [mask.area if isinstance(mask, RunMask) else int(np.count_nonzero(mask)) for mask in self.get_masks()]
         return [
-            {"box": dict(zip(keys, box, strict=True)), "mask_area": int(np.count_nonzero(mask))}
-            for box, mask in zip(self.get_boxes().tolist(), self.get_masks(), strict=True)
+            {"box": dict(zip(keys, box, strict=True)), "mask_area": area}
+            for box, area in zip(self.get_boxes().tolist(), areas, strict=True)
         ]
 
 
@@ -415,7 +380,7 @@ def read_regions(
         name = f"{key}[{i}]" if batched else key
         names = [f"{name}[{j}]" for j in range(counts[key][i])]
         if key == "masks":
-            read = [read_mask(mask, size, mask_name) for mask, mask_name in zip(values, names, strict=True)]
+            read = [read_runs_or_mask(mask, size, mask_name) for mask, mask_name in zip(values, names, strict=True)]
             result.append(Regions(size, names, read, None))
         else:
             read, cut_here = read_boxes(values, size, name, box_format, normalized)

@@ -1,0 +1,115 @@
+"""Masks as runs against the same masks in pixels: measured, resampled, and never laid out on the way to a batch."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from pixclip_hf import CLOCProcessor, PixCLIPProcessor
+from pixclip_hf.processing.image_processing_region import RegionImageProcessor
+from pixclip_hf.processing.processing_geometry import crop_geometry, sample_masks
+from pixclip_hf.processing.processing_regions import encode_rle, mask_box, read_mask, read_rle
+from pixclip_hf.processing.processing_runs import RunMask, box_runs, polygon_runs
+
+SIZES = [(1, 1), (1, 9), (7, 1), (13, 21), (40, 33)]
+BLOB = [[5.0, 3, 30, 8, 36, 30, 18, 37.5, 2, 20]]
+
+
+def by_rows(mask):
+    """A mask in pixels as runs row by row, one pixel at a time."""
+    edges, inside = [], False
+    for place, value in enumerate([*mask.ravel().tolist(), False]):
+        if value != inside:
+            edges.append(place)
+            inside = value
+    return RunMask(mask.shape, np.array(edges, dtype=np.int64), by_columns=False)
+
+
+def both(mask):
+    return by_rows(mask), read_rle(encode_rle(mask))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 1.0])
+def test_measures_are_those_of_the_pixels(size, share):
+    for seed in range(5):
+        mask = np.random.default_rng(seed).random(size) < share
+        mask[seed % size[0], -1] = True
+        for runs in both(mask):
+            assert np.array_equal(runs.decode(), mask)
+            assert runs.area == mask.sum() and type(runs.area) is int
+            y, x = np.nonzero(mask)
+            assert runs.box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("grid", [(3, 4), (40, 33), (90, 70)], ids=str)
+def test_samples_are_those_of_the_pixels(size, grid):
+    generator = np.random.default_rng(0)
+    for share in (0.0, 0.1, 0.5, 1.0):
+        mask = generator.random(size) < share
+        # Smaller, as large and larger than the mask, repeats and gaps among them.
+        rows, columns = (np.sort(generator.integers(0, side, count)) for side, count in zip(size, grid, strict=True))
+        for runs in both(mask):
+            assert np.array_equal(runs.sample(rows, columns), mask[np.ix_(rows, columns)])
+            assert runs.sample(rows[:0], columns).shape == (0, grid[1])
+
+
+def test_runs_of_no_length_are_no_runs():
+    runs = read_rle({"size": [3, 4], "counts": [2, 0, 3, 2, 0, 1, 4]})
+    assert runs.edges.tolist() == [5, 7, 7, 8]
+    assert np.array_equal(runs.decode(), [[0, 0, 1, 0], [0, 0, 1, 0], [0, 1, 0, 0]])
+    assert runs.box.tolist() == [1, 0, 3, 3] and runs.area == 3
+
+
+def test_rings_that_touch_and_overlap_are_united():
+    rings = [[0, 0, 4, 0, 4, 4, 0, 4], [4, 0, 6, 0, 6, 4, 4, 4], [2, 2, 5, 2, 5, 6, 2, 6]]
+    expected = np.zeros((7, 8), dtype=bool)
+    expected[:4, :6] = expected[2:6, 2:5] = True
+    runs = polygon_runs(rings, (7, 8))
+    assert np.array_equal(runs.decode(), expected) and runs.area == expected.sum()
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_canvas_takes_runs_and_pixels_alike(crop):
+    size = (40, 33)
+    masks = [polygon_runs(BLOB, size), box_runs(np.array([1.2, 2, 9, 8.7]), size), read_rle(encode_rle(np.eye(*size)))]
+    # A pixel that the resize skips, and, in the crop, squares that reach beyond the image on every side.
+    masks.append(box_runs(np.array([3, 4, 4, 5]), size))
+    (geometry,) = RegionImageProcessor(size={"height": 12, "width": 15}).get_geometries([size])
+    for mask in masks:
+        if crop:
+            geometry = crop_geometry(mask.box, size, (12, 15), 1.5)
+        pixels = [np.ascontiguousarray(mask.decode()), np.asfortranarray(mask.decode())]
+        of_runs, *of_pixels = sample_masks([mask, *pixels], geometry, ["a", "b", "c"])
+        assert of_runs.any()
+        assert all(np.array_equal(of_runs, other) for other in of_pixels)
+
+
+@pytest.mark.parametrize("processor_class", [PixCLIPProcessor, CLOCProcessor])
+def test_coded_masks_and_boxes_are_never_laid_out(processor_class, monkeypatch):
+    size = (40, 60)
+    image = np.zeros((*size, 3), dtype=np.uint8)
+    regions = {"polygon": [BLOB], "RLE": [encode_rle(polygon_runs(BLOB, size).decode())]}
+    monkeypatch.setattr(RunMask, "decode", lambda self: pytest.fail("a mask was laid out in pixels"))
+    processor = processor_class(RegionImageProcessor(size={"height": 24, "width": 24}))
+    results = [processor(images=image, masks=masks, return_regions=True) for masks in regions.values()]
+    assert results[0]["regions"] == results[1]["regions"]
+    for name in results[0]:
+        assert np.array_equal(results[0][name], results[1][name])
+    assert processor(images=image, boxes=[[5, 6, 30, 31]], return_regions=True)["regions"][0][0]["mask_area"] == 625
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32, np.float64])
+def test_reading_copies_a_mask_once_at_most(dtype):
+    size = (300, 400)
+    mask = np.zeros(size, dtype=dtype)
+    mask[50:200, 60:300] = 1
+    for values in (mask, 255 * mask.astype(dtype)) if np.issubdtype(dtype, np.integer) else (mask,):
+        tracemalloc.start()
+        read = read_mask(values, size, "masks[0]")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert read.itemsize == 1 and mask_box(read).tolist() == [60, 50, 300, 200]
+        # A byte a pixel, and next to nothing where the array is already so.
+        assert peak < (1.1 if values.itemsize > 1 else 0.1) * mask.size
