@@ -1,6 +1,7 @@
 """Masks of boxes by a tiny random SAM from disk."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,29 @@ def test_masks_are_the_best_of_the_model_inside_the_box(sam):
     # Batch mates make no difference.
     alone = stage({name: values[1:2] for name, values in batch.items()})
     assert alone["regions"][0] == done["regions"][1]
+
+
+def test_each_box_gets_the_mask_of_the_best_score(sam, monkeypatch):
+    stage = SamMasks(sam)
+    logits = torch.full((1, 2, 3, 16, 16), -1.0)
+    logits[:, :, 0, :, :8] = 1  # the left half
+    logits[:, :, 1] = 1  # everything
+    scores = torch.tensor([[[0.9, 0.5, 0.1], [0.2, 0.8, 0.3]]])
+
+    class Model:
+        device, dtype = "cpu", torch.float32
+
+        def __call__(self, **inputs):
+            return SimpleNamespace(pred_masks=logits, iou_scores=scores)
+
+    monkeypatch.setattr(stage, "_loaded", (Model(), SamProcessor.from_pretrained(sam)))
+    done = stage(batch_of(stage, [noise(64, 64, 0)], [[[20, 10, 50, 30], [20, 10, 50, 30]]]))
+    left, whole = (decode_rle(region["mask"]) for region in done["regions"][0])
+    expected = np.zeros((64, 64), bool)
+    expected[10:30, 20:50] = True
+    assert (whole == expected).all()
+    expected[:, 32:] = False
+    assert (left == expected).all()
 
 
 def test_empty_masks_are_rejected(sam, monkeypatch):
