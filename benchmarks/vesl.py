@@ -3,7 +3,7 @@
     python benchmarks/vesl.py [--seeds 2]
 
 Four arms, from the same weights and scenes, with the whole-image captions of the source: only boxes and texts of the
-regions differ.
+regions differ. A scene that is left without a region drops out of an arm.
 
 - `true captions`: the regions as they were drawn, the most that an annotation can give;
 - `vesl`: noun phrases of a new caption. A scene's own caption stands in for the captioning model: it names every
@@ -12,7 +12,7 @@ regions differ.
 - `ngrams`: the baseline, n-grams of the alt text.
 
 Boxes are those of the simulated detector with its default errors. What is done lies in runs/vesl and is not done
-again; an arm takes three to six minutes on two CPU cores.
+again; an arm takes four to eight minutes on two CPU cores.
 """
 
 import argparse
@@ -148,7 +148,11 @@ def main() -> None:
     exact = {
         name: statistics.mean(metrics["region_description_exact"] for metrics in runs) for name, runs in found.items()
     }
-    points = {f"vesl_less_{name}": 100 * (exact["vesl"] - value) for name, value in exact.items() if name != "vesl"}
+    points = {
+        f"vesl_less_{name.replace(' ', '_')}": 100 * (exact["vesl"] - value)
+        for name, value in exact.items()
+        if name != "vesl"
+    }
     ratio = exact["vesl"] / exact["ngrams"] if exact["ngrams"] else None
     print(json.dumps({"vesl_over_ngrams": ratio, **points}))
 

@@ -32,7 +32,7 @@ def test_every_arm_gives_a_column(vesl, monkeypatch, capsys):
     vesl.main()
     lines = capsys.readouterr().out.splitlines()
     summary = json.loads(lines[-1])
-    less = {f"vesl_less_{name}" for name in vesl.ARMS if name != "vesl"}
+    less = {"vesl_less_ngrams", "vesl_less_alt_text_phrases", "vesl_less_true_captions"}
     assert set(summary) == {"vesl_over_ngrams", *less}
     rows = [line for line in lines if line.startswith("| ")]
     assert [cell.strip() for cell in rows[0].split("|")[2:-1]] == list(vesl.ARMS)
