@@ -46,7 +46,7 @@ class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
             Gives the image projection a bias (the EVA02 checkpoints have one).
         max_regions_per_forward (`int`, *optional*, defaults to 64):
             Most regions that one pass of the vision tower prompts when no gradients are kept; more are embedded in
-            several passes. 64 of a ViT-B/16 at 224 pixels take about half a gigabyte in float32.
+            several passes. 64 of a ViT-B/16 at 224 pixels take about 0.7 GB in float32.
         mask_text_loss_weight, crop_text_loss_weight, local_global_loss_weight (`float`, *optional*, default to 1.0):
             Weights of the three training branches. Their exact form is reconstructed: see
             [`PixCLIPModel.compute_loss`].
