@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     arguments = parser.parse_args(argv)
 
     # 1. Both halves to disk.
-    model, processor = AutoModel.from_pretrained(arguments.model).eval(), AutoProcessor.from_pretrained(arguments.model)
+    model, processor = (
+        AutoModel.from_pretrained(arguments.model).eval(),
+        AutoProcessor.from_pretrained(arguments.model),
+    )
     vision = VISION_MODELS[model.config.model_type].from_pretrained(arguments.model).eval()
     image = export_image_half(vision, arguments.format, arguments.mode, arguments.opset)
     text = export_text_half(model, arguments.format, arguments.opset, arguments.int8)

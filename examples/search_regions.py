@@ -143,9 +143,9 @@ def write_shards(tables: Iterator[pa.Table], folder: Path, tables_per_shard: int
 def build_index(folder: Path, factory: str) -> datasets.Dataset:
     """The shards of a folder with a FAISS index of cosine similarities, which is saved beside them."""
     shards = [str(path) for path in sorted(folder.glob("regions-*.parquet"))]
+    if not sum(pq.read_metadata(shard).num_rows for shard in shards):
+        raise ValueError("`--images` or `--dataset` must hold at least one region, got none.")
     regions = datasets.load_dataset("parquet", data_files=shards, split="train", cache_dir=str(folder / "cache"))
-    if not len(regions):
-        raise ValueError(f"`--images` or `--dataset` must hold at least one region, got none in {len(shards)} shards.")
     regions.add_faiss_index(
         "embedding",
         string_factory=factory,

@@ -50,7 +50,7 @@ def test_image_half(family, mode, format, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("text", ("clip_text", "llama"))
+@pytest.mark.parametrize("text", ("clip_text", pytest.param("llama", marks=pytest.mark.slow)))
 def test_text_half(text, format):
     model = build_model("pixclip", text=text)
     exported = export_text_half(model, format)

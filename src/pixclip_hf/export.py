@@ -9,8 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
-from transformers.exporters import DynamoConfig, DynamoExporter, ExportedModel, OnnxConfig, OnnxExporter
-from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+from transformers.exporters import (
+    DynamoConfig,
+    DynamoExporter,
+    ExportedModel,
+    OnnxConfig,
+    OnnxExporter,
+    OnnxRuntimeDynamicConfig,
+    OnnxRuntimeQuantizer,
+)
 
 from .modeling.configuration_choices import check_choice
 from .modeling.modeling_batches import unit
@@ -105,7 +112,10 @@ def export_text_half(
         shapes = {"text_states": {0: texts}}
     else:
         length = Dim("length", max=getattr(model.config.text_config, "max_position_embeddings", None))
-        sample = {"input_ids": torch.ones(2, 4, dtype=torch.long), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+        sample = {
+            "input_ids": torch.ones(2, 4, dtype=torch.long),
+            "attention_mask": torch.ones(2, 4, dtype=torch.long),
+        }
         shapes = {name: {0: texts, 1: length} for name in sample}
     return _export(TextHalf(model), sample, shapes, format, opset_version, int8)
 
