@@ -30,6 +30,7 @@ def search(monkeypatch):
 def folder(tmp_path, tiny_cloc, monkeypatch):
     """A working folder with a model at the demo's place and photographs in a folder of folders."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for part in tiny_cloc:
         part.save_pretrained(tmp_path / "runs/demo/cloc")
     (tmp_path / "photos" / "more").mkdir(parents=True)
@@ -110,7 +111,7 @@ def test_guide(search, folder):
     for block in re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.S):
         words = shlex.split(block.replace("\\\n", " "))
         assert words[:2] == ["python", "examples/search_regions.py"]
-        search.main(words[2:])
+        search.main([*words[2:], "--scenes", "20"])
     names = {}
     for block in re.findall(r"```python\n(.*?)```", GUIDE, flags=re.S):
         exec(compile(block, "search.md", "exec"), names)
