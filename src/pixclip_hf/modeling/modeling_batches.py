@@ -64,8 +64,10 @@ def region_mask(
     """
     if regions is None:
         raise ValueError(f"`{name}` must be given to embed regions, got None.")
-    if regions.ndim != 2 + len(trailing) or regions.shape[2:] != trailing or len(regions) != len(pixel_values):
-        expected = ", ".join(map(str, (len(pixel_values), "R", *trailing)))
+    # Not `len`, which an export takes for a constant.
+    images = pixel_values.shape[0]
+    if regions.ndim != 2 + len(trailing) or regions.shape[2:] != trailing or regions.shape[0] != images:
+        expected = ", ".join(map(str, (images, "R", *trailing)))
         raise ValueError(f"`{name}` must have shape ({expected}), got {tuple(regions.shape)}.")
     if attention_mask is None:
         return torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)

@@ -370,7 +370,8 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         **kwargs: Any,
     ) -> CLOCOutput:
         """Normalised image embeddings and, with boxes, region embeddings. Arguments as in [`CLOCModel`]."""
-        return self._embed(pixel_values, region_boxes, region_attention_mask, **kwargs)[0]
+        # Anew, so that the fields are in their order.
+        return CLOCOutput(**self._embed(pixel_values, region_boxes, region_attention_mask, **kwargs)[0])
 
     def _embed(
         self, pixel_values: Tensor, region_boxes: Tensor | None, region_attention_mask: Tensor | None, **kwargs: Any

@@ -101,7 +101,7 @@ class Eva02VisionEmbeddings(nn.Module):
             )
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
         tokens = torch.cat(
-            [self.class_embedding.expand(len(patches), 1, -1), patches.flatten(2).transpose(1, 2)], dim=1
+            [self.class_embedding.expand(patches.shape[0], 1, -1), patches.flatten(2).transpose(1, 2)], dim=1
         )
         return tokens + self.interpolate_pos_encoding((patches.shape[-2], patches.shape[-1]))
 

@@ -138,7 +138,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
             normalised.
         """
-        masks = pixel_values.new_ones(len(pixel_values), *pixel_values.shape[-2:]) if use_mask else None
+        masks = torch.ones_like(pixel_values[:, 0]) if use_mask else None
         return self._encode(pixel_values, masks, **kwargs)
 
     @can_return_tuple
@@ -162,7 +162,8 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalised; `last_hidden_state`, the tokens
-            of the tower's passes: one row a real region (`"prompted"`) or an image (`"pooled"`).
+            of the tower's passes: one row a real region (`"prompted"`; a region slot when compiled) or an image
+            (`"pooled"`).
 
         Raises:
             ValueError: no `region_masks`, masks of another shape, or an unknown mode.
@@ -177,6 +178,11 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
         if mode == "pooled":
             outputs = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
             features = self._pooled_features(outputs.last_hidden_state, pixel_values, region_masks) * real[..., None]
+        elif region_attention_mask is None or torch.compiler.is_compiling():
+            # Compiled, padded regions go through the tower too: how many are real is not known to the graph.
+            images = pixel_values.repeat_interleave(real.shape[1], dim=0)
+            outputs = self._encode(images, region_masks.flatten(0, 1), **kwargs)
+            features = outputs.pooler_output.unflatten(0, real.shape) * real[..., None]
         else:
             rows = at_least_one(real)
             outputs = self._encode_prompted(pixel_values, region_masks, rows, **kwargs)
@@ -205,7 +211,8 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
                 pixel_values, region_masks, region_attention_mask, mode, **{**kwargs, "return_dict": True}
             )
             output.region_embeds = unit(regions.pooler_output)
-        return output
+        # Anew, so that the fields are in their order.
+        return PixCLIPOutput(**output)
 
     def _encode_prompted(
         self, pixel_values: Tensor, masks: Tensor, rows: Tensor, **kwargs: Any

@@ -103,8 +103,11 @@ def set_bidirectional(text_model: PreTrainedModel) -> None:
 
 def right_pad(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Moves the real tokens of each row to its front, in their order."""
-    order = attention_mask.long().argsort(dim=-1, descending=True, stable=True)
-    return input_ids.gather(-1, order), attention_mask.gather(-1, order)
+    real = attention_mask.bool()
+    # Counted rather than sorted: ONNX has no stable sort.
+    padded = real.sum(-1, keepdim=True) + (~real).cumsum(-1)
+    places = torch.where(real, real.cumsum(-1), padded) - 1
+    return tuple(torch.zeros_like(rows).scatter(-1, places, rows) for rows in (input_ids, attention_mask))
 
 
 def pool_states(states: Tensor, attention_mask: Tensor, pooling: str, is_eos: Tensor | None = None) -> Tensor:
@@ -123,7 +126,7 @@ def pool_states(states: Tensor, attention_mask: Tensor, pooling: str, is_eos: Te
     if pooling == "mean":
         weights = attention_mask.to(states.dtype)
         return (states * weights[..., None]).sum(1) / weights.sum(-1, keepdim=True).clamp(min=1)
-    rows = torch.arange(len(states), device=states.device)
+    rows = torch.arange(states.shape[0], device=states.device)
     if pooling == "cls":
         return states[:, 0]
     index = (attention_mask.sum(-1) - 1).clamp(min=0)
