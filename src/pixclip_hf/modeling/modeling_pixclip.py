@@ -178,7 +178,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
         if mode == "pooled":
             outputs = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
             features = self._pooled_features(outputs.last_hidden_state, pixel_values, region_masks) * real[..., None]
-        elif region_attention_mask is None or torch.compiler.is_compiling():
+        elif torch.compiler.is_compiling():
             # Compiled, padded regions go through the tower too: how many are real is not known to the graph.
             images = pixel_values.repeat_interleave(real.shape[1], dim=0)
             outputs = self._encode(images, region_masks.flatten(0, 1), **kwargs)
