@@ -31,7 +31,7 @@ def regions(family, images, count):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family, mode", CASES)
+@pytest.mark.parametrize("family, mode", [*CASES[:2], pytest.param(*CASES[2], marks=pytest.mark.slow)])
 def test_image_half(family, mode, format, tmp_path):
     model = build_model(family)
     half = VISION_MODELS[family](model.config).eval()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("family", ("cloc", "pixclip"))
+@pytest.mark.parametrize("family", ("cloc", pytest.param("pixclip", marks=pytest.mark.slow)))
 @pytest.mark.parametrize("format", ("torch", pytest.param("onnx", marks=pytest.mark.slow)))
 def test_export(family, format, request, tmp_path, monkeypatch, capsys):
     if format == "onnx":
