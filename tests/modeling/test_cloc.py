@@ -9,7 +9,7 @@ from builders import build_batch, build_config, build_model, build_texts, shake
 from torch import nn
 
 from pixclip_hf import CLOCModel
-from pixclip_hf.modeling.modeling_cloc import QUERY_GAIN, CLOCPrompterLayer, FourierPositions
+from pixclip_hf.modeling.modeling_prompter import QUERY_GAIN, CLOCPrompterLayer, FourierPositions
 
 WIDTH, HEADS, INNER = 32, 4, 48
 
