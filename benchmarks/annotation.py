@@ -29,6 +29,7 @@ from transformers import (
 from pixclip_hf.annotation.captioning import CaptionColumn
 from pixclip_hf.annotation.detection import BoxRules, OpenVocabularyDetector, SimulatedDetector
 from pixclip_hf.annotation.engines import run_stages
+from pixclip_hf.annotation.longgrit import LongGritArguments, longgrit_stages
 from pixclip_hf.annotation.phrases import NgramCandidates, PhraseCandidates
 from pixclip_hf.annotation.run import write_shard
 from pixclip_hf.annotation.sources import ReadRecords
@@ -135,6 +136,20 @@ def stage_rates(owlv2: str) -> dict[str, float]:
     return {name: IMAGES / statistics.median(values[1:]) for name, values in times.items()}
 
 
+def longgrit_rates() -> dict[str, float]:
+    """Images a second of each stage of LongGRIT, without models: cutting out, drawing, reading answers, checking."""
+    source, *stages = [ReadRecords(f"scenes:{IMAGES}"), *longgrit_stages(LongGritArguments())]
+    times: dict[str, list[float]] = {stage.name: [] for stage in stages}
+    for _ in range(REPEATS + 1):
+        empty = {name: [None] * IMAGES for name in pipeline_features([source, *stages])}
+        columns = call_in_batches(source, empty | {"position": list(range(IMAGES))})
+        for stage in stages:
+            begin = time.perf_counter()
+            columns = call_in_batches(stage, columns)
+            times[stage.name].append(time.perf_counter() - begin)
+    return {name: IMAGES / statistics.median(values[1:]) for name, values in times.items()}
+
+
 def engine_times() -> dict[str, float]:
     """Milliseconds a record of a plain loop over the same stages, and of each engine."""
     stages = [OneScene(), *(StubModel() for _ in range(4))]
@@ -192,7 +207,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rates = stage_rates(tiny_owlv2(folder))
     print(f"\n{'stage':<32} {'images a second':>16}")
-    for name, rate in rates.items():
+    for name, rate in (rates | {f"LongGRIT: {name}": rate for name, rate in longgrit_rates().items()}).items():
         print(f"{name:<32} {rate:>16,.0f}")
     engines = engine_times()
     print(f"\n{'five stages of stubs':<32} {'ms a record':>16}")
