@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from ..data.readers import xywh_to_xyxy
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -111,7 +113,7 @@ def coco(annotations: str, images: str) -> Source:
         found = [
             {
                 "id": annotation["id"],
-                "box": _xyxy(annotation["bbox"]),
+                "box": xywh_to_xyxy(annotation["bbox"]),
                 "mask": annotation.get("segmentation") or None,
                 "category": categories[annotation["category_id"]].replace("_", " "),
             }
@@ -152,7 +154,7 @@ def refcoco(refs: str, instances: str, images: str) -> Source:
                 regions.append(
                     {
                         "id": sentence["sent_id"],
-                        "box": _xyxy(annotation["bbox"]),
+                        "box": xywh_to_xyxy(annotation["bbox"]),
                         "mask": annotation.get("segmentation") or None,
                         "category": categories[annotation["category_id"]],
                         "caption": sentence["sent"],
@@ -187,7 +189,7 @@ def visual_genome(annotations: str, images: str) -> Source:
             regions.append(
                 {
                     "id": row.get("region_id", row.get("object_id")),
-                    "box": _xyxy((row["x"], row["y"], width, height)),
+                    "box": xywh_to_xyxy((row["x"], row["y"], width, height)),
                     "category": (row.get("names") or [None])[0],
                     "caption": row.get("phrase"),
                 }
@@ -293,11 +295,6 @@ def _read_at(file: Any, offset: int, size: int) -> bytes:
 def _listed(value: Any) -> list:
     """A list, which img2dataset may have written as JSON text."""
     return json.loads(value) if isinstance(value, str) else list(value or ())
-
-
-def _xyxy(box: Sequence[float]) -> tuple[float, float, float, float]:
-    x, y, width, height = box
-    return x, y, x + width, y + height
 
 
 def _first_file(folder: str, *names: str) -> Path:

@@ -80,11 +80,10 @@ def read_instances(annotation_file: str | Path, image_folder: str | Path) -> tup
     categories = {category["id"]: category["name"] for category in content["categories"]}
     regions = defaultdict(list)
     for annotation in content["annotations"]:
-        x, y, width, height = annotation["bbox"]
         regions[annotation["image_id"]].append(
             {
                 "id": annotation["id"],
-                "box": [x, y, x + width, y + height],
+                "box": xywh_to_xyxy(annotation["bbox"]),
                 "mask": annotation.get("segmentation") or None,
                 "category": categories[annotation["category_id"]],
                 "iscrowd": bool(annotation.get("iscrowd")),
@@ -130,10 +129,10 @@ def read_expressions(
     for line in Path(expression_file).read_text().splitlines():
         entry = json.loads(line)
         meant = entry["ann_id"] if isinstance(entry["ann_id"], list) else [entry["ann_id"]]
-        objects = [(annotation["id"], _corners(annotation["bbox"])) for annotation in entry["anns"]]
+        objects = [(annotation["id"], xywh_to_xyxy(annotation["bbox"])) for annotation in entry["anns"]]
         boxes = [box for _, box in objects]
         if detections is not None:
-            boxes = [_corners(box) for box in detections.get(str(entry["image_id"]), [])]
+            boxes = [xywh_to_xyxy(box) for box in detections.get(str(entry["image_id"]), [])]
         name = entry["file_name"]
         if "coco" in name.lower():
             # COCO_train2014_000000581857_16.jpg: the image's name and the number of the object.
@@ -147,6 +146,7 @@ def read_expressions(
     return list(records.values())
 
 
-def _corners(box: Sequence[float]) -> list[float]:
+def xywh_to_xyxy(box: Sequence[float]) -> list[float]:
+    """COCO's corner and size to two corners."""
     x, y, width, height = box
     return [x, y, x + width, y + height]
