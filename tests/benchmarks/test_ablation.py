@@ -1,6 +1,8 @@
 """The ablation's arms: each trains, differs from its base in one thing, and gives a row of the table."""
 
 import json
+import os
+import statistics
 import sys
 from pathlib import Path
 
@@ -47,7 +49,7 @@ def test_arms_start_from_the_same_weights(ablation, tmp_path):
 
 @pytest.mark.slow
 def test_every_arm_gives_a_row(ablation, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["ablation.py", "--seeds", "2"])
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--seeds", "2", "--processes", "1"])
     ablation.main()
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith("| ") and "±" in line]
@@ -70,7 +72,53 @@ def test_differences_are_paired(ablation, monkeypatch):
         ),
     )
     row = ablation.compare("cloc", "roi_align", 2)
-    assert row[2:] == ["base 60.0 %", "roi_align 45.0 %", "+15.0 ± 5.0", "holds"]
+    assert row[2:] == ["base 60.0 %", "roi_align 45.0 %", "+15.0 ± 5.0", "not decided"]
     # This claim is about the arm: it gains 10 and 20 points.
-    assert ablation.compare("cloc", "text_filter", 2)[4:] == ["+15.0 ± 5.0", "holds"]
+    assert ablation.compare("cloc", "text_filter", 2)[4:] == ["+15.0 ± 5.0", "not decided"]
     assert ablation.compare("cloc", "clip", 2)[4:] == ["+1.5 ± 3.5", "not decided"]
+
+
+@pytest.mark.parametrize(
+    ("differences", "margin", "verdict"),
+    [
+        ([3.0, 4.0, 5.0], 0, "holds"),
+        ([1.0, 4.0, 7.0], 0, "not decided"),  # 4.0 ± 1.7: t is 2.3, below 2.92
+        ([-3.0, -4.0, -5.0], 0, "does not hold at this scale"),
+        ([-0.4, -0.5, -0.6], 1, "holds"),
+        ([-0.4, -0.5, -0.6], 0, "does not hold at this scale"),
+        ([-4.0, 0.0, 4.0], 1, "not decided"),  # noise is no proof that nothing is lost
+        ([5.0], 0, "not decided"),
+    ],
+)
+def test_verdicts(ablation, differences, margin, verdict):
+    mean, error, said = ablation.gain(differences, margin)
+    assert said == verdict
+    assert mean == statistics.mean(differences)
+    if len(differences) == 3:
+        spread = sum((value - mean) ** 2 for value in differences) / 2
+        assert error == pytest.approx((spread / 3) ** 0.5)
+
+
+def test_verdict_is_a_t_test(ablation):
+    """At the bound of three seeds, a hair either way decides."""
+    for scale, verdict in ((1.01, "holds"), (0.99, "not decided")):
+        mean = 2.920 * scale / 3**0.5  # of values with a standard deviation of one
+        assert ablation.gain([mean - 1, mean, mean + 1])[2] == verdict
+
+
+def test_needed_models_come_once_and_after_what_they_go_on_from(ablation):
+    names = [f"{family}/{name}" for family, arms in ablation.ARMS.items() for name, arm in arms.items() if arm.claim]
+    first, then = ablation.needed(names, 3)
+    assert len(first + then) == len(set(first + then)) == 3 * (6 + 8)
+    assert {name for _, name, _ in then} == {"lora", "frozen"}
+    assert ("pixclip", "short", 2) in first
+    assert not {"clip_images"} & {name for _, name, _ in first}
+
+
+def test_waves_run_side_by_side(ablation, tmp_path):
+    """A folder and, in the next wave, one inside it: the second fails where it does not wait for the first."""
+    outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
+    ablation.side_by_side(os.mkdir, [[(outer,), (tmp_path / "other",)], [(inner,)]], 2)
+    assert inner.is_dir()
+    with pytest.raises(FileExistsError):
+        ablation.side_by_side(os.mkdir, [[(outer,)]], 2)

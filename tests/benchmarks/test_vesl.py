@@ -28,15 +28,17 @@ def vesl(monkeypatch, tmp_path):
 
 
 def test_every_arm_gives_a_column(vesl, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["vesl.py", "--seeds", "1"])
+    monkeypatch.setattr(sys, "argv", ["vesl.py", "--seeds", "2", "--processes", "1"])
     vesl.main()
     lines = capsys.readouterr().out.splitlines()
     summary = json.loads(lines[-1])
-    less = {"vesl_less_ngrams", "vesl_less_alt_text_phrases", "vesl_less_true_captions"}
+    less = {"vesl_less_ngrams", "vesl_less_alt_text_phrases", "true_captions_less_vesl"}
     assert set(summary) == {"vesl_over_ngrams", *less}
     rows = [line for line in lines if line.startswith("| ")]
     assert [cell.strip() for cell in rows[0].split("|")[2:-1]] == list(vesl.ARMS)
-    assert len(rows) == 2 + len(vesl.MEASURES)
+    assert len(rows) == 2 + len(vesl.MEASURES) + 2 + len(vesl.CLAIMS)
+    assert all("±" in row for row in rows[-len(vesl.CLAIMS) :])
+    assert Path("runs/vesl/table.md").read_text().splitlines() == lines[lines.index(rows[0]) : -1]
     # What was done is not done again.
     monkeypatch.setattr(vesl, "run_pretrain", None)
     vesl.main()
