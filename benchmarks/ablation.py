@@ -4,7 +4,7 @@
 
 Every arm trains from the same weights, scenes and batches as the base of its family, on the recipe of the demo with
 fewer steps. The table holds the mean difference to the base over seeds with its standard error, and what a paired
-t-test says at 95 %. What is done lies in runs/ablation and is not done again: 42 models with three seeds.
+t-test says at 95 %. What is done lies in runs/ablation and is not done again: 45 models with three seeds.
 
 Captions of VESL against n-grams of the alt text, on annotated data, are in benchmarks/vesl.py.
 """
@@ -18,9 +18,10 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from transformers import AutoModel, AutoProcessor
@@ -29,6 +30,8 @@ from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.evaluation.report import markdown_table
 from pixclip_hf.evaluation.scenes import CLIP_TOKENS, evaluate_scenes
+from pixclip_hf.modeling import modeling_cloc
+from pixclip_hf.modeling.modeling_batches import gathered_contrastive_loss
 from pixclip_hf.training.from_scratch import small_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -38,6 +41,8 @@ from run_pretrain import main as run_pretrain  # noqa: E402
 STEPS = {"cloc": 900, "pixclip": 400}
 TEST_IMAGES = 400
 FOLDER = Path("runs/ablation")
+# Fields of an arm that change its model; the others are about the table.
+TRAINED_WITH = ("config", "text_tokens", "before", "equal_texts_are_negatives")
 # Points that whole images may lose.
 NOT_WORSE = 1.0
 # Quantiles of Student's t for one side, of 1 to 9 degrees of freedom: 2 to 10 seeds.
@@ -50,21 +55,23 @@ class Arm:
 
     Args:
         claim: what the paper says of the base against this arm; none for an arm that others start from.
-        measure: of `evaluate_scenes`.
+        measures: of `evaluate_scenes`, a row each.
         config: fields that are changed.
         arguments: of the training script, in place of the recipe's.
         text_tokens: the tokenizer's limit.
-        other: measure of this arm, where it is not `measure`.
+        other: measure of this arm, where it is not that of the base.
         before: an arm that this one goes on from.
+        equal_texts_are_negatives: of each other, in the region-text loss.
     """
 
     claim: str
-    measure: str
+    measures: tuple[str, ...]
     config: dict = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     text_tokens: int | None = None
     other: str | None = None
     before: str | None = None
+    equal_texts_are_negatives: bool = False
 
 
 DESCRIBED, CAPTIONED, MASKED, DETAIL = (
@@ -74,32 +81,35 @@ DESCRIBED, CAPTIONED, MASKED, DETAIL = (
     "late_detail",
 )
 CLIP = {"region_text_loss_weight": 0.0, "grounding_loss_weight": 0.0}
+BRANCH = (MASKED, DETAIL)
 ARMS = {
     "cloc": {
-        "base": Arm("", DESCRIBED),
+        "base": Arm("", ()),
         "clip": Arm(
-            "CLOC describes regions better than CLIP on crops", DESCRIBED, CLIP, other="crop_description_exact"
+            "CLOC describes regions better than CLIP on crops", (DESCRIBED,), CLIP, other="crop_description_exact"
         ),
-        "clip_images": Arm("… and whole images no worse (by one point)", CAPTIONED, CLIP),
-        "roi_align": Arm("the Prompter is better than RoIAlign", DESCRIBED, {"region_readout": "roi_align"}),
-        "no_grounding": Arm("the grounding loss helps", DESCRIBED, {"grounding_loss_weight": 0.0}),
-        "text_filter": Arm(
-            "leaving out negatives of similar text (0.9) helps; equal texts are left out in both",
-            DESCRIBED,
+        "clip_images": Arm("… and whole images no worse (by one point)", (CAPTIONED,), CLIP),
+        "roi_align": Arm("the Prompter is better than RoIAlign", (DESCRIBED,), {"region_readout": "roi_align"}),
+        "no_grounding": Arm("the grounding loss helps", (DESCRIBED,), {"grounding_loss_weight": 0.0}),
+        "no_filter": Arm("leaving out negatives of equal text helps", (DESCRIBED,), equal_texts_are_negatives=True),
+        "similar_texts": Arm(
+            "leaving out negatives of similar text (0.9), from random weights on, helps more",
+            (DESCRIBED,),
             {"text_similarity_threshold": 0.9},
         ),
-        "two_regions": Arm("4 regions an image are better than 2", DESCRIBED, {}, ("--regions_per_image", "2")),
+        "two_regions": Arm("4 regions an image are better than 2", (DESCRIBED,), {}, ("--regions_per_image", "2")),
     },
     "pixclip": {
-        "base": Arm("", MASKED),
-        "no_mask_text": Arm("branch 1 (mask and text) helps", MASKED, {"mask_text_loss_weight": 0.0}),
-        "no_crop_text": Arm("branch 2 (crops) helps", MASKED, {"crop_text_loss_weight": 0.0}),
-        "no_local_global": Arm("branch 3 (local and global) helps", MASKED, {"local_global_loss_weight": 0.0}),
-        "cut_captions": Arm("long captions are better than cut ones", DETAIL, text_tokens=CLIP_TOKENS),
-        "short": Arm("", DETAIL, {}, ("--region_text", "caption")),
-        "lora": Arm("", DETAIL, {}, ("--lora_r", "8"), before="short"),
+        "base": Arm("", ()),
+        "no_mask_text": Arm("branch 1 (mask and text) helps", BRANCH, {"mask_text_loss_weight": 0.0}),
+        "no_crop_text": Arm("branch 2 (crops) helps", BRANCH, {"crop_text_loss_weight": 0.0}),
+        "no_local_global": Arm("branch 3 (local and global) helps", BRANCH, {"local_global_loss_weight": 0.0}),
+        # What is cut off is all that late details differ in: that row holds by construction where the base learns.
+        "cut_captions": Arm("long captions are better than cut ones", BRANCH, text_tokens=CLIP_TOKENS),
+        "short": Arm("", (), {}, ("--region_text", "caption")),
+        "lora": Arm("", (), {}, ("--lora_r", "8"), before="short"),
         "frozen": Arm(
-            "LoRA on the text tower is better than a frozen one", DETAIL, {}, ("--freeze_text",), before="short"
+            "LoRA on the text tower is better than a frozen one", BRANCH, {}, ("--freeze_text",), before="short"
         ),
     },
 }
@@ -124,28 +134,45 @@ def start(family: str, arm: Arm, seed: int, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
+def distinct_texts(rows, texts, scale, ids, *arguments, **options):
+    """The contrastive loss of one process, with no text equal to another where similar ones would be left out."""
+    if "similarity_threshold" in options:
+        ids = torch.arange(len(ids), device=ids.device)
+    return gathered_contrastive_loss(rows, texts, scale, ids, *arguments, **options)
+
+
 def run(family: str, name: str, seed: int) -> dict[str, float]:
-    """Measures of an arm, trained unless that was done before."""
+    """Measures of an arm, trained unless that was done before.
+
+    Raises:
+        ValueError: it was done with another recipe.
+    """
     name = SAME_MODEL.get(name, name)
     arm, folder = ARMS[family][name], FOLDER / family / f"{name}-{seed}"
+    arguments = ["--max_steps", str(STEPS[family]), *RECIPES[family][2:], *COMMON, *arm.arguments]
+    recipe = {"arm": asdict(arm), "arguments": arguments, "test_images": TEST_IMAGES}
+    recipe = json.loads(json.dumps({**recipe, "arm": {key: recipe["arm"][key] for key in TRAINED_WITH}}))
     done = folder / "metrics.json"
     if done.is_file():
-        return json.loads(done.read_text())
+        found = json.loads(done.read_text())
+        if found["recipe"] != recipe:
+            raise ValueError(f"{done} is of another recipe, {found['recipe']}, not {recipe}: move {folder} away.")
+        return found["metrics"]
     if arm.before is None:
         begin = folder / "start"
         start(family, arm, seed, begin)
     else:
         run(family, arm.before, seed)
         begin = FOLDER / family / f"{arm.before}-{seed}" / "trained"
-    recipe = ["--max_steps", str(STEPS[family]), *RECIPES[family][2:], *COMMON, *arm.arguments]
-    run_pretrain(
-        ["--model_type", family, "--model_name_or_path", str(begin), "--output_dir", str(folder / "trained")]
-        + ["--seed", str(seed), "--scenes_seed", str(seed), "--disable_tqdm", "True"]
-        + recipe
-    )
+    loss = distinct_texts if arm.equal_texts_are_negatives else gathered_contrastive_loss
+    with patch.object(modeling_cloc, "gathered_contrastive_loss", loss):
+        run_pretrain(
+            ["--model_type", family, "--model_name_or_path", str(begin), "--output_dir", str(folder / "trained")]
+            + ["--seed", str(seed), "--scenes_seed", str(seed), "--disable_tqdm", "True", *arguments]
+        )
     model, processor = (part.from_pretrained(folder / "trained") for part in (AutoModel, AutoProcessor))
     metrics = evaluate_scenes(model, processor, [make_scene(i, "test", seed) for i in range(TEST_IMAGES)])
-    done.write_text(json.dumps(metrics, indent=1) + "\n")
+    done.write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n")
     return metrics
 
 
@@ -202,25 +229,25 @@ def gain(differences: list[float], margin: float = 0.0) -> tuple[float, float, s
     return mean, error, "does not hold at this scale" if mean + bound < -margin else "not decided"
 
 
-def compare(family: str, name: str, seeds: int) -> list[str]:
-    """A row of the table: claim, both measures, the difference over paired seeds, and what it says."""
+def compare(family: str, name: str, seeds: int) -> list[list[str]]:
+    """Rows of the table: claim, both measures, the difference over paired seeds, and what it says."""
     arm, against = ARMS[family][name], AGAINST.get(name, "base")
-    own = [100 * run(family, name, seed)[arm.other or arm.measure] for seed in range(seeds)]
-    base = [100 * run(family, against, seed)[arm.measure] for seed in range(seeds)]
-    differences = [one - other for one, other in zip(base, own, strict=True)]
-    # A claim is about the base; that of `text_filter` is about the arm itself.
-    if name == "text_filter":
-        differences = [-difference for difference in differences]
-    mean, error, verdict = gain(differences, NOT_WORSE if name == "clip_images" else 0.0)
-    shown = [f"{statistics.mean(values):.1f} %" for values in (base, own)]
-    return [
-        arm.claim,
-        f"`{arm.measure}`",
-        f"{against} {shown[0]}",
-        f"{name} {shown[1]}",
-        f"{mean:+.1f} ± {error:.1f}",
-        verdict,
-    ]
+    own, base = ([run(family, one, seed) for seed in range(seeds)] for one in (name, against))
+    rows = []
+    for measure in arm.measures:
+        of_own = [100 * metrics[arm.other or measure] for metrics in own]
+        of_base = [100 * metrics[measure] for metrics in base]
+        differences = [one - other for one, other in zip(of_base, of_own, strict=True)]
+        # A claim is about the base; this one is about the arm itself.
+        if name == "similar_texts":
+            differences = [-difference for difference in differences]
+        mean, error, verdict = gain(differences, NOT_WORSE if name == "clip_images" else 0.0)
+        sides = [
+            f"{one} {gain(values)[0]:.1f} ± {gain(values)[1]:.1f} %"
+            for one, values in ((against, of_base), (name, of_own))
+        ]
+        rows.append([arm.claim, f"`{measure}`", *sides, f"{mean:+.1f} ± {error:.1f}", verdict])
+    return rows
 
 
 def main() -> None:
@@ -234,13 +261,13 @@ def main() -> None:
     if unknown := sorted(set(chosen) - set(known)):
         parser.error(f"--arms must be among {', '.join(known)}, got {', '.join(unknown)}")
     side_by_side(run, needed(chosen, arguments.seeds), arguments.processes)
-    rows = [compare(*name.split("/"), arguments.seeds) for name in chosen]
+    rows = [row for name in chosen for row in compare(*name.split("/"), arguments.seeds)]
     header = ["claim", "measure", "base", "changed", f"for the claim, {arguments.seeds} seeds", "here"]
     table = markdown_table(header, rows)
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "table.md").write_text(table + "\n")
     print(table)
-    print(json.dumps({name: row[-2] for name, row in zip(chosen, rows, strict=True)}))
+    print(json.dumps({f"{row[0]}, {row[1]}": row[-2] for row in rows}, ensure_ascii=False))
 
 
 if __name__ == "__main__":
