@@ -125,6 +125,14 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict):
 
 def freeze(model, arguments: ModelArguments):
     """What of the towers trains, and how."""
+    new = [
+        value for name, value in model.vision_model.named_parameters() if name.endswith(("mask_weight", "mask_bias"))
+    ]
+    if arguments.freeze_vision and new and not any(value.any() for value in new):
+        raise ValueError(
+            "`--freeze_vision` would leave the mask projection at zero, where no mask changes an embedding. "
+            "`--vision_lr_scale 0` leaves the tower as it is and trains the mask projection."
+        )
     model.vision_model.requires_grad_(not arguments.freeze_vision)
     if model.text_model is not None:
         model.text_model.requires_grad_(not arguments.freeze_text)

@@ -3,7 +3,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pixclip_hf.data.schema import record_features, validate_record
 from pixclip_hf.processing.processing_regions import encode_rle
@@ -23,7 +23,7 @@ def record():
         "score": 0.5,
         "source": "hand",
     }
-    bare = {**region, "id": 6, "mask": None, "category": None, "caption": None, "long_caption": None}
+    bare = dict.fromkeys(region) | {"id": 6, "box": region["box"]}
     return {
         "image": Image.new("RGB", (20, 12)),
         "width": 20,
@@ -52,6 +52,15 @@ def test_a_record_survives_datasets(record, tmp_path):
     assert {name: value for name, value in row.items() if name != "image"} == {
         name: value for name, value in record.items() if name != "image"
     }
+
+
+def test_images_must_be_upright(record):
+    """`datasets` turns by the EXIF orientation what a record's boxes do not follow."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    record["image"].save(buffer, "JPEG", exif=exif)
+    with pytest.raises(ValueError, match="`image` must be upright, got EXIF orientation 3: .*exif_transpose"):
+        validate_record({**record, "image": Image.open(buffer)})
 
 
 def test_encoded_images_pass(record):
@@ -107,9 +116,9 @@ REGION = ("regions", 0)
         ((*REGION, "mask"), {"size": [12, 20]}, ValueError, r"exactly the fields .* missing \['counts'\]"),
         ((*REGION, "caption"), "", ValueError, r"`regions\[0\]\['caption'\]` must not be empty"),
         ((*REGION, "long_caption"), 1.5, TypeError, r"`regions\[0\]\['long_caption'\]` must be a str, got 1.5"),
-        ((*REGION, "score"), None, TypeError, r"`regions\[0\]\['score'\]` must be a number, got None"),
+        ((*REGION, "score"), "1", TypeError, r"`regions\[0\]\['score'\]` must be a number, got '1'"),
         ((*REGION, "score"), float("inf"), ValueError, r"`regions\[0\]\['score'\]` must be finite, got inf"),
-        ((*REGION, "source"), None, TypeError, r"`regions\[0\]\['source'\]` must be a str, got None"),
+        ((*REGION, "source"), 3, TypeError, r"`regions\[0\]\['source'\]` must be a str, got 3"),
     ],
 )
 def test_bad_records_say_what_is_wrong(record, path, value, error, message):

@@ -8,7 +8,7 @@ from itertools import islice
 
 import datasets
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers.utils import logging
 
 from pixclip_hf.data.collator import RegionCollator
@@ -108,6 +108,15 @@ def test_records_are_those_of_the_map_style_reader(write, tmp_path):
             assert region["box"] == pytest.approx(expected["box"])
 
 
+def test_records_without_score_and_source_are_read(tmp_path):
+    """As `load_records` reads them."""
+    rows = [encoded(small_record(i), f"image{i}.png") for i in range(3)]
+    for row in rows:
+        row["regions"][0] |= {"score": None, "source": None}
+    write_rows(tmp_path / "data", rows)
+    assert sorted(flat(take(loader(tmp_path / "data", batch_size=1), 3))) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("workers", (0, 2))
 def test_every_pass_has_every_record_once_in_another_order(workers, write, tmp_path):
     write(tmp_path / "data", [small_record(i) for i in range(24)], 4)
@@ -194,6 +203,13 @@ def break_box(row):
     row["regions"][0]["box"] = [0, 0, 2 * SIZE, 8]
 
 
+def turn_image(row):
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    Image.open(io.BytesIO(row["image"]["bytes"])).save(buffer, "JPEG", exif=exif)
+    row["image"] = {"bytes": buffer.getvalue(), "path": row["image"]["path"]}
+
+
 def write_rows(folder, rows):
     folder.mkdir()
     columns = {name: [row[name] for row in rows] for name in record_features()}
@@ -202,7 +218,7 @@ def write_rows(folder, rows):
     datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
 
 
-@pytest.mark.parametrize("break_row", (break_image, break_mask, break_box))
+@pytest.mark.parametrize("break_row", (break_image, break_mask, break_box, turn_image))
 def test_corrupt_records_are_skipped_counted_and_named(break_row, warnings, tmp_path):
     rows = [encoded(small_record(i), f"image{i}.png") for i in range(6)]
     break_row(rows[3])

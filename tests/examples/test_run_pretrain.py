@@ -132,27 +132,40 @@ def test_from_a_checkpoint_and_evaluation_alone(main, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_from_towers_with_frozen_parts(family, main, towers, tmp_path):
-    trainer = main(options(tmp_path / "run", *towers, "--model_type", family, "--freeze_vision", "--freeze_text"))
+    frozen = ["--model_type", family, "--freeze_vision", "--freeze_text"]
+    if family == "pixclip":
+        # Its mask projection starts at zero: no mask would ever do anything.
+        with pytest.raises(ValueError, match="`--freeze_vision` would leave the mask projection at zero.*lr_scale 0`"):
+            main(options(tmp_path / "run", *towers, *frozen))
+        frozen[2:3] = ["--vision_lr_scale", 0]
+    trainer = main(options(tmp_path / "run", *towers, *frozen))
     model = AutoModel.from_pretrained(tmp_path / "run")
     for part, source in (("vision_model", CLIPModel.from_pretrained(tmp_path / "clip").vision_model),
                          ("text_model", LlamaModel.from_pretrained(tmp_path / "llm"))):  # fmt: skip
         state = getattr(model, part).state_dict()
         for name, value in source.state_dict().items():
             assert torch.equal(state[name], value), name
-    assert not any(parameter.requires_grad for parameter in trainer.model.vision_model.parameters())
+    if family == "pixclip":
+        assert all(
+            value.any() for name, value in model.vision_model.named_parameters() if name.endswith("mask_weight")
+        )
+    else:
+        assert not any(parameter.requires_grad for parameter in trainer.model.vision_model.parameters())
     torch.testing.assert_close(load(tmp_path / "run"), embed(trainer.model, trainer.processing_class))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_on_towers(family, main, towers, tmp_path):
     """The output folder loads, though the model below the adapters was made in the run."""
-    lora = ["--lora_r", 4, "--lora_alpha", 8, "--freeze_vision", "--save_steps", 1]
+    lora = ["--lora_r", 4, "--lora_alpha", 8, "--save_steps", 1]
+    lora += ["--freeze_vision"] if family == "cloc" else ["--vision_lr_scale", 0]
     lora += ["--learning_rate", 1e-3, "--lr_scheduler_type", "constant"]
     trainer = main(options(tmp_path / "run", *towers, "--model_type", family, *lora))
     assert (tmp_path / "run" / "adapter_model.safetensors").exists()
     card = ModelCard.load(tmp_path / "run" / "README.md")
     assert "lora" in card.data.tags and card.data.base_model is None and "| lora_r | 4 |" in card.text
-    assert not any("vision_model" in name for name, p in trainer.model.named_parameters() if p.requires_grad)
+    if family == "cloc":
+        assert not any("vision_model" in name for name, p in trainer.model.named_parameters() if p.requires_grad)
     expected = embed(trainer.model, trainer.processing_class)
     torch.testing.assert_close(load(tmp_path / "run"), expected)
     again = main(options(tmp_path / "run", *towers, "--model_type", family, *lora, steps=3))

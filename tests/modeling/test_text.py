@@ -9,6 +9,7 @@ from builders import EOS, TEXT_KINDS, build_config, build_model, build_texts, sh
 from transformers import AutoModel, CLIPTextModel
 
 from pixclip_hf.modeling.configuration_choices import TEXT_POOLINGS
+from pixclip_hf.modeling.modeling_batches import region_text_features
 from pixclip_hf.modeling.modeling_text import (
     LogitScale,
     MLPAdapter,
@@ -185,7 +186,19 @@ def test_mlp_adapter_equals_its_formula():
 
 def test_logit_scale_stops_at_100():
     torch.testing.assert_close(LogitScale(2.0)().item(), math.exp(2), rtol=1e-6, atol=0)
-    assert LogitScale(9.0)() == 100
+    for start in (math.log(100), 9.0):
+        scale = LogitScale(start)
+        value = scale()
+        torch.testing.assert_close(value.item(), 100.0, rtol=1e-6, atol=0)
+        # It can come back: the gradient is that of 100.
+        value.backward()
+        torch.testing.assert_close(scale.log_scale.grad.item(), 100.0, rtol=1e-6, atol=0)
+
+
+def test_means_of_half_precision_do_not_overflow():
+    states = torch.full((1, 512, 2), 150.0, dtype=torch.float16)
+    pooled = pool_states(states, torch.ones(1, 512, dtype=torch.long), "mean")
+    assert pooled.dtype == torch.float16 and (pooled == 150).all()
 
 
 @pytest.mark.parametrize("family", ["cloc", "pixclip"])
@@ -225,3 +238,21 @@ def test_linear_projection_is_linear():
     torch.testing.assert_close(
         model.get_text_features(text_states=states).pooler_output, states @ model.text_projection.weight.T
     )
+
+
+@pytest.mark.parametrize("family", ["cloc", "pixclip"])
+def test_what_no_text_tower_takes_is_refused(family):
+    """A misspelt mask would let padding count as text."""
+    model = build_model(family, text="llama")
+    ids, mask = build_texts(3)
+    with pytest.raises(TypeError, match="Unknown arguments: attention_msk"):
+        model.get_text_features(ids, attention_msk=mask)
+
+
+@pytest.mark.parametrize("family", ["cloc", "pixclip"])
+def test_region_texts_come_as_tokens_or_states(family):
+    model = build_model(family, text="llama")
+    real, (ids, mask) = torch.ones(1, 3, dtype=torch.bool), build_texts(3)
+    states = torch.zeros(1, 3, model.config.text_hidden_size)
+    with pytest.raises(ValueError, match="`region_input_ids` and `region_text_states` must be given, got both"):
+        region_text_features(model, real, ids[None], mask[None], states)

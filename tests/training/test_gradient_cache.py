@@ -216,11 +216,17 @@ def test_trainer(family, processor, tmp_path):
 
 
 def test_half_precision(family, processor, tmp_path):
-    losses = []
+    start = dict(build(family, 0.0).named_parameters())
+    losses, changes = [], []
     for chunks in (1, 2):
         run = train(family, processor, tmp_path, chunks, bf16=True, max_steps=1)
         losses.append(run.state.log_history[0]["loss"])
+        changes.append(torch.cat([(p - start[name]).flatten() for name, p in run.model.named_parameters()]))
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    # One step of plain descent: the change of the weights is the gradient.
+    plain, cached = (change.detach() for change in changes)
+    assert plain.norm() > 0 and torch.cosine_similarity(plain, cached, dim=0) > 0.999
+    assert cached.norm() / plain.norm() == pytest.approx(1, abs=0.02)
 
 
 def test_accumulation_warns(family, processor, tmp_path, caplog):

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 from transformers.utils import ModelOutput
 
-from pixclip_hf.data.collator import RegionCollator, RegionDataset
+from pixclip_hf.data.collator import RegionCollator, RegionDataset, content_key
 from pixclip_hf.data.scenes import make_scene, scenes_dataset
-from pixclip_hf.training.trainer import RegionTrainer
+from pixclip_hf.training.trainer import KeyedCollator, RegionTrainer
 
 FAMILIES = ("cloc", "pixclip")
 PARTS = {
@@ -317,3 +317,17 @@ def test_dataset_of_the_schema_and_workers(tiny, scenes, tmp_path):
     records = scenes_dataset(len(scenes), size=32)
     found = train(tiny, records, tmp_path, max_steps=4, dataloader_num_workers=2)
     assert [log["loss"] for log in steps_of(found)] == [log["loss"] for log in expected]
+
+
+def test_several_gpus_in_one_process_are_refused(tiny_cloc, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="One process drives 2 GPUs.*accelerate launch.*CUDA_VISIBLE_DEVICES=0"):
+        RegionTrainer(tiny_cloc[0], TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+
+
+def test_batches_of_any_stream_have_keys(tiny_cloc):
+    """Also records that no wrapper of this package has given one."""
+    batch = KeyedCollator(RegionCollator(tiny_cloc[1]))(
+        [make_scene(0, size=32), {**make_scene(1, size=32), "sample_key": (0, 7)}]
+    )
+    assert batch["sample_keys"] == [content_key(make_scene(0, size=32)), (0, 7)]

@@ -20,6 +20,11 @@ def region_inputs(processor: Any, regions: Sequence[Sequence[Mapping[str, Any]]]
     return {"masks": [[region["mask"] or _rectangle(region["box"]) for region in rows] for rows in regions]}
 
 
+def sample_key(record: Mapping[str, Any]) -> tuple[int, ...]:
+    """What decides the draws of a record: the key that it carries, or that of its content."""
+    return record["sample_key"] if "sample_key" in record else content_key(record)
+
+
 def content_key(record: Mapping[str, Any]) -> tuple[int]:
     """A number that names a record by its captions and the ids of its regions, wherever it is stored."""
     ids = [region["id"] for region in record["regions"]]
@@ -132,7 +137,7 @@ class RegionCollator:
             The batch that the model's `forward` takes, `return_loss` included.
         """
         images, regions, texts, captions = [], [], [], []
-        keys = [record["sample_key"] if "sample_key" in record else content_key(record) for record in records]
+        keys = [sample_key(record) for record in records]
         # A stream of its own: what is drawn of a record must not depend on its place in the batch.
         kind_rng = np.random.default_rng((len(self.region_texts), self.seed, *keys[0]))
         kind = self.region_texts[kind_rng.integers(len(self.region_texts))]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..processing.processing_regions import decode_rle
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 _RECORD_FIELDS = ("image", "width", "height", "captions", "alt_text", "regions")
 _REGION_FIELDS = ("id", "box", "mask", "category", "caption", "long_caption", "score", "source")
+ORIENTATION = ExifTags.Base.Orientation
 _BOX_SLACK = 1e-3  # pixels; boxes are stored as float32
 
 
 def record_features() -> "datasets.Features":
     """The `datasets.Features` of a record.
 
-    - image: an image of (height, width);
+    - image: an image of (height, width), upright: without an EXIF orientation;
     - width, height: pixels;
     - captions: texts of the whole image, alt_text: what a web page said about it (None where unknown);
     - regions: a list of
@@ -29,8 +30,8 @@ def record_features() -> "datasets.Features":
         - box: float32 [x0, y0, x1, y1] in pixels, x1 and y1 exclusive,
         - mask: compressed COCO RLE {"size": [height, width], "counts": str}, or None for a region with a box alone,
         - category, caption (short), long_caption: texts, None where unknown,
-        - score: float32, confidence of the annotation, 1 for ground truth,
-        - source: which data source or annotator the region comes from.
+        - score: float32, confidence of the annotation, 1 for ground truth, None where unknown,
+        - source: which data source or annotator the region comes from, None where unknown.
     """
     from datasets import Features, Image, List, Value
 
@@ -95,6 +96,11 @@ def _check_image(image: Any, width: int, height: int) -> None:
     if isinstance(image, Image.Image):
         if image.size != (width, height):
             raise ValueError(f"`image` is {image.size} (width, height) but the record says {(width, height)}")
+        if (orientation := image.getexif().get(ORIENTATION, 1)) != 1:
+            raise ValueError(
+                f"`image` must be upright, got EXIF orientation {orientation}: `datasets` would turn it and not "
+                "its boxes and masks. Pass `PIL.ImageOps.exif_transpose(image)`, with regions of that image."
+            )
         return
     if isinstance(image, Mapping) and set(image) <= {"bytes", "path"} and (image.get("bytes") or image.get("path")):
         return
@@ -167,5 +173,7 @@ def validate_record(record: Mapping[str, Any]) -> None:
         for field in ("category", "caption", "long_caption"):
             if region[field] is not None:
                 _check_text(region[field], f"{name}['{field}']")
-        _check_number(region["score"], f"{name}['score']")
-        _check_text(region["source"], f"{name}['source']")
+        if region["score"] is not None:
+            _check_number(region["score"], f"{name}['score']")
+        if region["source"] is not None:
+            _check_text(region["source"], f"{name}['source']")

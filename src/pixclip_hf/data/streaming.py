@@ -7,6 +7,7 @@ where it stopped, records that cannot be read, and a share of the stream for eve
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from transformers.utils import logging
 
 from .collator import content_key
 from .readers import in_schema
-from .schema import record_features, validate_record
+from .schema import ORIENTATION, record_features, validate_record
 
 if TYPE_CHECKING:
     import datasets
@@ -173,6 +174,11 @@ def _decode(row: Mapping[str, Any]) -> dict[str, Any]:
 
     record = {**row["json"], "image": row["image"]} if "json" in row else dict(row)
     record["image"] = ImageFeature().decode_example(record["image"])
+    # Turned upright by now, its regions not.
+    if row["image"].get("bytes") and Image.open(BytesIO(row["image"]["bytes"])).getexif().get(ORIENTATION, 1) != 1:
+        raise ValueError(
+            "the image is not stored upright: it has an EXIF orientation, which its regions do not follow"
+        )
     validate_record(record)
     return record
 

@@ -94,8 +94,11 @@ def region_text_features(
         region_input_ids, region_text_attention_mask (`(B, R, L)`), region_text_states (`(B, R, D_text)`): the texts.
 
     Raises:
-        ValueError: texts for another number of regions, or a real region whose text is all padding.
+        ValueError: tokens and states at once, texts for another number of regions, or a real region whose text is all
+            padding.
     """
+    if region_input_ids is not None and region_text_states is not None:
+        raise ValueError("One of `region_input_ids` and `region_text_states` must be given, got both.")
     name = "region_text_states" if region_input_ids is None else "region_input_ids"
     texts = region_text_states if region_input_ids is None else region_input_ids
     if texts.shape[:2] != real.shape:

@@ -335,6 +335,7 @@ class CLOCModel(CLOCVisionModel):
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalised.
         """
+        check_arguments(kwargs)
         outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
         # States of a cache, or of a language model in another precision, may not have that of the projection.
         outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))

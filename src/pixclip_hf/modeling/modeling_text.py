@@ -1,5 +1,6 @@
 """Text towers of both models: any Hugging Face text model, pooled and projected."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+MAX_LOG_SCALE = math.log(100)
+
 
 class LogitScale(nn.Module):
-    """Learned inverse temperature, kept as its logarithm and clamped to 100 (CLIP, section 2.5).
+    """Learned inverse temperature, kept as its logarithm and at most 100 (CLIP, section 2.5).
 
     A module of its own, so that PEFT's `modules_to_save` can name it.
     """
@@ -22,8 +25,11 @@ class LogitScale(nn.Module):
 
     def forward(self) -> Tensor:
         """Scalar: the inverse temperature."""
+        # The bound shifts the value and leaves the gradient: checkpoints of CLIP lie on it, where a clamp would hold
+        # them for good.
+        excess = (self.log_scale.detach() - MAX_LOG_SCALE).clamp(min=0)
         # Sharded training gives the parameter a dimension.
-        return self.log_scale.exp().clamp(max=100).reshape(())
+        return (self.log_scale - excess).exp().reshape(())
 
 
 class ScaledLinear(nn.Linear):
@@ -124,8 +130,10 @@ def pool_states(states: Tensor, attention_mask: Tensor, pooling: str, is_eos: Te
         `(N, D)`.
     """
     if pooling == "mean":
-        weights = attention_mask.to(states.dtype)
-        return (states * weights[..., None]).sum(1) / weights.sum(-1, keepdim=True).clamp(min=1)
+        # The sum of half-precision states may be beyond their range.
+        weights = attention_mask.float()
+        means = (states.float() * weights[..., None]).sum(1) / weights.sum(-1, keepdim=True).clamp(min=1)
+        return means.to(states.dtype)
     rows = torch.arange(states.shape[0], device=states.device)
     if pooling == "cls":
         return states[:, 0]

@@ -23,7 +23,10 @@ class ModelArguments:
         default=None, metadata={"help": "Text encoder or LLM to start from, with its tokenizer."}
     )
     image_size: int = field(default=64, metadata={"help": "Side of the images in pixels, of a model from scratch."})
-    freeze_vision: bool = field(default=False, metadata={"help": "Leave the vision tower as it is."})
+    freeze_vision: bool = field(
+        default=False,
+        metadata={"help": "Leave the vision tower as it is; a new mask projection with it, so not at its start."},
+    )
     freeze_text: bool = field(default=False, metadata={"help": "Leave the text tower as it is."})
     text_max_length: int | None = field(
         default=None, metadata={"help": "Tokens of a text; the tokenizer's own limit by default."}

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
-from ..data.collator import RegionDataset
+from ..data.collator import RegionDataset, sample_key
 from ..data.streaming import RecordStream, StreamLoader
 from ..evaluation.retrieval import retrieval_recall
 from ..modeling.modeling_batches import set_losses
@@ -79,7 +79,7 @@ class KeyedCollator:
         self.collator = collator
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return {**self.collator(records), "sample_keys": [record["sample_key"] for record in records]}
+        return {**self.collator(records), "sample_keys": [sample_key(record) for record in records]}
 
 
 class RegionTrainer(Trainer):
@@ -103,12 +103,17 @@ class RegionTrainer(Trainer):
             activations of one part (see [`cached_backward`]).
 
     Raises:
-        ValueError: fewer than one chunk, or several with DeepSpeed; in training, fewer records than processes, or a
-            checkpoint whose steps took another number of images.
+        ValueError: fewer than one chunk, or several with DeepSpeed; several GPUs in one process; in training, fewer
+            records than processes, or a checkpoint whose steps took another number of images.
         FloatingPointError: in training, a loss that is not finite.
     """
 
     def __init__(self, *args: Any, gradient_cache_chunks: int = 1, **kwargs: Any):
+        arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+        # `Trainer` would expect every parameter to be used once a tower recomputes its activations; without captions,
+        # or with a tower's own pooler, some are not. Recomputation that is not reentrant goes with unused parameters.
+        if arguments is not None and arguments.ddp_find_unused_parameters is None:
+            arguments.ddp_find_unused_parameters = True
         super().__init__(*args, **kwargs)
         if gradient_cache_chunks < 1:
             raise ValueError(f"`gradient_cache_chunks` must be at least 1, got {gradient_cache_chunks}.")
@@ -116,6 +121,11 @@ class RegionTrainer(Trainer):
             raise ValueError(
                 f"`gradient_cache_chunks` must be 1 with DeepSpeed, whose engine reduces the gradients of every "
                 f"backward pass, got {gradient_cache_chunks}."
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"One process drives {self.args.n_gpu} GPUs, where each would have its own negatives. Start one "
+                "process a GPU with `accelerate launch` or `torchrun`, or use one alone with `CUDA_VISIBLE_DEVICES=0`."
             )
         self.gradient_cache_chunks = gradient_cache_chunks
         self._scalars = scalars_to_vectors(self.model) if self.accelerator.is_fsdp2 else set()
@@ -324,6 +334,11 @@ class RegionTrainer(Trainer):
 
     def _collect(self, outputs: Any, attention_mask: Tensor | None) -> None:
         real = outputs.region_text_ids != 0 if attention_mask is None else attention_mask.bool()
+        state = self.accelerator.gradient_state
+        if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
+            # The ranks' last batches are filled up with records that were seen before.
+            places = torch.arange(len(real), device=real.device) + self.args.process_index * len(real)
+            real = real & (places < state.remainder)[:, None]
         rows = (outputs.region_embeds, outputs.region_text_embeds, outputs.region_text_ids)
         self._eval_rows.append(tuple(row[real].detach().cpu() for row in rows))
 
