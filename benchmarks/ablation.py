@@ -141,6 +141,26 @@ def distinct_texts(rows, texts, scale, ids, *arguments, **options):
     return gathered_contrastive_loss(rows, texts, scale, ids, *arguments, **options)
 
 
+def done_before(folder: Path, recipe: dict) -> dict[str, float] | None:
+    """Measures that [`keep`] wrote, if it did.
+
+    Raises:
+        ValueError: they are of another recipe.
+    """
+    file = folder / "metrics.json"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text())
+    if found["recipe"] != json.loads(json.dumps(recipe)):
+        raise ValueError(f"{file} is of another recipe, {found['recipe']}, not {recipe}: move {folder} away.")
+    return found["metrics"]
+
+
+def keep(folder: Path, recipe: dict, metrics: dict[str, float]) -> None:
+    """Writes the measures of a model, and how it was made."""
+    (folder / "metrics.json").write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n")
+
+
 def run(family: str, name: str, seed: int) -> dict[str, float]:
     """Measures of an arm, trained unless that was done before.
 
@@ -150,14 +170,10 @@ def run(family: str, name: str, seed: int) -> dict[str, float]:
     name = SAME_MODEL.get(name, name)
     arm, folder = ARMS[family][name], FOLDER / family / f"{name}-{seed}"
     arguments = ["--max_steps", str(STEPS[family]), *RECIPES[family][2:], *COMMON, *arm.arguments]
-    recipe = {"arm": asdict(arm), "arguments": arguments, "test_images": TEST_IMAGES}
-    recipe = json.loads(json.dumps({**recipe, "arm": {key: recipe["arm"][key] for key in TRAINED_WITH}}))
-    done = folder / "metrics.json"
-    if done.is_file():
-        found = json.loads(done.read_text())
-        if found["recipe"] != recipe:
-            raise ValueError(f"{done} is of another recipe, {found['recipe']}, not {recipe}: move {folder} away.")
-        return found["metrics"]
+    changes = {key: value for key, value in asdict(arm).items() if key in TRAINED_WITH}
+    recipe = {"arguments": arguments, "test_images": TEST_IMAGES, **changes}
+    if (metrics := done_before(folder, recipe)) is not None:
+        return metrics
     if arm.before is None:
         begin = folder / "start"
         start(family, arm, seed, begin)
@@ -172,7 +188,7 @@ def run(family: str, name: str, seed: int) -> dict[str, float]:
         )
     model, processor = (part.from_pretrained(folder / "trained") for part in (AutoModel, AutoProcessor))
     metrics = evaluate_scenes(model, processor, [make_scene(i, "test", seed) for i in range(TEST_IMAGES)])
-    done.write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n")
+    keep(folder, recipe, metrics)
     return metrics
 
 

@@ -20,10 +20,11 @@ import json
 import os
 import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from ablation import gain, side_by_side
+from ablation import done_before, gain, keep, side_by_side
 from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
@@ -122,25 +123,34 @@ def check_texts(folder: Path, seed: int) -> dict[str, float]:
 
 
 def run(name: str, seed: int) -> dict[str, float]:
-    """Measures of an arm, trained unless that was done before."""
+    """Measures of an arm, trained unless that was done before.
+
+    Raises:
+        ValueError: it was done with another recipe.
+    """
     folder = FOLDER / f"{name.replace(' ', '_')}-{seed}"
-    done = folder / "metrics.json"
-    if done.is_file():
-        return json.loads(done.read_text())
     arguments = ARMS[name]
+    recipe = {
+        # VESL gives regions no category.
+        "arguments": ["--max_steps", str(STEPS), *RECIPES["cloc"][2:], *COMMON, "--region_text", "caption"],
+        "annotation": arguments and asdict(arguments),
+        "train_images": TRAIN_IMAGES,
+        "test_images": TEST_IMAGES,
+    }
+    if (metrics := done_before(folder, recipe)) is not None:
+        return metrics
     if arguments is None:
         data = ["--scenes_train_images", str(TRAIN_IMAGES), "--scenes_seed", str(seed)]
     else:
         data = ["--dataset_name", str(annotated(arguments, seed, folder))]
-    recipe = ["--max_steps", str(STEPS), *RECIPES["cloc"][2:], *COMMON, "--disable_tqdm", "True"]
     run_pretrain(
         ["--model_type", "cloc", "--output_dir", str(folder / "trained"), "--seed", str(seed)]
-        + [*recipe, *data, "--region_text", "caption"]  # VESL gives regions no category
+        + [*recipe["arguments"], *data, "--disable_tqdm", "True"]
     )
     metrics = evaluate(folder / "trained", seed)
     if arguments is not None:
         metrics |= check_texts(folder, seed)
-    done.write_text(json.dumps(metrics, indent=1) + "\n")
+    keep(folder, recipe, metrics)
     return metrics
 
 

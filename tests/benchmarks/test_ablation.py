@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModel, AutoProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -53,17 +54,18 @@ def test_every_arm_gives_a_row(ablation, monkeypatch, capsys):
     ablation.main()
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith("| ") and "±" in line]
-    claims = [arm.claim for arms in ablation.ARMS.values() for arm in arms.values() if arm.claim]
+    arms = [arm for arms in ablation.ARMS.values() for arm in arms.values()]
+    claims = [(arm.claim, measure) for arm in arms for measure in arm.measures]
     assert len(rows) == len(claims) == len(json.loads(lines[-1]))
-    for row, claim in zip(rows, claims, strict=True):
-        assert row.startswith(f"| {claim} |")
+    for row, (claim, measure) in zip(rows, claims, strict=True):
+        assert row.startswith(f"| {claim} | `{measure}` |")
         assert row.split("|")[-2].strip() in ("holds", "does not hold at this scale", "not decided")
     trained = {path.parent.name for path in Path("runs/ablation").glob("*/*/metrics.json")}
-    assert len(trained) == 2 * (6 + 8) - 2  # both families have a base of the same name
+    assert len(trained) == 2 * (7 + 8) - 2  # both families have a base of the same name
 
 
 def test_differences_are_paired(ablation, monkeypatch):
-    values = {"base": [0.5, 0.7], "roi_align": [0.4, 0.5], "text_filter": [0.6, 0.9], "clip": [0.45, 0.72]}
+    values = {"base": [0.5, 0.7], "roi_align": [0.4, 0.5], "similar_texts": [0.6, 0.9], "clip": [0.45, 0.72]}
     monkeypatch.setattr(
         ablation,
         "run",
@@ -71,11 +73,11 @@ def test_differences_are_paired(ablation, monkeypatch):
             ("region_description_exact", "crop_description_exact"), values[name][seed]
         ),
     )
-    row = ablation.compare("cloc", "roi_align", 2)
-    assert row[2:] == ["base 60.0 %", "roi_align 45.0 %", "+15.0 ± 5.0", "not decided"]
+    (row,) = ablation.compare("cloc", "roi_align", 2)
+    assert row[2:] == ["base 60.0 ± 10.0 %", "roi_align 45.0 ± 5.0 %", "+15.0 ± 5.0", "not decided"]
     # This claim is about the arm: it gains 10 and 20 points.
-    assert ablation.compare("cloc", "text_filter", 2)[4:] == ["+15.0 ± 5.0", "not decided"]
-    assert ablation.compare("cloc", "clip", 2)[4:] == ["+1.5 ± 3.5", "not decided"]
+    assert ablation.compare("cloc", "similar_texts", 2)[0][4:] == ["+15.0 ± 5.0", "not decided"]
+    assert ablation.compare("cloc", "clip", 2)[0][4:] == ["+1.5 ± 3.5", "not decided"]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_verdict_is_a_t_test(ablation):
 def test_needed_models_come_once_and_after_what_they_go_on_from(ablation):
     names = [f"{family}/{name}" for family, arms in ablation.ARMS.items() for name, arm in arms.items() if arm.claim]
     first, then = ablation.needed(names, 3)
-    assert len(first + then) == len(set(first + then)) == 3 * (6 + 8)
+    assert len(first + then) == len(set(first + then)) == 3 * (7 + 8)
     assert {name for _, name, _ in then} == {"lora", "frozen"}
     assert ("pixclip", "short", 2) in first
     assert not {"clip_images"} & {name for _, name, _ in first}
@@ -122,3 +124,26 @@ def test_waves_run_side_by_side(ablation, tmp_path):
     assert inner.is_dir()
     with pytest.raises(FileExistsError):
         ablation.side_by_side(os.mkdir, [[(outer,)]], 2)
+
+
+def test_measures_of_another_recipe_are_refused(ablation, tmp_path):
+    recipe = {"arguments": ["--max_steps", "1"], "config": {"weight": 0.0}, "before": None}
+    assert ablation.done_before(tmp_path, recipe) is None
+    ablation.keep(tmp_path, recipe, {"exact": 0.25})
+    assert ablation.done_before(tmp_path, recipe) == {"exact": 0.25}
+    with pytest.raises(ValueError, match="is of another recipe.*move .* away"):
+        ablation.done_before(tmp_path, {**recipe, "arguments": ["--max_steps", "2"]})
+
+
+def test_filter_of_equal_texts_is_all_that_changes(ablation):
+    """In the region-text loss equal texts become negatives; the loss of images and captions stays."""
+    rows = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    texts, ids, scale = rows.roll(1, 0), torch.tensor([5, 7, 5, 9]), torch.tensor(1.0)
+    logits = scale * rows @ texts.T
+    targets = torch.arange(4)
+    all_negatives = F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)
+    found = ablation.distinct_texts(rows, texts, scale, ids, similarity_threshold=None)
+    filtered = ablation.gathered_contrastive_loss(rows, texts, scale, ids, similarity_threshold=None)
+    assert not torch.allclose(found, filtered, atol=1e-3)
+    assert any(torch.allclose(found * factor, all_negatives, atol=1e-4) for factor in (1, 2))
+    assert torch.equal(ablation.distinct_texts(rows, texts, scale, ids), filtered)
