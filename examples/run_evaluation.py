@@ -20,8 +20,10 @@ Peers see a region as `--view` says (crop, blur, box, mask_pooled):
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 
 from pixclip_hf.evaluation.cache import CachedEncoder
 from pixclip_hf.evaluation.image_sets import LAYOUTS, read_images
@@ -29,7 +31,7 @@ from pixclip_hf.evaluation.intervals import RESAMPLES
 from pixclip_hf.evaluation.peers import REGION_VIEWS, load_encoder
 from pixclip_hf.evaluation.pictures import draw_pictures
 from pixclip_hf.evaluation.region_classification import PROTOCOLS
-from pixclip_hf.evaluation.report import Result, write_results
+from pixclip_hf.evaluation.report import Result, refuse_other_model, weights_digest, write_results
 from pixclip_hf.evaluation.tasks import TASKS, run_task
 
 # Tasks whose data can be drawn.
@@ -86,11 +88,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def saved(model: str) -> Path:
+    """Where the files of a model that has been loaded lie."""
+    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
+
+
 def main(argv: list[str] | None = None) -> list[Result]:
     arguments = parse(argv)
     data_dirs = arguments.data_dir
     if len(data_dirs) == 1:
         data_dirs = data_dirs * len(arguments.tasks)
+    refuse_other_model(arguments.output_dir, arguments.model)
 
     # 1. The model, behind a cache of what it has embedded.
     encoder = load_encoder(
@@ -105,7 +113,7 @@ def main(argv: list[str] | None = None) -> list[Result]:
     encoder = CachedEncoder(encoder, arguments.cache_dir, progress=not arguments.no_progress)
 
     # 2. The tasks. What is done is written at once: a later task may lack its data.
-    view = getattr(encoder.encoder, "view", None)
+    settings = {"view": getattr(encoder.encoder, "view", None), "weights": weights_digest(saved(arguments.model))}
     results, pictures = [], []
     for task, data_dir in zip(arguments.tasks, data_dirs, strict=True):
         results += run_task(
@@ -120,7 +128,7 @@ def main(argv: list[str] | None = None) -> list[Result]:
         )
         if arguments.pictures and task in PICTURED and not pictures:
             pictures = draw_pictures(encoder, read_images(task, data_dir, arguments.split), arguments.output_dir)
-        write_results(arguments.output_dir, arguments.model, results, pictures, view=view)
+        write_results(arguments.output_dir, arguments.model, results, pictures, settings)
         print(f"{task}: written to {arguments.output_dir}")
     return results
 

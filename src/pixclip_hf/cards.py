@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+
+from .evaluation.report import weights_digest
 
 # Built distributions carry the templates inside the package, a checkout (and an editable install of it) beside `src`.
 _TEMPLATE_FOLDERS = (Path(__file__).with_name("hub_cards"), Path(__file__).parents[2] / "hub_cards")
@@ -32,6 +35,7 @@ def write_card(
     repo_id: str,
     *,
     run_folder: str | PathLike | None = None,
+    evaluation_folder: str | PathLike | None = None,
     model_type: str | None = None,
     base_model: str | list[str] | None = None,
     datasets: list[str] | None = None,
@@ -45,6 +49,8 @@ def write_card(
         repo_id: the name that the snippets load: a Hub id, or the folder itself.
         run_folder: where `metrics.json`, `all_results.json`, `trainer_state.json` and `run_arguments.json` lie, as
             far as they exist; `folder` when None.
+        evaluation_folder: where an evaluation of the finished model wrote `results.json` and its pictures; none when
+            None. The first picture of regions is copied into `folder` if the run drew none.
         model_type: `"cloc"` or `"pixclip"`; read from `config.json` when None.
         base_model: Hub ids of what the model was made from; when None, what adapters name as their base, or what
             `run_arguments.json` says.
@@ -55,7 +61,9 @@ def write_card(
         The path of the card.
 
     Raises:
-        ValueError: an unknown `model_type`.
+        ValueError: an unknown `model_type`, or `results.json` is of another model: its weights are neither those in
+            `folder` nor those in `run_folder` or, where weights cannot be compared, its name is none of the three.
+        FileNotFoundError: no `results.json` in `evaluation_folder`.
     """
     folder = Path(folder)
     records = Path(run_folder) if run_folder is not None else folder
@@ -74,7 +82,10 @@ def write_card(
         base_model = [name for name in names if is_hub_id(name)] or None
     if datasets is None and is_hub_id(data.get("dataset_name")):
         datasets = [data["dataset_name"]]
-    results = _evaluations(records, data)
+    evaluation = {}
+    if evaluation_folder is not None:
+        evaluation = _read_evaluation(Path(evaluation_folder), repo_id, (folder, records))
+    results = _evaluations(records, data, evaluation)
     name = repo_id.rstrip("/").split("/")[-1]
     fields = {
         "language": language,
@@ -101,7 +112,7 @@ def write_card(
         adapter=adapter,
         has_text=config.get("text_config", True) is not None,
         text_model_name=config.get("text_model_name"),
-        picture=(folder / "regions.png").is_file(),
+        picture=_picture(folder, evaluation_folder, evaluation.get("pictures", [])),
         results=results,
         scenes=any(result.dataset_type == "scenes" for result in results),
         training=_training_table(run, state),
@@ -195,7 +206,37 @@ def _listed(names: str | Iterable[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
 
-def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
+def _read_evaluation(place: Path, repo_id: str, folders: Iterable[Path]) -> dict[str, Any]:
+    """`results.json`, of the model in one of the folders."""
+    if not (content := _read_json(place / "results.json")):
+        raise FileNotFoundError(f"`evaluation_folder` must hold results.json, got {str(place)!r}.")
+    name, weights = content["model"], content.get("settings", {}).get("weights")
+    places = {folder.resolve() for folder in folders}
+    digests = {weights_digest(folder) for folder in places} - {None} if weights else set()
+    if digests:
+        same, compared = weights in digests, "by its weights"
+    else:
+        same = name == repo_id or Path(name).resolve() in places
+        compared = "by its name, which is all that can be compared"
+    if not same:
+        raise ValueError(
+            f"`evaluation_folder` must hold results of {repo_id}, got {str(place)!r} with those of {name!r}, another "
+            f"model {compared}."
+        )
+    return content
+
+
+def _picture(folder: Path, evaluation_folder: str | PathLike | None, drawn: Iterable[str]) -> str | None:
+    """The picture of regions that a card shows: that of the run, else the first of the evaluation."""
+    if (folder / "regions.png").is_file():
+        return "regions.png"
+    name = next((name for name in drawn if name.endswith("regions.png")), None)
+    if name is not None and not (folder / name).is_file():
+        shutil.copyfile(Path(evaluation_folder, name), folder / name)
+    return name
+
+
+def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[EvalResult]:
     """The measures of `metrics.json` and `results.json` (evaluations by themselves) and of `all_results.json` (the
     trainer's own).
 
@@ -210,7 +251,7 @@ def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
             if _is_measure(measure, value) and measure not in _RUN_ENTRIES:
                 setting = "hard" if hard else metrics.get("setting")
                 results.append(_evaluation(measure, value, dataset, setting, metrics.get("split")))
-    for result in _read_json(records / "results.json").get("results", []):
+    for result in evaluation.get("results", []):
         for key, value in result["metrics"].items():
             if _is_measure(key, value):
                 measure = key.removeprefix("hard_")

@@ -115,9 +115,10 @@ def test_results(tmp_path):
         Result("scenes", "scenes", "seed 0", {"late_detail": 0.9, "x": math.nan}, split="test", notes=["Take note."]),
     ]
     results[0].left_out["crowds"] = 3
-    write_results(tmp_path / "out", "org/model", results, view="crop")
+    write_results(tmp_path / "out", "org/model", results, ["a-regions.png"], {"view": "crop"})
     content = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert content["model"] == "org/model" and content["view"] == "crop"
+    assert content["model"] == "org/model" and content["settings"] == {"view": "crop"}
+    assert content["pictures"] == ["a-regions.png"]
     assert content["late_detail"] == 0.9 and content["dataset"] == "scenes" and content["x"] is None
     assert content["results"][0]["intervals"] == {"accuracy": [0.25, 0.75]}
     table = (tmp_path / "out" / "results.md").read_text()

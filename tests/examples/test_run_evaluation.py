@@ -15,6 +15,7 @@ from pixclip_hf import hub
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.evaluation.peers import load_encoder
+from pixclip_hf.evaluation.report import write_results
 from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.training.from_scratch import small_model
 
@@ -65,7 +66,7 @@ def test_several_tasks_fill_a_card(main, model, tmp_path):
     assert set(cache.iterdir()) == shards and len(shards) >= 5
     for again, result in zip(second, first, strict=True):
         assert again.metrics == pytest.approx(result.metrics, nan_ok=True)
-    card = ModelCard.load(hub.write_card(model, "org/name", run_folder=tmp_path / "out"))
+    card = ModelCard.load(hub.write_card(model, "org/name", evaluation_folder=tmp_path / "out"))
     found = {(r.metric_type, r.dataset_config, r.dataset_split): r.metric_value for r in card.data.eval_results}
     metrics = first[0].metrics
     protocol = first[0].protocol
@@ -103,8 +104,16 @@ def test_pictures(main, model, tmp_path):
         assert f"({name})" in shown
         with Image.open(tmp_path / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
-    card = hub.write_folder(*load_parts(model), tmp_path / "folder", "org/name", run_folder=tmp_path)
+    card = hub.write_folder(*load_parts(model), tmp_path / "folder", "org/name", evaluation_folder=tmp_path)
     assert "](regions.png)" in (card / "README.md").read_text() and (card / "regions.png").is_file()
+
+
+def test_results_of_another_model_stay(main, model, tmp_path):
+    write_results(tmp_path, "org/other", [])
+    before = (tmp_path / "results.json").read_text()
+    with pytest.raises(ValueError, match="holds the results of 'org/other', not of "):
+        main(options("/no/such/model", tmp_path, "--tasks", "scenes", "--data_dir", "scenes:6:1"))
+    assert (tmp_path / "results.json").read_text() == before
 
 
 def load_parts(folder):

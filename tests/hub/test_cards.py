@@ -11,6 +11,7 @@ from PIL import Image
 import pixclip_hf
 from pixclip_hf import cards, hub
 from pixclip_hf.data.scenes import scenes_dataset
+from pixclip_hf.evaluation.report import Result, weights_digest, write_results
 from pixclip_hf.training import add_lora
 
 FAMILIES = ("cloc", "pixclip")
@@ -99,6 +100,51 @@ def test_unnamed_evaluation_is_no_result(folder):
     metrics = {key: value for key, value in METRICS.items() if key != "dataset"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     assert ModelCard.load(cards.write_card(folder, "org/name")).data.eval_results is None
+
+
+def write_records(folder):
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "run_arguments.json").write_text(json.dumps(RUN))
+
+
+def write_evaluation(place, name, weights=None):
+    result = Result("region-classification", "COCO", "cloc-boxes", {"accuracy": 0.5}, split="val2017")
+    write_results(place, name, [result], ["regions.png"], {"weights": weights})
+    (place / "regions.png").write_bytes(b"png")
+
+
+def test_an_evaluation_joins_what_the_run_recorded(family, tmp_path):
+    """Weights are compared over other shards and another folder; the training's records stay."""
+    model, processor = build(family)
+    model.save_pretrained(tmp_path / "run", max_shard_size="20KB")
+    assert len(list((tmp_path / "run").glob("*.safetensors"))) > 1
+    write_records(tmp_path / "run")
+    write_evaluation(tmp_path / "eval", "somewhere/else", weights_digest(tmp_path / "run"))
+    folders = {"run_folder": tmp_path / "run", "evaluation_folder": tmp_path / "eval"}
+    folder = hub.write_folder(model, processor, tmp_path / "out", "org/name", **folders)
+    assert weights_digest(folder) == weights_digest(tmp_path / "run")
+    card = ModelCard.load(folder / "README.md")
+    found = {(result.dataset_type, result.metric_value) for result in card.data.eval_results}
+    assert found == {("scenes", 0.8123), ("scenes", 0.5), ("scenes", 0.25), ("COCO", 0.5)}
+    assert card.data.base_model == ["openai/clip"] and card.data.datasets == ["org/regions"]
+    assert "## Training" in card.text and "](regions.png)" in card.text
+    assert {"results.json", "results.md", "regions.png", "metrics.json"} <= {path.name for path in folder.iterdir()}
+
+
+def test_an_evaluation_of_another_model_is_refused(folder, tmp_path):
+    write_evaluation(tmp_path / "eval", str(folder), "0" * 32)
+    with pytest.raises(ValueError, match="those of '.*', another model by its weights"):
+        cards.write_card(folder, "org/name", evaluation_folder=tmp_path / "eval")
+    for name, same in (("org/name", True), (str(folder), True), ("org/other", False)):
+        write_evaluation(tmp_path / "eval", name)
+        if same:
+            cards.write_card(folder, "org/name", evaluation_folder=tmp_path / "eval")
+            assert (folder / "regions.png").is_file()
+        else:
+            with pytest.raises(ValueError, match="another model by its name, which is all that can be compared"):
+                cards.write_card(folder, "org/name", evaluation_folder=tmp_path / "eval")
+    with pytest.raises(FileNotFoundError, match="`evaluation_folder` must hold results.json"):
+        cards.write_card(folder, "org/name", evaluation_folder=tmp_path)
 
 
 def test_snippets_of_a_card_run(folder, tmp_path, monkeypatch):
