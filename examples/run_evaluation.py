@@ -32,7 +32,7 @@ from pixclip_hf.evaluation.peers import REGION_VIEWS, load_encoder
 from pixclip_hf.evaluation.pictures import draw_pictures
 from pixclip_hf.evaluation.region_classification import PROTOCOLS
 from pixclip_hf.evaluation.report import Result, refuse_other_model, weights_digest, write_results
-from pixclip_hf.evaluation.tasks import TASKS, run_task
+from pixclip_hf.evaluation.tasks import TASKS, check_task, run_task
 
 # Tasks whose data can be drawn.
 PICTURED = ("region-classification", "region-retrieval", "image-text-retrieval", "long-text-retrieval")
@@ -98,6 +98,8 @@ def main(argv: list[str] | None = None) -> list[Result]:
     data_dirs = arguments.data_dir
     if len(data_dirs) == 1:
         data_dirs = data_dirs * len(arguments.tasks)
+    for task in arguments.tasks:
+        check_task(task, arguments.protocol)
     refuse_other_model(arguments.output_dir, arguments.model)
 
     # 1. The model, behind a cache of what it has embedded.
@@ -106,7 +108,6 @@ def main(argv: list[str] | None = None) -> list[Result]:
         view=arguments.view,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
-        unscaled_image_mask=arguments.protocol == "official",
         dtype=arguments.dtype,
     )
     encoder.model.to(arguments.device)

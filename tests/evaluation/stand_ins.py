@@ -27,7 +27,8 @@ class KnownEncoder:
     def embed_texts(self, texts):
         return torch.tensor([self.texts[text] for text in texts])
 
-    def embed_images(self, images):
+    def embed_images(self, images, unscaled=False):
+        self.unscaled = unscaled
         return torch.tensor([self.images[image.size] for image in images])
 
     def embed_regions(self, records):

@@ -16,7 +16,7 @@ from pixclip_hf.evaluation.image_sets import Images
 from pixclip_hf.evaluation.peers import PeerEncoder
 from pixclip_hf.evaluation.report import Result, write_results
 from pixclip_hf.evaluation.retrieval_tasks import retrieve_images, retrieve_regions
-from pixclip_hf.evaluation.tasks import EvaluateTasks, run_task
+from pixclip_hf.evaluation.tasks import TASKS, EvaluateTasks, run_task
 from pixclip_hf.training import RegionTrainer
 
 
@@ -51,11 +51,46 @@ def test_image_text_retrieval_by_both_protocols():
     ]
     corrected = retrieve_images(encoder, Images("known", records), resamples=0)
     assert corrected.metrics["text_count"] == 3 and corrected.metrics["image_to_text_recall@1"] == (1 + 0.5) / 2
-    official = retrieve_images(encoder, Images("known", records), protocol="official", resamples=0)
+    assert not encoder.encoder.unscaled
+    official = retrieve_images(encoder, Images("Flickr30k", records), protocol="official", resamples=0)
+    assert encoder.encoder.unscaled
     assert official.metrics["text_count"] == 2 and official.protocol == "official"
     assert official.metrics["image_to_text_recall@1"] == 0.5
     with pytest.raises(ValueError, match="`protocol` of image-text-retrieval must be corrected or official"):
         retrieve_images(encoder, Images("known", records), protocol="pixclip-coco")
+    with pytest.raises(ValueError, match="which are of Flickr30k, Urban1k, DOCCI, got the dataset 'known'"):
+        retrieve_images(encoder, Images("known", records), protocol="official")
+
+
+def test_protocols_are_checked_for_every_task(tmp_path):
+    for task in TASKS:
+        with pytest.raises(ValueError, match="`protocol` must be one of corrected, official, .*, got 'typo'"):
+            run_task(None, task, str(tmp_path), protocol="typo")
+    for task in ("region-retrieval", "zero-shot-classification", "mask-sensitivity", "scenes"):
+        with pytest.raises(ValueError, match=f"`protocol` official is of .*, got it for {task}"):
+            EvaluateTasks({task: "scenes:4:0"}, protocol="official")
+
+
+def test_official_takes_all_splits_of_docci_alone(tmp_path):
+    """DOCCI's script reads the file from its start, training images first; DCI has no published script."""
+    docci, dci = tmp_path / "docci", tmp_path / "dci"
+    for folder in (docci / "images", dci / "photos", dci / "annotations"):
+        folder.mkdir(parents=True)
+    lines = []
+    for split, size in (("train", (4, 4)), ("test", (5, 5))):
+        for folder in (docci / "images", dci / "photos"):
+            Image.new("RGB", size).save(folder / f"{split}.png")
+        lines.append(json.dumps({"split": split, "image_file": f"{split}.png", "description": split}))
+        entry = {"image": f"{split}.png", "short_caption": split, "extra_caption": "more"}
+        (dci / "annotations" / f"{split}.json").write_text(json.dumps(entry))
+    (docci / "docci_descriptions.jsonlines").write_text("\n".join(lines))
+    (dci / "splits.json").write_text(json.dumps({"train": ["train.json"], "test": ["test.json"]}))
+    encoder = known(texts={"train": [1.0, 0.0], "test": [0.0, 1.0]}, images={(4, 4): [1.0, 0.0], (5, 5): [0.0, 1.0]})
+    for protocol, count in (("official", 2), ("corrected", 1)):
+        (result,) = run_task(encoder, "long-text-retrieval", str(docci), protocol, resamples=0)
+        assert result.metrics["image_count"] == count and encoder.encoder.unscaled == (count == 2)
+    with pytest.raises(ValueError, match="got the dataset 'DCI'"):
+        run_task(encoder, "long-text-retrieval", str(dci), "official", resamples=0)
 
 
 @pytest.mark.parametrize("family", ("cloc", "pixclip"))

@@ -45,15 +45,16 @@ class CachedEncoder:
         """L2-normalised `(T, D)`."""
         return torch.cat([rows for rows, _ in self._shards(texts, "texts", self._texts, lambda text: text)])
 
-    def embed_images(self, images: Sequence[Any]) -> Tensor:
-        """L2-normalised `(N, D)` of whole images, PIL or paths."""
+    def embed_images(self, images: Sequence[Any], unscaled: bool = False) -> Tensor:
+        """L2-normalised `(N, D)` of whole images, PIL or paths; `unscaled` as in [`RegionEncoder.embed_images`]."""
 
         def encode(part: Sequence[Any]) -> list[Tensor]:
             parts = batches(part, self.encoder.batch_size)
-            rows = [self.encoder.embed_images([open_image(image) for image in images]) for images in parts]
+            rows = [self.encoder.embed_images([open_image(image) for image in some], unscaled) for some in parts]
             return list(torch.cat(rows).split(1))
 
-        return torch.cat([rows for rows, _ in self._shards(images, "images", encode, _image_key)])
+        name = "images, unscaled mask" if unscaled else "images"
+        return torch.cat([rows for rows, _ in self._shards(images, name, encode, _image_key)])
 
     def embed_regions(
         self,

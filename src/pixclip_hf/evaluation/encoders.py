@@ -79,37 +79,33 @@ class RegionEncoder:
         processor: its processor.
         batch_size: images, crops and texts at a time.
         max_length: tokens that texts are cut to; the tokenizer's own limit when None.
-        unscaled_image_mask: whole images of a model with mask prompts get a mask of 1.0 *behind* the model's scaling,
-            as in PixCLIP's published retrieval scripts, in place of all ones before it (1.92 behind it).
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        unscaled_image_mask: bool = False,
-    ):
+    def __init__(self, model: Any, processor: Any, batch_size: int = 32, max_length: int | None = None):
         self.model, self.processor = model.eval(), processor
         self.batch_size, self.max_length = batch_size, max_length
         self.takes_masks = "region_masks" in processor.model_input_names
-        self.unscaled_image_mask = unscaled_image_mask and self.takes_masks
         self.mean_colour = list(processor.image_processor.image_mean)
 
     @property
     def settings(self) -> str:
         """What beside model and processor decides the embeddings."""
-        return f"{self.max_length} {self.unscaled_image_mask}"
+        return str(self.max_length)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """L2-normalised `(T, D)`."""
         return embed_texts(self.model, self.processor, texts, self.max_length, self.batch_size)
 
     @torch.no_grad()
-    def embed_images(self, images: Sequence[Any]) -> Tensor:
-        """L2-normalised `(N, D)` of whole images, PIL or paths."""
-        if not self.unscaled_image_mask:
+    def embed_images(self, images: Sequence[Any], unscaled: bool = False) -> Tensor:
+        """L2-normalised `(N, D)` of whole images, PIL or paths.
+
+        Args:
+            images: PIL or paths.
+            unscaled: a model with mask prompts gets a mask of 1.0 *behind* its scaling, as in PixCLIP's published
+                retrieval scripts, in place of all ones before it (1.92 behind it).
+        """
+        if not (unscaled and self.takes_masks):
             return embed_images(self.model, self.processor, images, self.batch_size)
         config, embeds = self.model.config, []
         for part in batches(images, self.batch_size):

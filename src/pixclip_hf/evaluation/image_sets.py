@@ -12,6 +12,7 @@ from ..processing.processing_regions import decode_rle, polygon_mask
 from .views import StoredImage
 
 Record = Mapping[str, Any]
+DOCCI_FILE = "docci_descriptions.jsonlines"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 LAYOUTS = {
@@ -33,7 +34,8 @@ one of
   DATA_DIR                                          a dataset in the record schema (save_to_disk or Parquet)""",
     "long-text-retrieval": """\
 one of
-  DATA_DIR/image/*.jpg and DATA_DIR/caption/*.txt   Urban1k, a text an image of the same name
+  DATA_DIR/image/*.jpg and DATA_DIR/caption/*.txt   Urban1k, a text an image of the same name (the dataset is called
+                                                    as DATA_DIR is)
   DATA_DIR/docci_descriptions.jsonlines             DOCCI, with DATA_DIR/images
   DATA_DIR/annotations/*.json and DATA_DIR/photos   DCI, with splits.json
   DATA_DIR/*.json                                   as ShareGPT4V: [{"image", "conversations": [{"from", "value"}]}],
@@ -259,7 +261,7 @@ def _long_texts(folder: Path, split: str | None) -> Images | None:
         images = sorted(path for path in (folder / "image").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         records = [_captioned(path, [_text_of(folder / "caption" / f"{path.stem}.txt")]) for path in images]
         return Images(folder.name, records)
-    if (path := folder / "docci_descriptions.jsonlines").is_file():
+    if (path := folder / DOCCI_FILE).is_file():
         entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         chosen = split or "test"
         records = [

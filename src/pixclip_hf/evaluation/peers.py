@@ -81,8 +81,8 @@ class PeerEncoder:
         return F.normalize(torch.cat(embeds).float(), dim=-1).cpu()
 
     @torch.no_grad()
-    def embed_images(self, images: Sequence[Any]) -> Tensor:
-        """L2-normalised `(N, D)` of whole images, PIL or paths."""
+    def embed_images(self, images: Sequence[Any], unscaled: bool = False) -> Tensor:
+        """L2-normalised `(N, D)` of whole images, PIL or paths; without a mask, `unscaled` changes nothing."""
         embeds = []
         for part in batches(images, self.batch_size):
             opened = [open_image(image) for image in part]
@@ -148,7 +148,6 @@ def load_encoder(
     view: str = "crop",
     batch_size: int = 32,
     max_length: int | None = None,
-    unscaled_image_mask: bool = False,
     **kwargs: Any,
 ) -> RegionEncoder | PeerEncoder:
     """The encoder of any checkpoint: CLOC and PixCLIP (converted Alpha-CLIP too) see regions, peers see `view`.
@@ -156,11 +155,10 @@ def load_encoder(
     Args:
         name_or_path: Hub id or folder.
         view, batch_size, max_length: as in [`PeerEncoder`].
-        unscaled_image_mask: as in [`RegionEncoder`].
         kwargs: of `AutoModel.from_pretrained`, such as `dtype` and `revision`.
     """
     model = AutoModel.from_pretrained(name_or_path, **kwargs)
     processor = AutoProcessor.from_pretrained(name_or_path)
     if hasattr(model, "get_region_features"):
-        return RegionEncoder(model, processor, batch_size, max_length, unscaled_image_mask)
+        return RegionEncoder(model, processor, batch_size, max_length)
     return PeerEncoder(model, processor, view, batch_size, max_length)

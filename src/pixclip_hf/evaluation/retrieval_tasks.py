@@ -11,6 +11,7 @@ from .retrieval import retrieval_measures, text_identities
 
 # Of PixCLIP's published scripts: so many images, from the start of the file.
 OFFICIAL_IMAGES = 1000
+OFFICIAL_DATASETS = ("Flickr30k", "Urban1k", "DOCCI")
 
 
 def retrieve_regions(
@@ -71,19 +72,25 @@ def retrieve_images(
         encoder: a [`CachedEncoder`].
         data: images with `captions`.
         task: `"image-text-retrieval"` or `"long-text-retrieval"`.
-        protocol: `corrected` (or None): every caption of every image. `official`: as PixCLIP's published scripts, the
-            first caption of each of the first 1,000 images.
+        protocol: `corrected` (or None): every caption of every image. `official`: as PixCLIP's published scripts for
+            Flickr30k, Urban1k and DOCCI, the first caption of each of the first 1,000 images, and a whole-image mask
+            that was not scaled.
         resamples: of the bootstrap, which draws images.
 
     Returns:
         `image_to_text_recall@1`, `@5`, `@10`, `text_to_image_…`, median ranks and counts.
 
     Raises:
-        ValueError: an unknown protocol, or no image has a caption.
+        ValueError: an unknown protocol, `official` for another dataset, or no image has a caption.
     """
     if protocol not in (None, "corrected", "official"):
         raise ValueError(f"`protocol` of {task} must be corrected or official, got {protocol!r}.")
     official = protocol == "official"
+    if official and data.name.lower() not in map(str.lower, OFFICIAL_DATASETS):
+        raise ValueError(
+            f"`protocol` official repeats PixCLIP's scripts, which are of {', '.join(OFFICIAL_DATASETS)}, "
+            f"got the dataset {data.name!r}: take corrected."
+        )
     records = [record for record in data.records if record["captions"]]
     if not records:
         raise ValueError(f"No image of {data.name} has a caption.")
@@ -91,7 +98,7 @@ def retrieve_images(
     captions = [record["captions"][:1] if official else record["captions"] for record in records]
     owners = torch.tensor([number for number, texts in enumerate(captions) for _ in texts])
     metrics, intervals = retrieval_measures(
-        encoder.embed_images([record["image"] for record in records]),
+        encoder.embed_images([record["image"] for record in records], unscaled=official),
         encoder.embed_texts([text for texts in captions for text in texts]),
         torch.arange(len(records)),
         owners,

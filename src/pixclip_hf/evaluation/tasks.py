@@ -1,5 +1,6 @@
 """The tasks by name: from a model and a folder of data to results."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -8,7 +9,7 @@ from ..data.scenes import make_scene
 from .cache import CachedEncoder
 from .encoders import RegionEncoder
 from .grounding import refer_by_grounding, refer_by_similarity
-from .image_sets import parse_scenes, read_images
+from .image_sets import DOCCI_FILE, parse_scenes, read_images
 from .intervals import RESAMPLES
 from .mask_sensitivity import measure_sensitivity
 from .region_classification import PROTOCOLS, classify_images, classify_regions
@@ -26,6 +27,22 @@ TASKS = (
     "mask-sensitivity",
     "scenes",
 )
+# Published scripts do these; for the others there is nothing to repeat.
+OFFICIAL_TASKS = ("region-classification", "image-text-retrieval", "long-text-retrieval", "referring")
+
+
+def check_task(task: str, protocol: str | None = None) -> None:
+    """
+    Raises:
+        ValueError: an unknown task or protocol, or `official` for a task that no published script does.
+    """
+    if task not in TASKS:
+        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
+    names = ("corrected", "official", *PROTOCOLS)
+    if protocol is not None and protocol not in names:
+        raise ValueError(f"`protocol` must be one of {', '.join(names)}, got {protocol!r}.")
+    if protocol == "official" and task not in OFFICIAL_TASKS:
+        raise ValueError(f"`protocol` official is of {', '.join(OFFICIAL_TASKS)}, got it for {task}.")
 
 
 def run_task(
@@ -44,8 +61,8 @@ def run_task(
         encoder: a [`CachedEncoder`].
         task: one of [`TASKS`].
         data_dir: a folder (see `image_sets.LAYOUTS`) or `scenes:N:SEED`.
-        protocol: `corrected`, `official`, or a name of `region_classification.PROTOCOLS`, which stands for `corrected`
-            in every other task.
+        protocol: `corrected`, `official` (of [`OFFICIAL_TASKS`]), or a name of `region_classification.PROTOCOLS`,
+            which stands for `corrected` in every other task.
         split: of a dataset that has several.
         candidates: of `referring`: `"objects"` or `"detections"`.
         region_text: of `region-retrieval` and `mask-sensitivity`: field of the regions.
@@ -55,16 +72,16 @@ def run_task(
         A result, or two: `referring` adds the grounding head of a model that has one.
 
     Raises:
-        ValueError: an unknown task or protocol, or data that the task cannot use.
+        ValueError: as [`check_task`], or data that the task or protocol cannot use.
         FileNotFoundError: no data; the message shows how it must lie.
     """
-    if task not in TASKS:
-        raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
+    check_task(task, protocol)
     if task == "scenes":
         return [_scenes(encoder, data_dir)]
     if task != "region-classification" and protocol in PROTOCOLS:
         protocol = None
-    if task == "long-text-retrieval" and protocol == "official" and split is None:
+    docci = task == "long-text-retrieval" and Path(data_dir, DOCCI_FILE).is_file()
+    if docci and protocol == "official" and split is None:
         # PixCLIP's DOCCI script takes the first thousand lines of the file, whatever their split.
         split = "all"
     data = read_images("region-classification" if task == "mask-sensitivity" else task, data_dir, split, candidates)
@@ -111,6 +128,8 @@ class EvaluateTasks(TrainerCallback):
     def __init__(self, tasks: dict[str, str], batch_size: int = 32, **options: Any):
         if unknown := sorted(set(tasks) - set(TASKS)):
             raise ValueError(f"`tasks` must be among {', '.join(TASKS)}, got {', '.join(unknown)}.")
+        for task in tasks:
+            check_task(task, options.get("protocol"))
         self.tasks, self.batch_size, self.options = tasks, batch_size, {"resamples": 0, **options}
 
     def on_evaluate(
