@@ -145,7 +145,11 @@ def test_in_a_trainer(tiny_cloc, tmp_path):
 def test_results(tmp_path):
     results = [
         Result(
-            "referring", "refcoco", "corrected", {"accuracy": 0.5, "expression_count": 8}, {"accuracy": (0.25, 0.75)}
+            "referring",
+            "refcoco",
+            "corrected",
+            {"accuracy": 0.5, "mean_iou": 0.25, "expression_count": 8},
+            {"accuracy": (0.25, 0.75), "mean_iou": (0.125, 0.5)},
         ),
         Result("scenes", "scenes", "seed 0", {"late_detail": 0.9, "x": math.nan}, split="test", notes=["Take note."]),
     ]
@@ -155,7 +159,8 @@ def test_results(tmp_path):
     assert content["model"] == "org/model" and content["settings"] == {"view": "crop"}
     assert content["pictures"] == ["a-regions.png"]
     assert content["late_detail"] == 0.9 and content["dataset"] == "scenes" and content["x"] is None
-    assert content["results"][0]["intervals"] == {"accuracy": [0.25, 0.75]}
+    assert content["results"][0]["intervals"]["accuracy"] == [0.25, 0.75]
     table = (tmp_path / "out" / "results.md").read_text()
     assert "| accuracy | 50.00 % | 25.00 – 75.00 % |" in table and "| expression count | 8 |  |" in table
+    assert "| mean iou | 0.250 | 0.125 – 0.500 |" in table
     assert "Left out: 3 crowds." in table and "| x | – |  |" in table and "Take note." in table

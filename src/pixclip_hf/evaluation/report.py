@@ -114,7 +114,7 @@ def write_results(
         title = f"## {result.task}: {result.dataset}" + (f", {result.split}" if result.split else "")
         header = ["measure", "value", "95 % interval"]
         rows = [
-            [name.replace("_", " "), _shown(name, value), _interval(result.intervals.get(name))]
+            [name.replace("_", " "), _shown(name, value), _interval(name, result.intervals.get(name))]
             for name, value in result.metrics.items()
         ]
         sections += [f"{title}\n", f"Protocol: `{result.protocol}`.\n", markdown_table(header, rows) + "\n"]
@@ -142,5 +142,8 @@ def _shown(name: str, value: float) -> str:
     return f"{value:.3f}" if name.endswith(("_cosine", "_iou", "_rank", "_ratio")) else f"{100 * value:.2f} %"
 
 
-def _interval(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None or not math.isfinite(ends[0]) else f"{100 * ends[0]:.2f} – {100 * ends[1]:.2f} %"
+def _interval(name: str, ends: tuple[float, float] | None) -> str:
+    if ends is None or not math.isfinite(ends[0]):
+        return ""
+    low, high = (_shown(name, end) for end in ends)
+    return f"{low.removesuffix(' %')} – {high}"

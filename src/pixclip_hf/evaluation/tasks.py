@@ -15,7 +15,7 @@ from .mask_sensitivity import measure_sensitivity
 from .region_classification import PROTOCOLS, classify_images, classify_regions
 from .report import Result
 from .retrieval_tasks import retrieve_images, retrieve_regions
-from .scenes import evaluate_scenes
+from .scenes import measure_scenes
 
 TASKS = (
     "region-classification",
@@ -77,7 +77,7 @@ def run_task(
     """
     check_task(task, protocol)
     if task == "scenes":
-        return [_scenes(encoder, data_dir)]
+        return [_scenes(encoder, data_dir, resamples)]
     if task != "region-classification" and protocol in PROTOCOLS:
         protocol = None
     docci = task == "long-text-retrieval" and Path(data_dir, DOCCI_FILE).is_file()
@@ -99,7 +99,7 @@ def run_task(
     return [classify_images(encoder, data, resamples=resamples)]
 
 
-def _scenes(encoder: CachedEncoder, data_dir: str) -> Result:
+def _scenes(encoder: CachedEncoder, data_dir: str, resamples: int) -> Result:
     """The demo's measures, on its two settings."""
     number, seed = parse_scenes(data_dir)
     if not isinstance(encoder.encoder, RegionEncoder):
@@ -107,12 +107,12 @@ def _scenes(encoder: CachedEncoder, data_dir: str) -> Result:
             "`scenes` measures CLOC and PixCLIP; for other models take region-classification or region-retrieval "
             f"with `--data_dir {data_dir}`."
         )
-    metrics = {}
+    metrics, intervals = {}, {}
     for setting, prefix in (("default", ""), ("hard", "hard_")):
         records = [make_scene(index, "test", seed, setting=setting) for index in range(number)]
-        found = evaluate_scenes(encoder.encoder.model, encoder.encoder.processor, records)
-        metrics |= {prefix + name: value for name, value in found.items()}
-    return Result("scenes", "scenes", f"seed {seed}", metrics, split="test")
+        for found, all_found in zip(measure_scenes(encoder, records, resamples), (metrics, intervals), strict=True):
+            all_found |= {prefix + name: value for name, value in found.items()}
+    return Result("scenes", "scenes", f"seed {seed}", metrics, intervals, split="test")
 
 
 class EvaluateTasks(TrainerCallback):
