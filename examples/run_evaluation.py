@@ -20,6 +20,7 @@ Peers see a region as `--view` says (crop, blur, box, mask_pooled):
 
 import argparse
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ from pixclip_hf.evaluation.region_classification import PROTOCOLS
 from pixclip_hf.evaluation.report import Result, refuse_other_model, weights_digest, write_results
 from pixclip_hf.evaluation.tasks import TASKS, check_task, run_task
 
+# Recorded beside the results.
+LIBRARIES = ("torch", "transformers", "pillow")
 # Tasks whose data can be drawn.
 PICTURED = ("region-classification", "region-retrieval", "image-text-retrieval", "long-text-retrieval")
 
@@ -50,6 +53,7 @@ class ShowLayouts(argparse.Action):
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hub id or folder")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub id")
     parser.add_argument("--tasks", required=True, nargs="+", choices=TASKS)
     parser.add_argument(
         "--data_dir", required=True, nargs="+", help="folder or scenes:N:SEED: one for all tasks, or one for each"
@@ -88,9 +92,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def saved(model: str) -> Path:
+def saved(model: str, revision: str) -> Path:
     """Where the files of a model that has been loaded lie."""
-    return Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
+    if Path(model).is_dir():
+        return Path(model)
+    return Path(snapshot_download(model, revision=revision, local_files_only=True))
 
 
 def main(argv: list[str] | None = None) -> list[Result]:
@@ -109,12 +115,20 @@ def main(argv: list[str] | None = None) -> list[Result]:
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
         dtype=arguments.dtype,
+        revision=arguments.revision,
     )
     encoder.model.to(arguments.device)
     encoder = CachedEncoder(encoder, arguments.cache_dir, progress=not arguments.no_progress)
 
     # 2. The tasks. What is done is written at once: a later task may lack its data.
-    settings = {"view": getattr(encoder.encoder, "view", None), "weights": weights_digest(saved(arguments.model))}
+    settings = {
+        "view": getattr(encoder.encoder, "view", None),
+        "max_length": encoder.encoder.text_limit,
+        "dtype": arguments.dtype,
+        "revision": getattr(encoder.encoder.model.config, "_commit_hash", None),
+        "weights": weights_digest(saved(arguments.model, arguments.revision)),
+        **{name: version(name) for name in LIBRARIES},
+    }
     results, pictures = [], []
     for task, data_dir in zip(arguments.tasks, data_dirs, strict=True):
         results += run_task(

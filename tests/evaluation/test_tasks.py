@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 from PIL import Image
 from stand_ins import known, tiny_clip
 from transformers import TrainingArguments
@@ -114,6 +115,22 @@ def test_scenes_need_a_region_model():
         run_task(encoder, "scenes", "scenes:4:0")
 
 
+def test_cut_texts_are_said(tiny_cloc):
+    """A token a byte beside <bos> and <eos>; a second task counts its own."""
+    clip = PeerEncoder(*tiny_clip(), max_length=12)
+    for encoder in (CachedEncoder(clip, progress=False), CachedEncoder(RegionEncoder(*tiny_cloc, max_length=12))):
+        texts = ["x" * 10, "x" * 11, "x" * 12, "short"]
+        embeds = encoder.embed_texts(texts)
+        assert (encoder.texts, encoder.cut_texts) == (4, 2)
+        # What is left of the three longest is the same.
+        assert torch.equal(embeds[1], embeds[2]) and not torch.equal(embeds[1], embeds[3])
+        (result,) = run_task(encoder, "image-text-retrieval", "scenes:3:0", resamples=0)
+        count = result.metrics["text_count"]
+        assert result.notes == [f"{count} of {count} texts (100.0 %) were cut to 12 tokens."]
+    (result,) = run_task(CachedEncoder(RegionEncoder(*tiny_cloc)), "region-retrieval", "scenes:3:0", resamples=0)
+    assert result.notes == []
+
+
 def test_in_a_trainer(tiny_cloc, tmp_path):
     model, processor = tiny_cloc
     arguments = TrainingArguments(
@@ -154,13 +171,14 @@ def test_results(tmp_path):
         Result("scenes", "scenes", "seed 0", {"late_detail": 0.9, "x": math.nan}, split="test", notes=["Take note."]),
     ]
     results[0].left_out["crowds"] = 3
-    write_results(tmp_path / "out", "org/model", results, ["a-regions.png"], {"view": "crop"})
+    write_results(tmp_path / "out", "org/model", results, ["a-regions.png"], {"view": "crop", "revision": None})
     content = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert content["model"] == "org/model" and content["settings"] == {"view": "crop"}
+    assert content["model"] == "org/model" and content["settings"] == {"view": "crop", "revision": None}
     assert content["pictures"] == ["a-regions.png"]
     assert content["late_detail"] == 0.9 and content["dataset"] == "scenes" and content["x"] is None
     assert content["results"][0]["intervals"]["accuracy"] == [0.25, 0.75]
     table = (tmp_path / "out" / "results.md").read_text()
     assert "| accuracy | 50.00 % | 25.00 – 75.00 % |" in table and "| expression count | 8 |  |" in table
+    assert "Settings: view crop.\n" in table
     assert "| mean iou | 0.250 | 0.125 – 0.500 |" in table
     assert "Left out: 3 crowds." in table and "| x | – |  |" in table and "Take note." in table

@@ -15,10 +15,11 @@ from pixclip_hf import hub
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.evaluation.peers import load_encoder
-from pixclip_hf.evaluation.report import write_results
+from pixclip_hf.evaluation.report import weights_digest, write_results
 from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.training.from_scratch import small_model
 
+LIBRARIES = ("torch", "transformers", "pillow")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -53,6 +54,13 @@ def test_scenes_write_the_names_of_the_demo(main, model, tmp_path):
             assert content[prefix + name] == (pytest.approx(value) if value == value else None)
     assert content["dataset"] == "scenes" and content["split"] == "test" and content["image_count"] == 6
     assert "## scenes: scenes, test" in (tmp_path / "results.md").read_text()
+    settings = content["settings"]
+    assert settings.keys() == {"view", "max_length", "dtype", "revision", "weights", *LIBRARIES}
+    assert settings["max_length"] == encoder.text_limit and settings["weights"] == weights_digest(model)
+    assert (
+        f"dtype float32, weights {settings['weights']}, torch {torch.__version__}"
+        in (tmp_path / "results.md").read_text()
+    )
 
 
 def test_several_tasks_fill_a_card(main, model, tmp_path):

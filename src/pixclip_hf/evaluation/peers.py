@@ -153,6 +153,7 @@ def load_encoder(
     view: str = "crop",
     batch_size: int = 32,
     max_length: int | None = None,
+    revision: str = "main",
     **kwargs: Any,
 ) -> RegionEncoder | PeerEncoder:
     """The encoder of any checkpoint: CLOC and PixCLIP (converted Alpha-CLIP too) see regions, peers see `view`.
@@ -160,10 +161,11 @@ def load_encoder(
     Args:
         name_or_path: Hub id or folder.
         view, batch_size, max_length: as in [`PeerEncoder`].
-        kwargs: of `AutoModel.from_pretrained`, such as `dtype` and `revision`.
+        revision: of a Hub id.
+        kwargs: of `AutoModel.from_pretrained`, such as `dtype`.
     """
-    model = AutoModel.from_pretrained(name_or_path, **kwargs)
-    processor = AutoProcessor.from_pretrained(name_or_path)
+    model = AutoModel.from_pretrained(name_or_path, revision=revision, **kwargs)
+    processor = AutoProcessor.from_pretrained(name_or_path, revision=revision)
     if hasattr(model, "get_region_features"):
         return RegionEncoder(model, processor, batch_size, max_length)
     return PeerEncoder(model, processor, view, batch_size, max_length)

@@ -109,7 +109,11 @@ def write_results(
         "pictures": pictures,
     }
     (folder / "results.json").write_text(json.dumps(_plain(content), indent=1) + "\n")
-    sections = [f"# Evaluation of {model}\n", "Intervals: 95 %, bootstrap over images.\n"]
+    sections = [f"# Evaluation of {model}\n"]
+    if settings:
+        named = [f"{name} {value}" for name, value in settings.items() if value is not None]
+        sections.append(f"Settings: {', '.join(named)}.\n")
+    sections.append("Intervals: 95 %, bootstrap over images.\n")
     for result in results:
         title = f"## {result.task}: {result.dataset}" + (f", {result.split}" if result.split else "")
         header = ["measure", "value", "95 % interval"]

@@ -69,13 +69,36 @@ def run_task(
         resamples: of the bootstrap.
 
     Returns:
-        A result, or two: `referring` adds the grounding head of a model that has one.
+        A result, or two: `referring` adds the grounding head of a model that has one. A note says how many texts were
+        cut, if any were.
 
     Raises:
         ValueError: as [`check_task`], or data that the task or protocol cannot use.
         FileNotFoundError: no data; the message shows how it must lie.
     """
     check_task(task, protocol)
+    encoder.texts = encoder.cut_texts = 0
+    results = _measure(encoder, task, data_dir, protocol, split, candidates, region_text, resamples)
+    if encoder.cut_texts:
+        share = f"{100 * encoder.cut_texts / encoder.texts:.1f} %"
+        note = (
+            f"{encoder.cut_texts} of {encoder.texts} texts ({share}) were cut to {encoder.encoder.text_limit} tokens."
+        )
+        for result in results:
+            result.notes.append(note)
+    return results
+
+
+def _measure(
+    encoder: CachedEncoder,
+    task: str,
+    data_dir: str,
+    protocol: str | None,
+    split: str | None,
+    candidates: str,
+    region_text: str,
+    resamples: int,
+) -> list[Result]:
     if task == "scenes":
         return [_scenes(encoder, data_dir, resamples)]
     if task != "region-classification" and protocol in PROTOCOLS:
