@@ -204,9 +204,13 @@ def test_class_folders(tmp_path):
     for name in ("n01", "n02"):
         image(tmp_path / name / "x.JPEG")
     found = read_images("zero-shot-classification", str(tmp_path))
-    assert found.categories == ["n01", "n02"] and [record["category"] for record in found.records] == ["n01", "n02"]
+    assert found.categories == ["n01", "n02"] and [record["label"] for record in found.records] == [0, 1]
     write(tmp_path / "classes.json", {"n01": "tench", "n02": "goldfish", "n03": "shark"})
     assert read_images("zero-shot-classification", str(tmp_path)).categories == ["tench", "goldfish"]
+    # As ImageNet's two cranes: two classes.
+    write(tmp_path / "classes.json", {"n01": "crane", "n02": "crane"})
+    found = read_images("zero-shot-classification", str(tmp_path))
+    assert found.categories == ["crane", "crane"] and [record["label"] for record in found.records] == [0, 1]
     write(tmp_path / "classes.json", {"n01": "tench"})
     with pytest.raises(ValueError, match="must name every class folder; it lacks n02"):
         read_images("zero-shot-classification", str(tmp_path))

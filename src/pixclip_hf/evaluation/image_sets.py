@@ -63,7 +63,7 @@ class Images:
         name: of the dataset.
         records: as in the record schema, as far as a task needs them; `image` is a PIL image, a path or a
             [`StoredImage`].
-        categories: classes to choose from.
+        categories: classes to choose from; a name that occurs twice is two classes, where `label` says which one.
         split: of the dataset.
         left_out: why regions or images were left out, and how many.
     """
@@ -325,15 +325,15 @@ def _class_folders(folder: Path) -> Images:
             raise ValueError(f"{path} must name every class folder; it lacks {', '.join(missing[:5])}.")
         names = {name: given[name] for name in names}
     records = [
-        {"image": str(path), "category": names[parent.name], "regions": [], "captions": []}
-        for parent in folders
+        {"image": str(path), "label": label, "regions": [], "captions": []}
+        for label, parent in enumerate(folders)
         for path in sorted(parent.iterdir())
         if path.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not records:
         layout = LAYOUTS["zero-shot-classification"]
         raise FileNotFoundError(f"{str(folder)!r} holds no images of classes. Expected\n{layout}")
-    return Images(folder.name, records, list(dict.fromkeys(names.values())))
+    return Images(folder.name, records, list(names.values()))
 
 
 def _is_record_dataset(folder: Path) -> bool:
