@@ -36,6 +36,7 @@ def test_region_retrieval_counts_equal_texts_as_right():
     ]
     result = retrieve_regions(encoder, Images("known", records), resamples=20)
     assert result.metrics["region_count"] == 3 and result.metrics["text_count"] == 2
+    assert result.left_out == {"regions without a caption": 1}
     assert result.metrics["region_to_text_recall@1"] == 1
     assert result.metrics["text_to_region_recall@1"] == 1
     assert result.metrics["region_to_text_median_rank"] == 1
@@ -50,8 +51,10 @@ def test_image_text_retrieval_by_both_protocols():
         {"image": Image.new("RGB", size), "captions": captions}
         for size, captions in (((4, 4), ["b", "a"]), ((5, 5), ["c"]))
     ]
+    records.insert(1, {"image": Image.new("RGB", (6, 6)), "captions": []})
     corrected = retrieve_images(encoder, Images("known", records), resamples=0)
     assert corrected.metrics["text_count"] == 3 and corrected.metrics["image_to_text_recall@1"] == (1 + 0.5) / 2
+    assert corrected.left_out == {"images without a caption": 1} and corrected.metrics["image_count"] == 2
     assert not encoder.encoder.unscaled
     official = retrieve_images(encoder, Images("Flickr30k", records), protocol="official", resamples=0)
     assert encoder.encoder.unscaled
@@ -111,6 +114,8 @@ def test_tasks_on_scenes(family, request):
 
 def test_scenes_need_a_region_model():
     encoder = CachedEncoder(PeerEncoder(*tiny_clip()), progress=False)
+    with pytest.raises(ValueError, match="`split` must not be given for scenes:4:0"):
+        run_task(encoder, "scenes", "scenes:4:0", split="val")
     with pytest.raises(ValueError, match="`scenes` measures CLOC and PixCLIP"):
         run_task(encoder, "scenes", "scenes:4:0")
 

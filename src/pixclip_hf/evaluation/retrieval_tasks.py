@@ -42,6 +42,9 @@ def retrieve_regions(
             groups += [number] * len(regions)
     if not records:
         raise ValueError(f"No region of {data.name} has a `{text}`.")
+    left_out = dict(data.left_out)
+    if without := sum(len(record["regions"]) for record in data.records) - len(texts):
+        left_out[f"regions without a {text}"] = without
     ids = text_identities(texts)
     first = torch.tensor(np.unique(ids.numpy(), return_index=True)[1])
     keys = [texts[index] for index in first]
@@ -56,7 +59,7 @@ def retrieve_regions(
         resamples=resamples,
     )
     protocol = f"{text}, equal texts right for each other"
-    return Result("region-retrieval", data.name, protocol, metrics, intervals, data.split, data.left_out)
+    return Result("region-retrieval", data.name, protocol, metrics, intervals, data.split, left_out)
 
 
 def retrieve_images(
@@ -94,6 +97,9 @@ def retrieve_images(
     records = [record for record in data.records if record["captions"]]
     if not records:
         raise ValueError(f"No image of {data.name} has a caption.")
+    left_out = dict(data.left_out)
+    if without := len(data.records) - len(records):
+        left_out["images without a caption"] = without
     records = records[:OFFICIAL_IMAGES] if official else records
     captions = [record["captions"][:1] if official else record["captions"] for record in records]
     owners = torch.tensor([number for number, texts in enumerate(captions) for _ in texts])
@@ -104,4 +110,4 @@ def retrieve_images(
         owners,
         resamples=resamples,
     )
-    return Result(task, data.name, protocol or "corrected", metrics, intervals, data.split, data.left_out)
+    return Result(task, data.name, protocol or "corrected", metrics, intervals, data.split, left_out)

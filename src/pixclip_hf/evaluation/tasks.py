@@ -9,7 +9,7 @@ from ..data.scenes import make_scene
 from .cache import CachedEncoder
 from .encoders import RegionEncoder
 from .grounding import refer_by_grounding, refer_by_similarity
-from .image_sets import DOCCI_FILE, parse_scenes, read_images
+from .image_sets import DOCCI_FILE, parse_scenes, read_images, refuse_split
 from .intervals import RESAMPLES
 from .mask_sensitivity import measure_sensitivity
 from .region_classification import PROTOCOLS, classify_images, classify_regions
@@ -100,6 +100,7 @@ def _measure(
     resamples: int,
 ) -> list[Result]:
     if task == "scenes":
+        refuse_split(split, data_dir, own="test")
         return [_scenes(encoder, data_dir, resamples)]
     if task != "region-classification" and protocol in PROTOCOLS:
         protocol = None
