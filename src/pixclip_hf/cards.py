@@ -26,6 +26,16 @@ TRAINING_FIELDS = (
 _RUN_ENTRIES = ("seed", "train_steps", "train_seconds")
 # Measures that are shares of right decisions.
 _ACCURACIES = ("region_description_", "crop_", "same_box", "late_detail")
+# Task of an evaluation -> task of the Hub.
+_TASK_TYPES = {
+    "region-classification": "zero-shot-image-classification",
+    "zero-shot-classification": "zero-shot-image-classification",
+    "referring": "zero-shot-object-detection",
+    "region-retrieval": "image-feature-extraction",
+    "image-text-retrieval": "image-feature-extraction",
+    "long-text-retrieval": "image-feature-extraction",
+    "mask-sensitivity": "image-feature-extraction",
+}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 
@@ -114,7 +124,9 @@ def write_card(
         text_model_name=config.get("text_model_name"),
         picture=_picture(folder, evaluation_folder, evaluation.get("pictures", [])),
         results=results,
-        scenes=any(result.dataset_type == "scenes" for result in results),
+        # The measures of the demo; those of a task on scenes have its name in front.
+        scenes=any(result.dataset_type == "scenes" and ":" not in result.metric_name for result in results),
+        recorded_by=_recorders(records, evaluation),
         training=_training_table(run, state),
         data=_data_table(data),
         license=license,
@@ -226,6 +238,12 @@ def _read_evaluation(place: Path, repo_id: str, folders: Iterable[Path]) -> dict
     return content
 
 
+def _recorders(records: Path, evaluation: Mapping[str, Any]) -> list[str]:
+    run = any((records / name).is_file() for name in ("metrics.json", "all_results.json"))
+    names = ["the run that made the model"] if run else []
+    return names + (["an evaluation of the finished model (`results.json`)"] if evaluation else [])
+
+
 def _picture(folder: Path, evaluation_folder: str | PathLike | None, drawn: Iterable[str]) -> str | None:
     """The picture of regions that a card shows: that of the run, else the first of the evaluation."""
     if (folder / "regions.png").is_file():
@@ -240,7 +258,8 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
     """The measures of `metrics.json` and `results.json` (evaluations by themselves) and of `all_results.json` (the
     trainer's own).
 
-    A measure whose dataset was not recorded says nothing and is left out.
+    A measure whose dataset was not recorded says nothing and is left out; what the evaluation measured again takes the
+    place of what the run recorded.
     """
     results = []
     metrics = _read_json(records / "metrics.json")
@@ -254,9 +273,11 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
     for result in evaluation.get("results", []):
         for key, value in result["metrics"].items():
             if _is_measure(key, value):
-                measure = key.removeprefix("hard_")
-                setting = "hard" if measure != key else None if result["task"] == "scenes" else result["protocol"]
-                results.append(_evaluation(measure, value, result["dataset"], setting, result["split"]))
+                measure, task = key.removeprefix("hard_"), result["task"]
+                setting = "hard" if measure != key else None if task == "scenes" else result["protocol"]
+                # The measures of the scenes are named by themselves.
+                task = None if task == "scenes" else task
+                results.append(_evaluation(measure, value, result["dataset"], setting, result["split"], task))
     evaluated = _read_json(records / "all_results.json")
     if dataset := data.get("dataset_name"):
         name = dataset if dataset == "scenes" or is_hub_id(dataset) else Path(dataset).name
@@ -265,7 +286,8 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
         for key, value in evaluated.items():
             if "_recall@" in key and key.startswith("eval_"):
                 results.append(_evaluation(key.removeprefix("eval_"), value, name, setting, split))
-    return results
+    keyed = {(r.metric_name, r.dataset_type, r.dataset_config, r.dataset_split): r for r in results}
+    return list(keyed.values())
 
 
 def _is_measure(key: str, value: Any) -> bool:
@@ -273,16 +295,20 @@ def _is_measure(key: str, value: Any) -> bool:
     return number and math.isfinite(value) and not key.endswith("_count")
 
 
-def _evaluation(measure: str, value: float, dataset: str, setting: str | None, split: str | None) -> EvalResult:
+def _evaluation(
+    measure: str, value: float, dataset: str, setting: str | None, split: str | None, task: str | None = None
+) -> EvalResult:
     name, at, rank = measure.partition("_recall@")
+    metric_name = f"{name.replace('_', ' ')} recall@{rank}" if at else measure.replace("_", " ")
+    own_type = "image-feature-extraction" if at else "zero-shot-image-classification"
     return EvalResult(
-        task_type="image-feature-extraction" if at else "zero-shot-image-classification",
+        task_type=_TASK_TYPES[task] if task else own_type,
         dataset_type=dataset,
         dataset_name=f"{dataset} ({setting})" if setting else dataset,
         dataset_config=setting,
         dataset_split=split,
         metric_type=f"recall@{rank}" if at else "accuracy" if measure.startswith(_ACCURACIES) else measure,
-        metric_name=f"{name.replace('_', ' ')} recall@{rank}" if at else measure.replace("_", " "),
+        metric_name=f"{task}: {metric_name}" if task else metric_name,
         metric_value=round(float(value), 4),
     )
 
