@@ -33,7 +33,7 @@ from pixclip_hf.evaluation.peers import REGION_VIEWS, load_encoder
 from pixclip_hf.evaluation.pictures import draw_pictures
 from pixclip_hf.evaluation.region_classification import PROTOCOLS
 from pixclip_hf.evaluation.report import Result, refuse_other_model, weights_digest, write_results
-from pixclip_hf.evaluation.tasks import TASKS, check_task, run_task
+from pixclip_hf.evaluation.tasks import SENSITIVITY_REGIONS, TASKS, check_task, run_task
 
 # Recorded beside the results.
 LIBRARIES = ("torch", "transformers", "pillow")
@@ -78,6 +78,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, help="tokens that texts are cut to")
     parser.add_argument("--cache_dir", help="of embeddings, to go on after an interruption; none when left out")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap intervals; 0 for none")
+    parser.add_argument(
+        "--sensitivity_regions",
+        type=int,
+        default=SENSITIVITY_REGIONS,
+        help="regions whose prompts are changed beside region-classification; 0 for none",
+    )
     parser.add_argument("--pictures", action="store_true", help="add pictures of the first images (needs matplotlib)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -130,7 +136,7 @@ def main(argv: list[str] | None = None) -> list[Result]:
         **{name: version(name) for name in LIBRARIES},
     }
     results, pictures = [], []
-    for task, data_dir in zip(arguments.tasks, data_dirs, strict=True):
+    for number, (task, data_dir) in enumerate(zip(arguments.tasks, data_dirs, strict=True), 1):
         results += run_task(
             encoder,
             task,
@@ -140,9 +146,12 @@ def main(argv: list[str] | None = None) -> list[Result]:
             candidates=arguments.candidates,
             region_text=arguments.region_text,
             resamples=arguments.resamples,
+            sensitivity_regions=arguments.sensitivity_regions,
         )
-        if arguments.pictures and task in PICTURED and not pictures:
-            pictures = draw_pictures(encoder, read_images(task, data_dir, arguments.split), arguments.output_dir)
+        if arguments.pictures and task in PICTURED:
+            data = read_images(task, data_dir, arguments.split)
+            name = task if arguments.tasks.count(task) == 1 else f"{task}-{number}"
+            pictures += draw_pictures(encoder, data, arguments.output_dir, name)
         write_results(arguments.output_dir, arguments.model, results, pictures, settings)
         print(f"{task}: written to {arguments.output_dir}")
     return results

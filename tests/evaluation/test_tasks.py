@@ -106,7 +106,11 @@ def test_tasks_on_scenes(family, request):
         ("image-text-retrieval", "image_count"),
         ("mask-sensitivity", "region_count"),
     ):
-        (result,) = run_task(encoder, task, "scenes:4:0", resamples=5)
+        result, *more = run_task(encoder, task, "scenes:4:0", resamples=5, sensitivity_regions=3)
+        if task == "region-classification":
+            (sensitivity,) = more
+            assert sensitivity.task == "mask-sensitivity" and sensitivity.metrics["region_count"] == 3
+            assert len(run_task(encoder, task, "scenes:4:0", resamples=0, sensitivity_regions=0)) == 1
         assert result.task == task and result.dataset == "scenes" and result.metrics[count] >= 4
     with pytest.raises(ValueError, match="`task` must be one of"):
         run_task(encoder, "captioning", "scenes:4:0")

@@ -68,7 +68,9 @@ def test_several_tasks_fill_a_card(main, model, tmp_path):
     tasks = ["region-classification", "region-retrieval", "mask-sensitivity"]
     arguments = options(model, tmp_path / "out", "--data_dir", "scenes:5:0", "--resamples", 20, "--cache_dir", cache)
     first = main([*arguments, "--tasks", *tasks])
-    assert [result.task for result in first] == tasks
+    # The sensitivity stands beside the classification, with the categories as texts.
+    assert [result.task for result in first] == [tasks[0], "mask-sensitivity", *tasks[1:]]
+    assert first[1].protocol == "texts: category" and first[1].metrics["region_count"] <= 100
     shards = set(cache.iterdir())
     second = main([*arguments, "--tasks", *tasks])
     assert set(cache.iterdir()) == shards and len(shards) >= 5
@@ -80,7 +82,7 @@ def test_several_tasks_fill_a_card(main, model, tmp_path):
     protocol = first[0].protocol
     assert found["accuracy", protocol, "test"] == round(metrics["accuracy"], 4)
     assert found["class_mean_accuracy", protocol, "test"] == round(metrics["class_mean_accuracy"], 4)
-    assert found["recall@10", first[1].protocol, "test"] is not None
+    assert found["recall@10", first[2].protocol, "test"] is not None
     assert not any(r.metric_type.endswith("_count") for r in card.data.eval_results)
 
 
@@ -106,14 +108,27 @@ def test_layouts_and_bad_arguments(main, capsys, tmp_path):
 
 
 def test_pictures(main, model, tmp_path):
-    main(options(model, tmp_path, "--tasks", "region-retrieval", "--data_dir", "scenes:6:0", "--pictures"))
+    tasks = "image-text-retrieval", "region-retrieval"
+    main(options(model, tmp_path, "--tasks", *tasks, "--data_dir", "scenes:6:0", "scenes:6:1", "--pictures"))
     shown = (tmp_path / "results.md").read_text()
-    for name in ("regions.png", "matrix.png", "retrieval.png"):
+    names = [f"{task}-{kind}.png" for task in tasks for kind in ("regions", "matrix", "retrieval")]
+    assert (tmp_path / names[0]).read_bytes() != (tmp_path / names[3]).read_bytes()
+    for name in names:
         assert f"({name})" in shown
         with Image.open(tmp_path / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
     card = hub.write_folder(*load_parts(model), tmp_path / "folder", "org/name", evaluation_folder=tmp_path)
-    assert "](regions.png)" in (card / "README.md").read_text() and (card / "regions.png").is_file()
+    assert f"]({names[0]})" in (card / "README.md").read_text()
+    assert all((card / name).is_file() for name in [*names, "results.md", "results.json"])
+
+
+def test_pictures_of_a_task_on_two_datasets(main, model, tmp_path, monkeypatch):
+    monkeypatch.setitem(main.__globals__, "draw_pictures", lambda encoder, data, folder, name: [f"{name}.png"])
+    tasks = "region-retrieval", "region-retrieval", "image-text-retrieval"
+    folders = "scenes:2:0", "scenes:2:1", "scenes:2:2"
+    main(options(model, tmp_path, "--tasks", *tasks, "--data_dir", *folders, "--pictures"))
+    drawn = json.loads((tmp_path / "results.json").read_text())["pictures"]
+    assert drawn == ["region-retrieval-1.png", "region-retrieval-2.png", "image-text-retrieval.png"]
 
 
 def test_results_of_another_model_stay(main, model, tmp_path):

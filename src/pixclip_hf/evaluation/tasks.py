@@ -27,6 +27,8 @@ TASKS = (
     "mask-sensitivity",
     "scenes",
 )
+# Regions of a classification that the sensitivity to their prompts is measured on beside it.
+SENSITIVITY_REGIONS = 100
 # Published scripts do these; for the others there is nothing to repeat.
 OFFICIAL_TASKS = ("region-classification", "image-text-retrieval", "long-text-retrieval", "referring")
 
@@ -54,6 +56,7 @@ def run_task(
     candidates: str = "objects",
     region_text: str = "caption",
     resamples: int = RESAMPLES,
+    sensitivity_regions: int = SENSITIVITY_REGIONS,
 ) -> list[Result]:
     """Runs one task.
 
@@ -67,10 +70,12 @@ def run_task(
         candidates: of `referring`: `"objects"` or `"detections"`.
         region_text: of `region-retrieval` and `mask-sensitivity`: field of the regions.
         resamples: of the bootstrap.
+        sensitivity_regions: of `region-classification`: so many regions, the first ones, are looked at for
+            `mask-sensitivity`; 0 leaves it out.
 
     Returns:
-        A result, or two: `referring` adds the grounding head of a model that has one. A note says how many texts were
-        cut, if any were.
+        A result, or two: `referring` adds the grounding head of a model that has one, `region-classification` of a
+        model that takes prompts its sensitivity to them. A note says how many texts were cut, if any were.
 
     Raises:
         ValueError: as [`check_task`], or data that the task or protocol cannot use.
@@ -78,7 +83,8 @@ def run_task(
     """
     check_task(task, protocol)
     encoder.texts = encoder.cut_texts = 0
-    results = _measure(encoder, task, data_dir, protocol, split, candidates, region_text, resamples)
+    options = protocol, split, candidates, region_text, resamples, sensitivity_regions
+    results = _measure(encoder, task, data_dir, *options)
     if encoder.cut_texts:
         share = f"{100 * encoder.cut_texts / encoder.texts:.1f} %"
         note = (
@@ -98,6 +104,7 @@ def _measure(
     candidates: str,
     region_text: str,
     resamples: int,
+    sensitivity_regions: int,
 ) -> list[Result]:
     if task == "scenes":
         refuse_split(split, data_dir, own="test")
@@ -110,13 +117,16 @@ def _measure(
         split = "all"
     data = read_images("region-classification" if task == "mask-sensitivity" else task, data_dir, split, candidates)
     if task == "region-classification":
-        return [classify_regions(encoder, data, protocol, resamples)]
+        results = [classify_regions(encoder, data, protocol, resamples)]
+        if sensitivity_regions and isinstance(encoder.encoder, RegionEncoder):
+            results.append(measure_sensitivity(encoder, data, "category", sensitivity_regions, resamples))
+        return results
     if task == "region-retrieval":
         return [retrieve_regions(encoder, data, region_text, resamples)]
     if task in ("image-text-retrieval", "long-text-retrieval"):
         return [retrieve_images(encoder, data, task, protocol, resamples)]
     if task == "mask-sensitivity":
-        return [measure_sensitivity(encoder, data, region_text)]
+        return [measure_sensitivity(encoder, data, region_text, resamples=resamples)]
     if task == "referring":
         results = [refer_by_similarity(encoder, data, protocol, resamples)]
         return results + ([refer_by_grounding(encoder, data, resamples)] if encoder.grounds else [])
@@ -146,7 +156,7 @@ class EvaluateTasks(TrainerCallback):
     Args:
         tasks: name -> data folder or `scenes:N:SEED`, as in [`run_task`].
         batch_size: images and texts at a time.
-        options: further arguments of [`run_task`].
+        options: further arguments of [`run_task`]; `resamples` and `sensitivity_regions` are 0 unless given.
     """
 
     def __init__(self, tasks: dict[str, str], batch_size: int = 32, **options: Any):
@@ -154,7 +164,11 @@ class EvaluateTasks(TrainerCallback):
             raise ValueError(f"`tasks` must be among {', '.join(TASKS)}, got {', '.join(unknown)}.")
         for task in tasks:
             check_task(task, options.get("protocol"))
-        self.tasks, self.batch_size, self.options = tasks, batch_size, {"resamples": 0, **options}
+        self.tasks, self.batch_size, self.options = (
+            tasks,
+            batch_size,
+            {"resamples": 0, "sensitivity_regions": 0, **options},
+        )
 
     def on_evaluate(
         self,
@@ -171,7 +185,7 @@ class EvaluateTasks(TrainerCallback):
         measured = {}
         for task, data_dir in self.tasks.items():
             for result in run_task(encoder, task, data_dir, **self.options):
-                name = task if result.protocol != "grounding-head" else f"{task}_grounding"
+                name = result.task if result.protocol != "grounding-head" else f"{task}_grounding"
                 for measure, value in result.metrics.items():
                     measured[f"eval_{name.replace('-', '_')}_{measure}"] = value
         model.train(training)
