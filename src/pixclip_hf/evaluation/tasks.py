@@ -164,11 +164,8 @@ class EvaluateTasks(TrainerCallback):
             raise ValueError(f"`tasks` must be among {', '.join(TASKS)}, got {', '.join(unknown)}.")
         for task in tasks:
             check_task(task, options.get("protocol"))
-        self.tasks, self.batch_size, self.options = (
-            tasks,
-            batch_size,
-            {"resamples": 0, "sensitivity_regions": 0, **options},
-        )
+        self.tasks, self.batch_size = tasks, batch_size
+        self.options = {"resamples": 0, "sensitivity_regions": 0, **options}
 
     def on_evaluate(
         self,
