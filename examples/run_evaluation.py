@@ -20,8 +20,11 @@ Peers see a region as `--view` says (crop, blur, box, mask_pooled):
 
 import argparse
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 
 from pixclip_hf.evaluation.cache import CachedEncoder
 from pixclip_hf.evaluation.image_sets import LAYOUTS, read_images
@@ -29,9 +32,11 @@ from pixclip_hf.evaluation.intervals import RESAMPLES
 from pixclip_hf.evaluation.peers import REGION_VIEWS, load_encoder
 from pixclip_hf.evaluation.pictures import draw_pictures
 from pixclip_hf.evaluation.region_classification import PROTOCOLS
-from pixclip_hf.evaluation.report import Result, write_results
-from pixclip_hf.evaluation.tasks import TASKS, run_task
+from pixclip_hf.evaluation.report import Result, refuse_other_model, weights_digest, write_results
+from pixclip_hf.evaluation.tasks import SENSITIVITY_REGIONS, TASKS, check_task, run_task
 
+# Recorded beside the results.
+LIBRARIES = ("torch", "transformers", "pillow")
 # Tasks whose data can be drawn.
 PICTURED = ("region-classification", "region-retrieval", "image-text-retrieval", "long-text-retrieval")
 
@@ -48,6 +53,7 @@ class ShowLayouts(argparse.Action):
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hub id or folder")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub id")
     parser.add_argument("--tasks", required=True, nargs="+", choices=TASKS)
     parser.add_argument(
         "--data_dir", required=True, nargs="+", help="folder or scenes:N:SEED: one for all tasks, or one for each"
@@ -72,6 +78,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, help="tokens that texts are cut to")
     parser.add_argument("--cache_dir", help="of embeddings, to go on after an interruption; none when left out")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap intervals; 0 for none")
+    parser.add_argument(
+        "--sensitivity_regions",
+        type=int,
+        default=SENSITIVITY_REGIONS,
+        help="regions whose prompts are changed beside region-classification; 0 for none",
+    )
     parser.add_argument("--pictures", action="store_true", help="add pictures of the first images (needs matplotlib)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -86,11 +98,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def saved(model: str, revision: str) -> Path:
+    """Where the files of a model that has been loaded lie."""
+    if Path(model).is_dir():
+        return Path(model)
+    return Path(snapshot_download(model, revision=revision, local_files_only=True))
+
+
 def main(argv: list[str] | None = None) -> list[Result]:
     arguments = parse(argv)
     data_dirs = arguments.data_dir
     if len(data_dirs) == 1:
         data_dirs = data_dirs * len(arguments.tasks)
+    for task in arguments.tasks:
+        check_task(task, arguments.protocol)
+    refuse_other_model(arguments.output_dir, arguments.model)
 
     # 1. The model, behind a cache of what it has embedded.
     encoder = load_encoder(
@@ -98,16 +120,23 @@ def main(argv: list[str] | None = None) -> list[Result]:
         view=arguments.view,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
-        unscaled_image_mask=arguments.protocol == "official",
         dtype=arguments.dtype,
+        revision=arguments.revision,
     )
     encoder.model.to(arguments.device)
     encoder = CachedEncoder(encoder, arguments.cache_dir, progress=not arguments.no_progress)
 
     # 2. The tasks. What is done is written at once: a later task may lack its data.
-    view = getattr(encoder.encoder, "view", None)
+    settings = {
+        "view": getattr(encoder.encoder, "view", None),
+        "max_length": encoder.encoder.text_limit,
+        "dtype": arguments.dtype,
+        "revision": getattr(encoder.encoder.model.config, "_commit_hash", None),
+        "weights": weights_digest(saved(arguments.model, arguments.revision)),
+        **{name: version(name) for name in LIBRARIES},
+    }
     results, pictures = [], []
-    for task, data_dir in zip(arguments.tasks, data_dirs, strict=True):
+    for number, (task, data_dir) in enumerate(zip(arguments.tasks, data_dirs, strict=True), 1):
         results += run_task(
             encoder,
             task,
@@ -117,10 +146,13 @@ def main(argv: list[str] | None = None) -> list[Result]:
             candidates=arguments.candidates,
             region_text=arguments.region_text,
             resamples=arguments.resamples,
+            sensitivity_regions=arguments.sensitivity_regions,
         )
-        if arguments.pictures and task in PICTURED and not pictures:
-            pictures = draw_pictures(encoder, read_images(task, data_dir, arguments.split), arguments.output_dir)
-        write_results(arguments.output_dir, arguments.model, results, pictures, view=view)
+        if arguments.pictures and task in PICTURED:
+            data = read_images(task, data_dir, arguments.split)
+            name = task if arguments.tasks.count(task) == 1 else f"{task}-{number}"
+            pictures += draw_pictures(encoder, data, arguments.output_dir, name)
+        write_results(arguments.output_dir, arguments.model, results, pictures, settings)
         print(f"{task}: written to {arguments.output_dir}")
     return results
 

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+
+from .evaluation.report import weights_digest
 
 # Built distributions carry the templates inside the package, a checkout (and an editable install of it) beside `src`.
 _TEMPLATE_FOLDERS = (Path(__file__).with_name("hub_cards"), Path(__file__).parents[2] / "hub_cards")
@@ -23,6 +26,16 @@ TRAINING_FIELDS = (
 _RUN_ENTRIES = ("seed", "train_steps", "train_seconds")
 # Measures that are shares of right decisions.
 _ACCURACIES = ("region_description_", "crop_", "same_box", "late_detail")
+# Task of an evaluation -> task of the Hub.
+_TASK_TYPES = {
+    "region-classification": "zero-shot-image-classification",
+    "zero-shot-classification": "zero-shot-image-classification",
+    "referring": "zero-shot-object-detection",
+    "region-retrieval": "image-feature-extraction",
+    "image-text-retrieval": "image-feature-extraction",
+    "long-text-retrieval": "image-feature-extraction",
+    "mask-sensitivity": "image-feature-extraction",
+}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 
@@ -32,6 +45,7 @@ def write_card(
     repo_id: str,
     *,
     run_folder: str | PathLike | None = None,
+    evaluation_folder: str | PathLike | None = None,
     model_type: str | None = None,
     base_model: str | list[str] | None = None,
     datasets: list[str] | None = None,
@@ -45,6 +59,8 @@ def write_card(
         repo_id: the name that the snippets load: a Hub id, or the folder itself.
         run_folder: where `metrics.json`, `all_results.json`, `trainer_state.json` and `run_arguments.json` lie, as
             far as they exist; `folder` when None.
+        evaluation_folder: where an evaluation of the finished model wrote `results.json` and its pictures; none when
+            None. The first picture of regions is copied into `folder` if the run drew none.
         model_type: `"cloc"` or `"pixclip"`; read from `config.json` when None.
         base_model: Hub ids of what the model was made from; when None, what adapters name as their base, or what
             `run_arguments.json` says.
@@ -55,7 +71,9 @@ def write_card(
         The path of the card.
 
     Raises:
-        ValueError: an unknown `model_type`.
+        ValueError: an unknown `model_type`, or `results.json` is of another model: its weights are neither those in
+            `folder` nor those in `run_folder` or, where weights cannot be compared, its name is none of the three.
+        FileNotFoundError: no `results.json` in `evaluation_folder`.
     """
     folder = Path(folder)
     records = Path(run_folder) if run_folder is not None else folder
@@ -74,7 +92,10 @@ def write_card(
         base_model = [name for name in names if is_hub_id(name)] or None
     if datasets is None and is_hub_id(data.get("dataset_name")):
         datasets = [data["dataset_name"]]
-    results = _evaluations(records, data)
+    evaluation = {}
+    if evaluation_folder is not None:
+        evaluation = _read_evaluation(Path(evaluation_folder), repo_id, (folder, records))
+    results = _evaluations(records, data, evaluation)
     name = repo_id.rstrip("/").split("/")[-1]
     fields = {
         "language": language,
@@ -101,9 +122,11 @@ def write_card(
         adapter=adapter,
         has_text=config.get("text_config", True) is not None,
         text_model_name=config.get("text_model_name"),
-        picture=(folder / "regions.png").is_file(),
+        picture=_picture(folder, evaluation_folder, evaluation.get("pictures", [])),
         results=results,
-        scenes=any(result.dataset_type == "scenes" for result in results),
+        # The measures of the demo; those of a task on scenes have its name in front.
+        scenes=any(result.dataset_type == "scenes" and ":" not in result.metric_name for result in results),
+        recorded_by=_recorders(records, evaluation),
         training=_training_table(run, state),
         data=_data_table(data),
         license=license,
@@ -195,11 +218,48 @@ def _listed(names: str | Iterable[str] | None) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])
 
 
-def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
+def _read_evaluation(place: Path, repo_id: str, folders: Iterable[Path]) -> dict[str, Any]:
+    """`results.json`, of the model in one of the folders."""
+    if not (content := _read_json(place / "results.json")):
+        raise FileNotFoundError(f"`evaluation_folder` must hold results.json, got {str(place)!r}.")
+    name, weights = content["model"], content.get("settings", {}).get("weights")
+    places = {folder.resolve() for folder in folders}
+    digests = {weights_digest(folder) for folder in places} - {None} if weights else set()
+    if digests:
+        same, compared = weights in digests, "by its weights"
+    else:
+        same = name == repo_id or Path(name).resolve() in places
+        compared = "by its name, which is all that can be compared"
+    if not same:
+        raise ValueError(
+            f"`evaluation_folder` must hold results of {repo_id}, got {str(place)!r} with those of {name!r}, another "
+            f"model {compared}."
+        )
+    return content
+
+
+def _recorders(records: Path, evaluation: Mapping[str, Any]) -> list[str]:
+    run = any((records / name).is_file() for name in ("metrics.json", "all_results.json"))
+    names = ["the run that made the model"] if run else []
+    return names + (["an evaluation of the finished model (`results.json`)"] if evaluation else [])
+
+
+def _picture(folder: Path, evaluation_folder: str | PathLike | None, drawn: Iterable[str]) -> str | None:
+    """The picture of regions that a card shows: that of the run, else the first of the evaluation."""
+    if (folder / "regions.png").is_file():
+        return "regions.png"
+    name = next((name for name in drawn if name.endswith("regions.png")), None)
+    if name is not None and not (folder / name).is_file():
+        shutil.copyfile(Path(evaluation_folder, name), folder / name)
+    return name
+
+
+def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[EvalResult]:
     """The measures of `metrics.json` and `results.json` (evaluations by themselves) and of `all_results.json` (the
     trainer's own).
 
-    A measure whose dataset was not recorded says nothing and is left out.
+    A measure whose dataset was not recorded says nothing and is left out; what the evaluation measured again takes the
+    place of what the run recorded.
     """
     results = []
     metrics = _read_json(records / "metrics.json")
@@ -210,12 +270,14 @@ def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
             if _is_measure(measure, value) and measure not in _RUN_ENTRIES:
                 setting = "hard" if hard else metrics.get("setting")
                 results.append(_evaluation(measure, value, dataset, setting, metrics.get("split")))
-    for result in _read_json(records / "results.json").get("results", []):
+    for result in evaluation.get("results", []):
         for key, value in result["metrics"].items():
             if _is_measure(key, value):
-                measure = key.removeprefix("hard_")
-                setting = "hard" if measure != key else None if result["task"] == "scenes" else result["protocol"]
-                results.append(_evaluation(measure, value, result["dataset"], setting, result["split"]))
+                measure, task = key.removeprefix("hard_"), result["task"]
+                setting = "hard" if measure != key else None if task == "scenes" else result["protocol"]
+                # The measures of the scenes are named by themselves.
+                task = None if task == "scenes" else task
+                results.append(_evaluation(measure, value, result["dataset"], setting, result["split"], task))
     evaluated = _read_json(records / "all_results.json")
     if dataset := data.get("dataset_name"):
         name = dataset if dataset == "scenes" or is_hub_id(dataset) else Path(dataset).name
@@ -224,7 +286,8 @@ def _evaluations(records: Path, data: Mapping[str, Any]) -> list[EvalResult]:
         for key, value in evaluated.items():
             if "_recall@" in key and key.startswith("eval_"):
                 results.append(_evaluation(key.removeprefix("eval_"), value, name, setting, split))
-    return results
+    keyed = {(r.metric_name, r.dataset_type, r.dataset_config, r.dataset_split): r for r in results}
+    return list(keyed.values())
 
 
 def _is_measure(key: str, value: Any) -> bool:
@@ -232,16 +295,20 @@ def _is_measure(key: str, value: Any) -> bool:
     return number and math.isfinite(value) and not key.endswith("_count")
 
 
-def _evaluation(measure: str, value: float, dataset: str, setting: str | None, split: str | None) -> EvalResult:
+def _evaluation(
+    measure: str, value: float, dataset: str, setting: str | None, split: str | None, task: str | None = None
+) -> EvalResult:
     name, at, rank = measure.partition("_recall@")
+    metric_name = f"{name.replace('_', ' ')} recall@{rank}" if at else measure.replace("_", " ")
+    own_type = "image-feature-extraction" if at else "zero-shot-image-classification"
     return EvalResult(
-        task_type="image-feature-extraction" if at else "zero-shot-image-classification",
+        task_type=_TASK_TYPES[task] if task else own_type,
         dataset_type=dataset,
         dataset_name=f"{dataset} ({setting})" if setting else dataset,
         dataset_config=setting,
         dataset_split=split,
         metric_type=f"recall@{rank}" if at else "accuracy" if measure.startswith(_ACCURACIES) else measure,
-        metric_name=f"{name.replace('_', ' ')} recall@{rank}" if at else measure.replace("_", " "),
+        metric_name=f"{task}: {metric_name}" if task else metric_name,
         metric_value=round(float(value), 4),
     )
 

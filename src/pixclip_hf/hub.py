@@ -1,5 +1,6 @@
 """Publishing to the Hugging Face Hub: a model or a dataset with its card, in one commit."""
 
+import json
 import shutil
 from collections.abc import Iterable
 from os import PathLike
@@ -13,7 +14,7 @@ from huggingface_hub.utils import filter_repo_objects
 from .cards import dataset_shards, is_hub_id, write_card, write_dataset_card
 
 # What of a run's folder goes along to the Hub.
-RUN_FILES = ("metrics.json", "report.md", "regions.png", "results.json", "results.md")
+RUN_FILES = ("metrics.json", "report.md", "regions.png")
 # Files of an earlier push that would be taken for part of this one, if it has no such file itself.
 STALE_FILES = {
     "model": ["*.safetensors", "*.safetensors.index.json", "*.py", "config.json", "adapter_config.json"],
@@ -42,8 +43,8 @@ def publish(
         token: as everywhere in transformers; the stored login when None.
         revision: branch to push to, made if it does not exist; `main` when None.
         commit_message: of the commit.
-        options: of [`write_folder`]: `run_folder`, `base_model`, `merge`, `max_shard_size`, `license`, `language`,
-            `datasets`.
+        options: of [`write_folder`]: `run_folder`, `evaluation_folder`, `base_model`, `merge`, `max_shard_size`,
+            `license`, `language`, `datasets`.
 
     Returns:
         The commit: `oid` is what `revision=` pins.
@@ -124,6 +125,7 @@ def write_folder(
     repo_id: str,
     *,
     run_folder: str | PathLike | None = None,
+    evaluation_folder: str | PathLike | None = None,
     base_model: str | None = None,
     merge: bool = False,
     max_shard_size: int | str = "5GB",
@@ -137,6 +139,8 @@ def write_folder(
         repo_id: the name that the card's snippets load.
         run_folder: output folder of the training; its records fill the card, and `metrics.json`, `report.md` and
             `regions.png` go along.
+        evaluation_folder: output folder of an evaluation of the model; its measures join those of the run in the card,
+            and `results.json`, `results.md` and the pictures go along.
         base_model: Hub id of the model that adapters belong to; what the adapters name when None. For a whole model
             the one that it was made from, for the card.
         merge: adds LoRA adapters into the weights, those of `model` too, and writes a whole model.
@@ -147,7 +151,8 @@ def write_folder(
         `folder`.
 
     Raises:
-        ValueError: a folder with files in it, adapters whose base is a local folder, or `merge` without adapters.
+        ValueError: a folder with files in it, adapters whose base is a local folder, `merge` without adapters, or
+            an evaluation of another model.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -177,10 +182,15 @@ def write_folder(
         folder,
         repo_id,
         run_folder=run_folder,
+        evaluation_folder=evaluation_folder,
         model_type=model.config.model_type,
         base_model=base_model,
         **card,
     )
+    if evaluation_folder is not None:
+        pictures = json.loads(Path(evaluation_folder, "results.json").read_text())["pictures"]
+        for name in ("results.json", "results.md", *pictures):
+            shutil.copyfile(Path(evaluation_folder, name), folder / name)
     return folder
 
 

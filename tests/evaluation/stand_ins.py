@@ -24,10 +24,14 @@ class KnownEncoder:
     def __init__(self, texts=None, images=None, regions=None):
         self.texts, self.images, self.regions = texts or {}, images or {}, regions or {}
 
-    def embed_texts(self, texts):
+    def text_keys(self, texts, max_length=None):
+        return list(texts), 0
+
+    def embed_texts(self, texts, max_length=None):
         return torch.tensor([self.texts[text] for text in texts])
 
-    def embed_images(self, images):
+    def embed_images(self, images, unscaled=False):
+        self.unscaled = unscaled
         return torch.tensor([self.images[image.size] for image in images])
 
     def embed_regions(self, records):

@@ -53,10 +53,10 @@ def test_an_interrupted_run_goes_on(tiny_cloc, scenes, tmp_path):
     encoder = RegionEncoder(*tiny_cloc, batch_size=2)
     images, embed = [scene["image"] for scene in scenes], encoder.embed_images
 
-    def fail_at_the_third(part):
+    def fail_at_the_third(part, unscaled):
         if part[0].tobytes() == images[2].tobytes():
             raise KeyboardInterrupt
-        return embed(part)
+        return embed(part, unscaled)
 
     encoder.embed_images = fail_at_the_third
     with pytest.raises(KeyboardInterrupt):
@@ -84,6 +84,9 @@ def test_what_changes_is_computed_anew(tiny_pixclip, scenes, tmp_path):
     assert computed(regions) == 1 and computed(regions) == 0
     assert computed(lambda encoder: encoder.embed_regions(scenes, name="crops")) == 1
     assert computed(regions, max_length=5) == 1
+    images = [scene["image"] for scene in scenes]
+    for unscaled in (False, True):
+        assert computed(lambda encoder, unscaled=unscaled: encoder.embed_images(images, unscaled)) == 1
     processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     assert computed(regions) == 1 and computed(regions) == 0
     with torch.no_grad():

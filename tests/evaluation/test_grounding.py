@@ -50,6 +50,9 @@ def test_by_similarity():
     assert found.metrics["accuracy"] == pytest.approx((1 + 0 + 1 + 0.5 + 0 + 0) / 6)
     assert found.metrics["mean_iou"] == pytest.approx((1 + 0 + 1 + 0.5 + 1 / 3 + 0) / 6)
     assert found.metrics["upper_bound"] == pytest.approx(4 / 6)
+    assert found.intervals.keys() == {"accuracy", "mean_iou", "upper_bound"}
+    for name, (low, high) in found.intervals.items():
+        assert low < found.metrics[name] < high
     assert found.protocol == "corrected" and found.split == "val"
 
 
@@ -97,6 +100,8 @@ def test_by_the_grounding_head(tiny_cloc):
     )
     assert found.metrics["accuracy"] == 0.5 and found.protocol == "grounding-head"
     assert found.metrics["mean_iou"] == pytest.approx(0.5, abs=0.01)
+    # One image, so that every draw is the same.
+    assert found.intervals["mean_iou"] == pytest.approx((found.metrics["mean_iou"],) * 2)
 
 
 def test_bad_input(tiny_pixclip):

@@ -75,6 +75,8 @@ def test_json_lines_of_regions(tmp_path):
     write(tmp_path / "regions.jsonl", [line])
     image(tmp_path / "images" / "a.jpg")
     found = read_images("region-classification", str(tmp_path))
+    with pytest.raises(ValueError, match="`split` must not be given for .*regions.jsonl"):
+        read_images("region-classification", str(tmp_path), split="val")
     assert found.categories == ["dog"] and found.records[0]["regions"][0]["mask"] is None
 
 
@@ -112,7 +114,9 @@ def test_karpathy_splits(file, path, name, tmp_path):
 def test_flickr_test_captions(tmp_path):
     write(tmp_path / "test_caption.json", [{"filename": "1.jpg", "captions": ["a", "b", "c", "d", "e"]}])
     image(tmp_path / "flickr30k-images" / "1.jpg")
-    assert len(read_images("image-text-retrieval", str(tmp_path)).records[0]["captions"]) == 5
+    assert len(read_images("image-text-retrieval", str(tmp_path), split="test").records[0]["captions"]) == 5
+    with pytest.raises(ValueError, match="`split` must not be given for .*: it has no split but 'test', got 'val'"):
+        read_images("image-text-retrieval", str(tmp_path), split="val")
 
 
 def test_urban1k(tmp_path):
@@ -125,6 +129,8 @@ def test_urban1k(tmp_path):
         ["A long text.\nOf image 10."],
         ["A long text.\nOf image 2."],
     ]
+    with pytest.raises(ValueError, match="`split` must not be given for texts in .*: it has no splits, got 'test'"):
+        read_images("long-text-retrieval", str(tmp_path), split="test")
     (tmp_path / "caption" / "2.txt").unlink()
     with pytest.raises(ValueError, match="The text of an image is missing: .*2.txt"):
         read_images("long-text-retrieval", str(tmp_path))
@@ -152,6 +158,10 @@ def test_dci(tmp_path):
     found = read_images("long-text-retrieval", str(tmp_path))
     assert found.split == "test" and [record["captions"] for record in found.records] == [["Short b.\nAnd more."]]
     assert len(read_images("long-text-retrieval", str(tmp_path), split="all").records) == 2
+    (tmp_path / "splits.json").unlink()
+    assert len(read_images("long-text-retrieval", str(tmp_path)).records) == 2
+    with pytest.raises(ValueError, match="annotations without .*splits.json"):
+        read_images("long-text-retrieval", str(tmp_path), split="test")
 
 
 def test_sharegpt4v(tmp_path):
@@ -159,6 +169,11 @@ def test_sharegpt4v(tmp_path):
     write(tmp_path / "share_captioner.json", [{"id": "1", "image": "sam/images/1.jpg", "conversations": turns}])
     image(tmp_path / "sam" / "images" / "1.jpg")
     found = read_images("long-text-retrieval", str(tmp_path))
+    write(tmp_path / "another.json", [{"id": "1", "image": "sam/images/1.jpg", "conversations": turns}] * 2)
+    write(tmp_path / "settings.json", {"conversations": 1})
+    with pytest.raises(ValueError, match="`split` must be one of another, share_captioner of .*, got None"):
+        read_images("long-text-retrieval", str(tmp_path))
+    assert len(read_images("long-text-retrieval", str(tmp_path), split="another").records) == 2
     assert found.name == "share_captioner" and found.records[0]["captions"] == ["A long answer."]
 
 
@@ -204,9 +219,15 @@ def test_class_folders(tmp_path):
     for name in ("n01", "n02"):
         image(tmp_path / name / "x.JPEG")
     found = read_images("zero-shot-classification", str(tmp_path))
-    assert found.categories == ["n01", "n02"] and [record["category"] for record in found.records] == ["n01", "n02"]
+    assert found.categories == ["n01", "n02"] and [record["label"] for record in found.records] == [0, 1]
     write(tmp_path / "classes.json", {"n01": "tench", "n02": "goldfish", "n03": "shark"})
     assert read_images("zero-shot-classification", str(tmp_path)).categories == ["tench", "goldfish"]
+    with pytest.raises(ValueError, match="`split` must not be given for class folders"):
+        read_images("zero-shot-classification", str(tmp_path), split="val")
+    # As ImageNet's two cranes: two classes.
+    write(tmp_path / "classes.json", {"n01": "crane", "n02": "crane"})
+    found = read_images("zero-shot-classification", str(tmp_path))
+    assert found.categories == ["crane", "crane"] and [record["label"] for record in found.records] == [0, 1]
     write(tmp_path / "classes.json", {"n01": "tench"})
     with pytest.raises(ValueError, match="must name every class folder; it lacks n02"):
         read_images("zero-shot-classification", str(tmp_path))
@@ -224,6 +245,8 @@ def test_record_datasets(tmp_path):
 def test_scenes():
     found = read_images("region-classification", "scenes:4:1")
     assert found.name == "scenes" and len(found.records) == 4 and found.split == "test"
+    with pytest.raises(ValueError, match="`split` must not be given for scenes:4:1"):
+        read_images("region-classification", "scenes:4:1", split="val")
     assert parse_scenes("scenes:10:3") == (10, 3)
     for wrong in ("scenes:10", "scenes:0:1", "scenes:a:1", "scenes:1:2:3"):
         with pytest.raises(ValueError, match="`data_dir` must be scenes:N:SEED"):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.evaluation.cache import CachedEncoder
@@ -21,7 +22,13 @@ def rectangle(top, left, bottom, right, shape=(20, 30)):
 
 def test_changes_of_a_mask():
     mask = rectangle(2, 3, 8, 13)
-    assert np.array_equal(moved(mask), rectangle(12, 18, 18, 28))
+    assert np.array_equal(moved(mask), rectangle(14, 20, 20, 30))
+    assert np.array_equal(moved(rectangle(14, 3, 20, 13)), rectangle(0, 20, 6, 30))
+    assert np.array_equal(moved(rectangle(0, 20, 20, 30)), rectangle(0, 0, 20, 10))
+    # Its form stays, also where half of the image away it would lie across the border.
+    form = rectangle(8, 10, 14, 18)
+    form[8:11, 10:14] = False
+    assert moved(form).sum() == form.sum() and np.array_equal(moved(form)[0:6, 22:30], form[8:14, 10:18])
     # One pixel from each side leaves 32 of 60, a second one 12.
     assert np.array_equal(shrunk(mask), rectangle(4, 5, 6, 11))
     assert np.array_equal(inverted(mask), ~mask) and whole(mask).all()
@@ -53,7 +60,9 @@ def test_a_model_that_does_not_look_at_its_mask_is_told(tiny_pixclip, scenes):
     for change in CHANGES:
         assert result.metrics[f"{change}_distance_cosine"] == pytest.approx(0, abs=1e-5)
         assert result.metrics[f"{change}_top_text_changed"] == 0
-    assert "has no effect" in result.notes[0]
+    assert "has no effect: no change of it moves the embeddings by more than 0.001 in cosine on average" in " ".join(
+        result.notes
+    )
     assert result.metrics["regions_distance_cosine"] == pytest.approx(0, abs=1e-5)
 
 
@@ -88,6 +97,29 @@ def test_whole_image_by_hand(tiny_pixclip, scenes):
         other = model(**processor(images=scene["image"], masks=full)).region_embeds[0]
     expected = (1 - (own * other).sum(-1)).mean().item()
     assert result.metrics["whole_distance_cosine"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ("cloc", "pixclip"))
+def test_prompts_at_the_border_move_whole(family, request):
+    """Of three regions one fills the image; a box keeps its size to fractions of a pixel."""
+    cached = encoder(request.getfixturevalue(f"tiny_{family}"))
+    boxes = [[0.5, 0.25, 10.0, 8.0], [20.0, 12.0, 32.0, 31.75], [0.0, 0.0, 32.0, 32.0]]
+    regions = [{"box": box, "mask": None, "category": name} for box, name in zip(boxes, "abc", strict=True)]
+    seen, embed = {}, cached.embed_regions
+
+    def watch(records, name):
+        seen[name] = [region["box"] for record in records for region in record["regions"]]
+        return embed(records, name=name)
+
+    cached.embed_regions = watch
+    data = Images("one", [{"image": Image.new("RGB", (32, 32), (9, 90, 200)), "regions": regions}])
+    result = measure_sensitivity(cached, data, resamples=3)
+    assert seen["moved regions"] == [[22.5, 24.25, 32, 32], [0, 0, 12, 19.75]]
+    assert result.left_out == {"regions that cannot be moved": 1}
+    assert len(seen["shrunk regions"]) == result.metrics["region_count"] == 3
+    assert result.protocol == "texts: category" and result.intervals.keys() == {
+        name for name in result.metrics if name.endswith(("_cosine", "_changed")) and "regions" not in name
+    }
 
 
 def test_no_more_regions_than_asked_for(tiny_cloc, scenes):

@@ -127,7 +127,7 @@ def test_load_encoder(tmp_path, tiny_pixclip):
     encoder = load_encoder(str(tmp_path / "clip"), view="blur", batch_size=3)
     assert isinstance(encoder, PeerEncoder) and encoder.view == "blur" and encoder.batch_size == 3
     assert load_encoder(str(tmp_path / "siglip")).padding == "max_length"
-    assert isinstance(load_encoder(str(tmp_path / "pixclip"), unscaled_image_mask=True), RegionEncoder)
+    assert isinstance(load_encoder(str(tmp_path / "pixclip")), RegionEncoder)
 
 
 def test_bad_input(tiny_cloc):
@@ -141,8 +141,8 @@ def test_unscaled_image_mask(tiny_pixclip):
     """A mask of 1.0 behind the model's scaling, as the published retrieval scripts feed it."""
     model, processor = tiny_pixclip
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
-    plain = RegionEncoder(model, processor).embed_images([image])
-    found = RegionEncoder(model, processor, unscaled_image_mask=True).embed_images([image])
+    encoder = CachedEncoder(RegionEncoder(model, processor), progress=False)
+    plain, found = encoder.embed_images([image]), encoder.embed_images([image], unscaled=True)
     pixels = processor(images=image).pixel_values
     with torch.no_grad():
         seen = model.vision_model(torch.cat([pixels, torch.ones(1, 1, 32, 32)], 1)).pooler_output

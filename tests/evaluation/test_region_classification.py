@@ -138,12 +138,13 @@ def test_nothing_to_classify():
 def test_classify_images():
     texts = {f"a {name}": vector for name, vector in (("cat", [1.0, 0.0]), ("dog", [0.0, 1.0]))}
     encoder = known(texts=texts, images={(8, 8): [0.8, 0.6], (9, 9): [1.0, 0.0]})
-    records = [
-        {"image": Image.new("RGB", size), "category": name} for size, name in (((8, 8), "cat"), ((9, 9), "dog"))
-    ]
+    records = [{"image": Image.new("RGB", size), "label": label} for size, label in (((8, 8), 0), ((9, 9), 1))]
     result = classify_images(encoder, Images("folders", records, ["cat", "dog"]), ("a {}",), resamples=0)
     assert result.metrics["accuracy"] == 0.5 and result.metrics["image_count"] == 2
     assert result.protocol == "1 template"
+    # Two classes of one name: nobody can tell which of them a cat is.
+    result = classify_images(encoder, Images("folders", records[:1], ["cat", "dog", "cat"]), ("a {}",), resamples=0)
+    assert result.metrics["accuracy"] == 0.5 and result.metrics["class_count"] == 3
 
 
 @pytest.mark.parametrize("family", ("cloc", "pixclip"))

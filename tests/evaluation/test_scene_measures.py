@@ -7,6 +7,8 @@ import torch
 
 from pixclip_hf.data.scenes import all_descriptions, late_detail_pairs, make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
+from pixclip_hf.evaluation.cache import CachedEncoder
+from pixclip_hf.evaluation.encoders import RegionEncoder
 from pixclip_hf.evaluation.scenes import (
     description_accuracy,
     embed_crops,
@@ -14,6 +16,7 @@ from pixclip_hf.evaluation.scenes import (
     embed_regions,
     embed_texts,
     evaluate_scenes,
+    measure_scenes,
     pair_accuracy,
 )
 from pixclip_hf.training.from_scratch import small_model
@@ -87,7 +90,7 @@ def test_crops_are_squares_around_the_regions(tiny_cloc):
     image = scene["image"]
     square = image.crop((14, 11, 38, 35))  # box of 16 x 10 around (26, 23), times 1.5
     scene["regions"] = [{"box": [18.0, 18.0, 34.0, 28.0]}]
-    (found,) = embed_crops(model, processor, [scene])
+    (found,) = embed_crops(RegionEncoder(model, processor), [scene])
     torch.testing.assert_close(found, embed_images(model, processor, [square]), atol=1e-6, rtol=1e-5)
 
 
@@ -136,6 +139,30 @@ def test_texts_that_a_cut_makes_equal_tie_exactly(scenes, tokenizer):
         assert torch.equal(cut[1], cut[2])
 
 
+def test_through_a_cache_with_intervals(scenes, tokenizer, tmp_path):
+    """Small shards and batches change no measure, texts that the cut makes equal tie in whatever shards they lie, and
+    a second run computes nothing."""
+    torch.manual_seed(0)
+    model, processor = small_model("pixclip", tokenizer, image_size=32)
+    expected = evaluate_scenes(model, processor, scenes)
+    for first in (True, False):
+        encoder = CachedEncoder(RegionEncoder(model, processor, batch_size=3), tmp_path, shard_size=2, progress=False)
+        metrics, intervals = measure_scenes(encoder, scenes, resamples=30)
+        assert metrics == pytest.approx(expected, nan_ok=True) and list(metrics) == list(expected)
+        assert metrics["late_detail_cut_77"] == 0.5 and intervals["late_detail_cut_77"] == (0.5, 0.5)
+        assert (encoder.computed > 0) == first
+    shares = {name for name, value in metrics.items() if not name.endswith("count") and value == value}
+    assert intervals.keys() == shares
+    low, high = intervals["image_to_text_recall@1"]
+    assert low <= metrics["image_to_text_recall@1"] <= high < 1
+
+
+def test_own_limit_of_texts_is_kept(tiny_cloc, scenes):
+    """Cut to a token beside the mark of the start, all texts are one text: guessing."""
+    metrics, _ = measure_scenes(CachedEncoder(RegionEncoder(*tiny_cloc, max_length=2), progress=False), scenes, 0)
+    assert metrics["text_to_image_recall@1"] == pytest.approx(1 / 8)
+
+
 def test_evaluate_no_scenes(tiny_cloc):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="`records` must hold at least one scene"):
         evaluate_scenes(*tiny_cloc, [])

@@ -15,9 +15,11 @@ from pixclip_hf import hub
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.evaluation.peers import load_encoder
+from pixclip_hf.evaluation.report import weights_digest, write_results
 from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.training.from_scratch import small_model
 
+LIBRARIES = ("torch", "transformers", "pillow")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -52,6 +54,13 @@ def test_scenes_write_the_names_of_the_demo(main, model, tmp_path):
             assert content[prefix + name] == (pytest.approx(value) if value == value else None)
     assert content["dataset"] == "scenes" and content["split"] == "test" and content["image_count"] == 6
     assert "## scenes: scenes, test" in (tmp_path / "results.md").read_text()
+    settings = content["settings"]
+    assert settings.keys() == {"view", "max_length", "dtype", "revision", "weights", *LIBRARIES}
+    assert settings["max_length"] == encoder.text_limit and settings["weights"] == weights_digest(model)
+    assert (
+        f"dtype float32, weights {settings['weights']}, torch {torch.__version__}"
+        in (tmp_path / "results.md").read_text()
+    )
 
 
 def test_several_tasks_fill_a_card(main, model, tmp_path):
@@ -59,19 +68,21 @@ def test_several_tasks_fill_a_card(main, model, tmp_path):
     tasks = ["region-classification", "region-retrieval", "mask-sensitivity"]
     arguments = options(model, tmp_path / "out", "--data_dir", "scenes:5:0", "--resamples", 20, "--cache_dir", cache)
     first = main([*arguments, "--tasks", *tasks])
-    assert [result.task for result in first] == tasks
+    # The sensitivity stands beside the classification, with the categories as texts.
+    assert [result.task for result in first] == [tasks[0], "mask-sensitivity", *tasks[1:]]
+    assert first[1].protocol == "texts: category" and first[1].metrics["region_count"] <= 100
     shards = set(cache.iterdir())
     second = main([*arguments, "--tasks", *tasks])
     assert set(cache.iterdir()) == shards and len(shards) >= 5
     for again, result in zip(second, first, strict=True):
         assert again.metrics == pytest.approx(result.metrics, nan_ok=True)
-    card = ModelCard.load(hub.write_card(model, "org/name", run_folder=tmp_path / "out"))
+    card = ModelCard.load(hub.write_card(model, "org/name", evaluation_folder=tmp_path / "out"))
     found = {(r.metric_type, r.dataset_config, r.dataset_split): r.metric_value for r in card.data.eval_results}
     metrics = first[0].metrics
     protocol = first[0].protocol
     assert found["accuracy", protocol, "test"] == round(metrics["accuracy"], 4)
     assert found["class_mean_accuracy", protocol, "test"] == round(metrics["class_mean_accuracy"], 4)
-    assert found["recall@10", first[1].protocol, "test"] is not None
+    assert found["recall@10", first[2].protocol, "test"] is not None
     assert not any(r.metric_type.endswith("_count") for r in card.data.eval_results)
 
 
@@ -97,14 +108,35 @@ def test_layouts_and_bad_arguments(main, capsys, tmp_path):
 
 
 def test_pictures(main, model, tmp_path):
-    main(options(model, tmp_path, "--tasks", "region-retrieval", "--data_dir", "scenes:6:0", "--pictures"))
+    tasks = "image-text-retrieval", "region-retrieval"
+    main(options(model, tmp_path, "--tasks", *tasks, "--data_dir", "scenes:6:0", "scenes:6:1", "--pictures"))
     shown = (tmp_path / "results.md").read_text()
-    for name in ("regions.png", "matrix.png", "retrieval.png"):
+    names = [f"{task}-{kind}.png" for task in tasks for kind in ("regions", "matrix", "retrieval")]
+    assert (tmp_path / names[0]).read_bytes() != (tmp_path / names[3]).read_bytes()
+    for name in names:
         assert f"({name})" in shown
         with Image.open(tmp_path / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
-    card = hub.write_folder(*load_parts(model), tmp_path / "folder", "org/name", run_folder=tmp_path)
-    assert "](regions.png)" in (card / "README.md").read_text() and (card / "regions.png").is_file()
+    card = hub.write_folder(*load_parts(model), tmp_path / "folder", "org/name", evaluation_folder=tmp_path)
+    assert f"]({names[0]})" in (card / "README.md").read_text()
+    assert all((card / name).is_file() for name in [*names, "results.md", "results.json"])
+
+
+def test_pictures_of_a_task_on_two_datasets(main, model, tmp_path, monkeypatch):
+    monkeypatch.setitem(main.__globals__, "draw_pictures", lambda encoder, data, folder, name: [f"{name}.png"])
+    tasks = "region-retrieval", "region-retrieval", "image-text-retrieval"
+    folders = "scenes:2:0", "scenes:2:1", "scenes:2:2"
+    main(options(model, tmp_path, "--tasks", *tasks, "--data_dir", *folders, "--pictures"))
+    drawn = json.loads((tmp_path / "results.json").read_text())["pictures"]
+    assert drawn == ["region-retrieval-1.png", "region-retrieval-2.png", "image-text-retrieval.png"]
+
+
+def test_results_of_another_model_stay(main, model, tmp_path):
+    write_results(tmp_path, "org/other", [])
+    before = (tmp_path / "results.json").read_text()
+    with pytest.raises(ValueError, match="holds the results of 'org/other', not of "):
+        main(options("/no/such/model", tmp_path, "--tasks", "scenes", "--data_dir", "scenes:6:1"))
+    assert (tmp_path / "results.json").read_text() == before
 
 
 def load_parts(folder):

@@ -11,6 +11,8 @@ from PIL import Image
 import pixclip_hf
 from pixclip_hf import cards, hub
 from pixclip_hf.data.scenes import scenes_dataset
+from pixclip_hf.evaluation.report import Result, weights_digest, write_results
+from pixclip_hf.evaluation.tasks import TASKS
 from pixclip_hf.training import add_lora
 
 FAMILIES = ("cloc", "pixclip")
@@ -88,7 +90,7 @@ def test_what_a_run_recorded(folder):
     assert card.data.model_name == "name" and card.data.license == "apache-2.0" and card.data.language == "en"
     # What lies on somebody's disk is no name on the Hub.
     assert card.data.base_model == ["openai/clip"] and card.data.datasets == ["org/regions"]
-    assert "/home/me" not in card.content
+    assert "/home/me" not in card.content and "As recorded by the run that made the model." in card.text
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", card.text, flags=re.M))
     assert rows["steps"] == "7" and rows["learning_rate"] == "0.001" and rows["seed"] == "0"
     assert rows["region_text"] == "caption, category" and rows["dataset"] == "org/regions"
@@ -99,6 +101,69 @@ def test_unnamed_evaluation_is_no_result(folder):
     metrics = {key: value for key, value in METRICS.items() if key != "dataset"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     assert ModelCard.load(cards.write_card(folder, "org/name")).data.eval_results is None
+
+
+def write_records(folder):
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "run_arguments.json").write_text(json.dumps(RUN))
+
+
+def write_evaluation(place, name, weights=None):
+    results = [
+        Result("region-classification", "COCO", "cloc-boxes", {"accuracy": 0.5}, split="val2017"),
+        Result("referring", "refcoco", "corrected", {"accuracy": 0.375, "mean_iou": 0.25}, split="val, objects"),
+        # On the scenes that the run recorded too: measured again.
+        Result("scenes", "scenes", "seed 0", {"region_description_exact": 0.875}, split="test"),
+    ]
+    write_results(place, name, results, ["regions.png"], {"weights": weights})
+    (place / "regions.png").write_bytes(b"png")
+
+
+def test_an_evaluation_joins_what_the_run_recorded(family, tmp_path):
+    """Weights are compared over other shards and another folder; the training's records stay."""
+    model, processor = build(family)
+    model.save_pretrained(tmp_path / "run", max_shard_size="20KB")
+    assert len(list((tmp_path / "run").glob("*.safetensors"))) > 1
+    write_records(tmp_path / "run")
+    write_evaluation(tmp_path / "eval", "somewhere/else", weights_digest(tmp_path / "run"))
+    folders = {"run_folder": tmp_path / "run", "evaluation_folder": tmp_path / "eval"}
+    folder = hub.write_folder(model, processor, tmp_path / "out", "org/name", **folders)
+    assert weights_digest(folder) == weights_digest(tmp_path / "run")
+    card = ModelCard.load(folder / "README.md")
+    found = {(result.dataset_type, result.metric_value) for result in card.data.eval_results}
+    assert found == {("scenes", 0.875), ("scenes", 0.5), ("scenes", 0.25), ("COCO", 0.5)} | {
+        ("refcoco", 0.375),
+        ("refcoco", 0.25),
+    }
+    named = {result.metric_name: (result.task_type, result.metric_type) for result in card.data.eval_results}
+    assert named["referring: accuracy"] == ("zero-shot-object-detection", "accuracy")
+    assert named["referring: mean iou"] == ("zero-shot-object-detection", "mean_iou")
+    assert named["region-classification: accuracy"] == ("zero-shot-image-classification", "accuracy")
+    assert "As recorded by the run that made the model and an evaluation of the finished model" in card.text
+    assert card.data.base_model == ["openai/clip"] and card.data.datasets == ["org/regions"]
+    assert "## Training" in card.text and "](regions.png)" in card.text
+    assert {"results.json", "results.md", "regions.png", "metrics.json"} <= {path.name for path in folder.iterdir()}
+
+
+def test_every_task_has_its_name_on_the_hub():
+    assert cards._TASK_TYPES.keys() == set(TASKS) - {"scenes"}
+
+
+def test_an_evaluation_of_another_model_is_refused(folder, tmp_path):
+    write_evaluation(tmp_path / "eval", str(folder), "0" * 32)
+    with pytest.raises(ValueError, match="those of '.*', another model by its weights"):
+        cards.write_card(folder, "org/name", evaluation_folder=tmp_path / "eval")
+    for name, same in (("org/name", True), (str(folder), True), ("org/other", False)):
+        write_evaluation(tmp_path / "eval", name)
+        if same:
+            card = cards.write_card(folder, "org/name", evaluation_folder=tmp_path / "eval").read_text()
+            assert (folder / "regions.png").is_file() and "An image with its regions" in card
+            assert "As recorded by an evaluation of the finished model (`results.json`)." in card
+        else:
+            with pytest.raises(ValueError, match="another model by its name, which is all that can be compared"):
+                cards.write_card(folder, "org/name", evaluation_folder=tmp_path / "eval")
+    with pytest.raises(FileNotFoundError, match="`evaluation_folder` must hold results.json"):
+        cards.write_card(folder, "org/name", evaluation_folder=tmp_path)
 
 
 def test_snippets_of_a_card_run(folder, tmp_path, monkeypatch):

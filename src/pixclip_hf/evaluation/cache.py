@@ -39,21 +39,39 @@ class CachedEncoder:
         self.takes_masks, self.grounds = encoder.takes_masks, encoder.grounds
         self.mean_colour = encoder.mean_colour
         self.computed = 0  # shards, for those who want to know what a cache saved
+        # Since they were last set to 0: texts that were embedded, and those of them that were too long for the model.
+        self.texts = self.cut_texts = 0
         self._key = "" if folder is None else fingerprint(encoder)
 
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised `(T, D)`."""
-        return torch.cat([rows for rows, _ in self._shards(texts, "texts", self._texts, lambda text: text)])
+    def embed_texts(self, texts: Sequence[str], max_length: int | None = None) -> Tensor:
+        """L2-normalised `(T, D)`; cut to `max_length` tokens, the encoder's own limit when None. Texts that are equal
+        up to there are embedded once: they tie exactly, in whatever shards they lie."""
+        keys, cut = self.encoder.text_keys(texts, max_length)
+        if max_length is None:
+            self.texts += len(texts)
+            self.cut_texts += cut
+        first: dict[Any, str] = {}
+        for key, text in zip(keys, texts, strict=True):
+            first.setdefault(key, text)
+        name = "texts" if max_length is None else f"texts cut to {max_length}"
 
-    def embed_images(self, images: Sequence[Any]) -> Tensor:
-        """L2-normalised `(N, D)` of whole images, PIL or paths."""
+        def encode(part: Sequence[str]) -> list[Tensor]:
+            return list(self.encoder.embed_texts(part, max_length).split(1))
+
+        embeds = torch.cat([rows for rows, _ in self._shards(list(first.values()), name, encode, lambda text: text)])
+        numbers = {key: number for number, key in enumerate(first)}
+        return embeds[[numbers[key] for key in keys]]
+
+    def embed_images(self, images: Sequence[Any], unscaled: bool = False) -> Tensor:
+        """L2-normalised `(N, D)` of whole images, PIL or paths; `unscaled` as in [`RegionEncoder.embed_images`]."""
 
         def encode(part: Sequence[Any]) -> list[Tensor]:
             parts = batches(part, self.encoder.batch_size)
-            rows = [self.encoder.embed_images([open_image(image) for image in images]) for images in parts]
+            rows = [self.encoder.embed_images([open_image(image) for image in some], unscaled) for some in parts]
             return list(torch.cat(rows).split(1))
 
-        return torch.cat([rows for rows, _ in self._shards(images, "images", encode, _image_key)])
+        name = "images, unscaled mask" if unscaled else "images"
+        return torch.cat([rows for rows, _ in self._shards(images, name, encode, _image_key)])
 
     def embed_regions(
         self,
@@ -96,9 +114,6 @@ class CachedEncoder:
             # A peer that looks at crops has one before it.
             return self.encoder.embed_crops([part["image"] for part in shown])
         return torch.cat(self.encoder.embed_regions(shown or [{"image": image, "regions": []}]))
-
-    def _texts(self, part: Sequence[str]) -> list[Tensor]:
-        return list(self.encoder.embed_texts(part).split(1))
 
     def _shards(self, items: Sequence[Any], name: str, encode: Callable, describe: Callable):
         """Rows of each shard and how many of them each item has."""

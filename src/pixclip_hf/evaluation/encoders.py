@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.collator import region_inputs
+from ..processing.processing_text import UNLIMITED
 
 Record = Mapping[str, Any]
 
@@ -63,12 +64,19 @@ def embed_regions(model: Any, processor: Any, records: Sequence[Record], batch_s
     return embeds
 
 
-def embed_crops(
-    model: Any, processor: Any, records: Sequence[Record], scale: float = 1.5, batch_size: int = 64
-) -> list[Tensor]:
-    """The crop baseline: each region's square crop, `scale` times its longer box side, embedded as a whole image."""
-    crops = [square_crop(record["image"], region["box"], scale) for record in records for region in record["regions"]]
-    return list(embed_images(model, processor, crops, batch_size).split([len(r["regions"]) for r in records]))
+def text_keys(tokenizer: Any, texts: Sequence[str], limit: int | None) -> tuple[list[tuple[int, ...]], int]:
+    """The tokens of each text, cut to `limit`: equal for texts that a model cannot tell apart; and how many were cut.
+
+    Raises:
+        ValueError: no tokenizer.
+    """
+    if tokenizer is None:
+        raise ValueError("The processor has no tokenizer: its model takes text states, and no texts.")
+    rows = tokenizer(list(texts), verbose=False)["input_ids"]
+    cut = 0 if limit is None else sum(len(row) > limit for row in rows)
+    if cut:
+        rows = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"]
+    return [tuple(row) for row in rows], cut
 
 
 class RegionEncoder:
@@ -79,37 +87,43 @@ class RegionEncoder:
         processor: its processor.
         batch_size: images, crops and texts at a time.
         max_length: tokens that texts are cut to; the tokenizer's own limit when None.
-        unscaled_image_mask: whole images of a model with mask prompts get a mask of 1.0 *behind* the model's scaling,
-            as in PixCLIP's published retrieval scripts, in place of all ones before it (1.92 behind it).
     """
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        unscaled_image_mask: bool = False,
-    ):
+    def __init__(self, model: Any, processor: Any, batch_size: int = 32, max_length: int | None = None):
         self.model, self.processor = model.eval(), processor
         self.batch_size, self.max_length = batch_size, max_length
         self.takes_masks = "region_masks" in processor.model_input_names
-        self.unscaled_image_mask = unscaled_image_mask and self.takes_masks
         self.mean_colour = list(processor.image_processor.image_mean)
 
     @property
     def settings(self) -> str:
         """What beside model and processor decides the embeddings."""
-        return f"{self.max_length} {self.unscaled_image_mask}"
+        return str(self.max_length)
 
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised `(T, D)`."""
-        return embed_texts(self.model, self.processor, texts, self.max_length, self.batch_size)
+    @property
+    def text_limit(self) -> int | None:
+        """Tokens that texts are cut to, None without a limit."""
+        own = getattr(self.processor.tokenizer, "model_max_length", UNLIMITED)
+        return self.max_length or (own if own < UNLIMITED else None)
+
+    def text_keys(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[tuple[int, ...]], int]:
+        """As the function of this name; texts are cut to `max_length` tokens, `text_limit` when None."""
+        return text_keys(self.processor.tokenizer, texts, max_length or self.text_limit)
+
+    def embed_texts(self, texts: Sequence[str], max_length: int | None = None) -> Tensor:
+        """L2-normalised `(T, D)`; texts are cut to `max_length` tokens, `text_limit` when None."""
+        return embed_texts(self.model, self.processor, texts, max_length or self.max_length, self.batch_size)
 
     @torch.no_grad()
-    def embed_images(self, images: Sequence[Any]) -> Tensor:
-        """L2-normalised `(N, D)` of whole images, PIL or paths."""
-        if not self.unscaled_image_mask:
+    def embed_images(self, images: Sequence[Any], unscaled: bool = False) -> Tensor:
+        """L2-normalised `(N, D)` of whole images, PIL or paths.
+
+        Args:
+            images: PIL or paths.
+            unscaled: a model with mask prompts gets a mask of 1.0 *behind* its scaling, as in PixCLIP's published
+                retrieval scripts, in place of all ones before it (1.92 behind it).
+        """
+        if not (unscaled and self.takes_masks):
             return embed_images(self.model, self.processor, images, self.batch_size)
         config, embeds = self.model.config, []
         for part in batches(images, self.batch_size):

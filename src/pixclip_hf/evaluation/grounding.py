@@ -72,8 +72,7 @@ def refer_by_similarity(
             hits.append((overlap[chosen] > IOU_THRESHOLD).mean())
             overlaps.append(overlap[chosen].mean())
             bounds.append(overlap.max() > IOU_THRESHOLD)
-    metrics, intervals = _measures(hits, overlaps, groups, resamples)
-    metrics["upper_bound"] = float(np.mean(bounds))
+    metrics, intervals = _measures({"accuracy": hits, "mean_iou": overlaps, "upper_bound": bounds}, groups, resamples)
     return Result("referring", data.name, protocol or "corrected", metrics, intervals, data.split, data.left_out)
 
 
@@ -103,18 +102,20 @@ def refer_by_grounding(encoder: CachedEncoder, data: Images, resamples: int = RE
             hits.append(overlap > IOU_THRESHOLD)
             overlaps.append(overlap)
             groups.append(number)
-    metrics, intervals = _measures(hits, overlaps, groups, resamples)
+    metrics, intervals = _measures({"accuracy": hits, "mean_iou": overlaps}, groups, resamples)
     return Result("referring", data.name, "grounding-head", metrics, intervals, data.split, data.left_out)
 
 
 def _measures(
-    hits: list[float], overlaps: list[float], groups: list[int], resamples: int
+    found: dict[str, list[float]], groups: list[int], resamples: int
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    if not hits:
+    if not groups:
         raise ValueError("`data` has no expression.")
-    values = np.array(hits, dtype=np.float64)
-    metrics = {"accuracy": float(values.mean()), "mean_iou": float(np.mean(overlaps)), "expression_count": len(values)}
-    return metrics, {"accuracy": mean_interval(values, np.array(groups), resamples)}
+    metrics, intervals = {}, {}
+    for name, values in found.items():
+        metrics[name] = float(np.mean(values))
+        intervals[name] = mean_interval(np.array(values, dtype=np.float64), np.array(groups), resamples)
+    return {**metrics, "expression_count": len(groups)}, intervals
 
 
 def _whole(record) -> list[float]:

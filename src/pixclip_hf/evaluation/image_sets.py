@@ -12,6 +12,7 @@ from ..processing.processing_regions import decode_rle, polygon_mask
 from .views import StoredImage
 
 Record = Mapping[str, Any]
+DOCCI_FILE = "docci_descriptions.jsonlines"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 LAYOUTS = {
@@ -33,11 +34,13 @@ one of
   DATA_DIR                                          a dataset in the record schema (save_to_disk or Parquet)""",
     "long-text-retrieval": """\
 one of
-  DATA_DIR/image/*.jpg and DATA_DIR/caption/*.txt   Urban1k, a text an image of the same name
+  DATA_DIR/image/*.jpg and DATA_DIR/caption/*.txt   Urban1k, a text an image of the same name (the dataset is called
+                                                    as DATA_DIR is)
   DATA_DIR/docci_descriptions.jsonlines             DOCCI, with DATA_DIR/images
   DATA_DIR/annotations/*.json and DATA_DIR/photos   DCI, with splits.json
   DATA_DIR/*.json                                   as ShareGPT4V: [{"image", "conversations": [{"from", "value"}]}],
-                                                    images by their path below DATA_DIR
+                                                    images by their path below DATA_DIR (--split NAME for NAME.json
+                                                    where there are several)
   DATA_DIR                                          a dataset in the record schema (save_to_disk or Parquet)""",
     "referring": """\
   DATA_DIR/*.jsonl                                  ReCLIP's expressions, such as refcoco_val.jsonl (--split
@@ -61,7 +64,7 @@ class Images:
         name: of the dataset.
         records: as in the record schema, as far as a task needs them; `image` is a PIL image, a path or a
             [`StoredImage`].
-        categories: classes to choose from.
+        categories: classes to choose from; a name that occurs twice is two classes, where `label` says which one.
         split: of the dataset.
         left_out: why regions or images were left out, and how many.
     """
@@ -79,24 +82,26 @@ def read_images(task: str, data_dir: str, split: str | None = None, candidates: 
     Args:
         task: a key of [`LAYOUTS`].
         data_dir: see [`LAYOUTS`].
-        split: where a dataset has several; the one that is usually reported when None, `all` for every one where
-            captions are read.
+        split: where a dataset has several, and an error where it has none; the one that is usually reported when
+            None, `all` for every one where captions are read.
         candidates: for `referring`, `"objects"` (of the annotations) or `"detections"`.
 
     Raises:
         FileNotFoundError: nothing there that the task can read; the message shows the layouts.
-        ValueError: an unknown task, or an image that the annotations name and that is missing.
+        ValueError: an unknown task, a `split` that is not there, or an image that the annotations name and that is
+            missing.
     """
     if task not in LAYOUTS:
         raise ValueError(f"`task` must be one of {', '.join(LAYOUTS)}, got {task!r}.")
     if data_dir.startswith("scenes:") and task not in ("referring", "zero-shot-classification", "long-text-retrieval"):
-        return _scenes(data_dir)
+        return _scenes(data_dir, split)
     folder = Path(data_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"`data_dir` must be a folder for {task}, got {data_dir!r}. Expected\n{LAYOUTS[task]}")
     if task == "referring":
         return _checked(_referring(folder, split, candidates), task)
     if task == "zero-shot-classification":
+        refuse_split(split, f"class folders in {folder}")
         return _class_folders(folder)
     readers: dict[str, Callable[[Path, str | None], Images | None]] = {
         "region-classification": _regions,
@@ -137,7 +142,18 @@ def parse_scenes(data_dir: str) -> tuple[int, int]:
     return int(parts[1]), int(parts[2])
 
 
-def _scenes(data_dir: str) -> Images:
+def refuse_split(split: str | None, what: str, own: str | None = None) -> None:
+    """
+    Raises:
+        ValueError: a split of data that has none, or none but its `own`.
+    """
+    if split not in (None, own):
+        has = f"no split but {own!r}" if own else "no splits"
+        raise ValueError(f"`split` must not be given for {what}: it has {has}, got {split!r}.")
+
+
+def _scenes(data_dir: str, split: str | None) -> Images:
+    refuse_split(split, data_dir, own="test")
     number, seed = parse_scenes(data_dir)
     records = [make_scene(index, "test", seed) for index in range(number)]
     categories = sorted({region["category"] for record in records for region in record["regions"]})
@@ -146,6 +162,7 @@ def _scenes(data_dir: str) -> Images:
 
 def _regions(folder: Path, split: str | None) -> Images | None:
     if (path := folder / "regions.jsonl").is_file():
+        refuse_split(split, str(path))
         records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         for record in records:
             record["image"] = str(folder / record["image"])
@@ -239,6 +256,7 @@ def _captions(folder: Path, split: str | None) -> Images | None:
             ]
             return Images("COCO captions" if "coco" in name else "Flickr30k", records, split=chosen)
     if (path := folder / "test_caption.json").is_file():
+        refuse_split(split, str(path), own="test")
         entries = json.loads(path.read_text())
         root = _image_root(folder)
         records = [_captioned(root / entry["filename"], entry["captions"]) for entry in entries]
@@ -256,10 +274,11 @@ def _captioned(path: Path, captions: Sequence[str]) -> dict[str, Any]:
 
 def _long_texts(folder: Path, split: str | None) -> Images | None:
     if (folder / "image").is_dir() and (folder / "caption").is_dir():
+        refuse_split(split, f"texts in {folder / 'caption'}")
         images = sorted(path for path in (folder / "image").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         records = [_captioned(path, [_text_of(folder / "caption" / f"{path.stem}.txt")]) for path in images]
         return Images(folder.name, records)
-    if (path := folder / "docci_descriptions.jsonlines").is_file():
+    if (path := folder / DOCCI_FILE).is_file():
         entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         chosen = split or "test"
         records = [
@@ -270,7 +289,9 @@ def _long_texts(folder: Path, split: str | None) -> Images | None:
         return Images("DOCCI", records, split=chosen)
     if (folder / "photos").is_dir() and (folder / "annotations").is_dir():
         files, chosen = sorted((folder / "annotations").glob("*.json")), "all"
-        if (splits := folder / "splits.json").is_file() and split != "all":
+        if not (splits := folder / "splits.json").is_file():
+            refuse_split(split, f"annotations without {splits}", own="all")
+        elif split != "all":
             named = json.loads(splits.read_text())
             chosen = _choose(named, split, ("test",), folder)
             files = [path for path in files if path.name in named[chosen]]
@@ -280,15 +301,22 @@ def _long_texts(folder: Path, split: str | None) -> Images | None:
             text = f"{entry['short_caption'].strip()}\n{entry['extra_caption'].strip()}"
             records.append(_captioned(folder / "photos" / entry["image"], [text]))
         return Images("DCI", records, split=chosen)
-    for path in sorted(folder.glob("*.json")):
-        entries = json.loads(path.read_text())
-        if isinstance(entries, list) and entries and "conversations" in entries[0]:
-            records = []
-            for entry in entries:
-                answer = next(turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt")
-                records.append(_captioned(folder / entry["image"], [answer]))
-            return Images(path.stem, records)
-    return None
+    answers = {path.stem: path for path in sorted(folder.glob("*.json")) if _holds_conversations(path)}
+    if not answers:
+        return None
+    chosen = _choose(answers, split, (), folder)
+    records = []
+    for entry in json.loads(answers[chosen].read_text()):
+        answer = next(turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt")
+        records.append(_captioned(folder / entry["image"], [answer]))
+    return Images(chosen, records)
+
+
+def _holds_conversations(path: Path) -> bool:
+    """By the start of the file: some have a million entries."""
+    with path.open() as file:
+        start = file.read(2**16).lstrip()
+    return start.startswith("[") and '"conversations"' in start
 
 
 def _text_of(path: Path) -> str:
@@ -323,15 +351,15 @@ def _class_folders(folder: Path) -> Images:
             raise ValueError(f"{path} must name every class folder; it lacks {', '.join(missing[:5])}.")
         names = {name: given[name] for name in names}
     records = [
-        {"image": str(path), "category": names[parent.name], "regions": [], "captions": []}
-        for parent in folders
+        {"image": str(path), "label": label, "regions": [], "captions": []}
+        for label, parent in enumerate(folders)
         for path in sorted(parent.iterdir())
         if path.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not records:
         layout = LAYOUTS["zero-shot-classification"]
         raise FileNotFoundError(f"{str(folder)!r} holds no images of classes. Expected\n{layout}")
-    return Images(folder.name, records, list(dict.fromkeys(names.values())))
+    return Images(folder.name, records, list(names.values()))
 
 
 def _is_record_dataset(folder: Path) -> bool:

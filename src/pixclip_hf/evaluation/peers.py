@@ -15,7 +15,7 @@ from ..modeling.modeling_regions import mask_patch_weights
 from ..modeling.modeling_vision import patch_grid, patch_tokens, pool_through_head
 from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
-from .encoders import Record, RegionEncoder, batches
+from .encoders import Record, RegionEncoder, batches, text_keys
 from .views import blurred, crop, open_image, outlined
 
 REGION_VIEWS = ("crop", "blur", "box", "mask_pooled")
@@ -60,29 +60,34 @@ class PeerEncoder:
         )
         self.region_processor = PixCLIPProcessor(image_processor)
         text = model.config.text_config
-        self.max_length = max_length or text.max_position_embeddings
+        self.text_limit = max_length or text.max_position_embeddings
         # SigLIP reads the state at the last of all its positions, padding included.
         self.padding = "max_length" if "siglip" in model.config.model_type else True
 
     @property
     def settings(self) -> str:
         """What beside model and processor decides the embeddings."""
-        return f"{self.view} {self.max_length}"
+        return f"{self.view} {self.text_limit}"
+
+    def text_keys(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[tuple[int, ...]], int]:
+        """As [`RegionEncoder.text_keys`]."""
+        return text_keys(self.processor.tokenizer, texts, max_length or self.text_limit)
 
     @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised `(T, D)`."""
+    def embed_texts(self, texts: Sequence[str], max_length: int | None = None) -> Tensor:
+        """L2-normalised `(T, D)`; texts are cut to `max_length` tokens, `text_limit` when None."""
+        limit = max_length or self.text_limit
         embeds = []
         for part in batches(list(texts), self.batch_size):
             inputs = self.processor.tokenizer(
-                part, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+                part, padding=self.padding, truncation=True, max_length=limit, return_tensors="pt"
             ).to(self.model.device)
             embeds.append(self.model.get_text_features(**inputs).pooler_output)
         return F.normalize(torch.cat(embeds).float(), dim=-1).cpu()
 
     @torch.no_grad()
-    def embed_images(self, images: Sequence[Any]) -> Tensor:
-        """L2-normalised `(N, D)` of whole images, PIL or paths."""
+    def embed_images(self, images: Sequence[Any], unscaled: bool = False) -> Tensor:
+        """L2-normalised `(N, D)` of whole images, PIL or paths; without a mask, `unscaled` changes nothing."""
         embeds = []
         for part in batches(images, self.batch_size):
             opened = [open_image(image) for image in part]
@@ -148,7 +153,7 @@ def load_encoder(
     view: str = "crop",
     batch_size: int = 32,
     max_length: int | None = None,
-    unscaled_image_mask: bool = False,
+    revision: str = "main",
     **kwargs: Any,
 ) -> RegionEncoder | PeerEncoder:
     """The encoder of any checkpoint: CLOC and PixCLIP (converted Alpha-CLIP too) see regions, peers see `view`.
@@ -156,11 +161,11 @@ def load_encoder(
     Args:
         name_or_path: Hub id or folder.
         view, batch_size, max_length: as in [`PeerEncoder`].
-        unscaled_image_mask: as in [`RegionEncoder`].
-        kwargs: of `AutoModel.from_pretrained`, such as `dtype` and `revision`.
+        revision: of a Hub id.
+        kwargs: of `AutoModel.from_pretrained`, such as `dtype`.
     """
-    model = AutoModel.from_pretrained(name_or_path, **kwargs)
-    processor = AutoProcessor.from_pretrained(name_or_path)
+    model = AutoModel.from_pretrained(name_or_path, revision=revision, **kwargs)
+    processor = AutoProcessor.from_pretrained(name_or_path, revision=revision)
     if hasattr(model, "get_region_features"):
-        return RegionEncoder(model, processor, batch_size, max_length, unscaled_image_mask)
+        return RegionEncoder(model, processor, batch_size, max_length)
     return PeerEncoder(model, processor, view, batch_size, max_length)

@@ -16,9 +16,9 @@ REGION_TEXTS = ("caption", "category")
 MOST_REGIONS, QUERIES, FOUND, SEARCHED = 6, 4, 5, 200
 
 
-def draw_pictures(encoder: CachedEncoder, data: Images, folder: str | Path) -> list[str]:
-    """Writes what the data allows: `regions.png` (which a model card shows) and `matrix.png` of the first image with
-    two different region texts, `retrieval.png` of the first captions over the first 200 images.
+def draw_pictures(encoder: CachedEncoder, data: Images, folder: str | Path, name: str) -> list[str]:
+    """Writes what the data allows: `<name>-regions.png` (which a model card shows) and `<name>-matrix.png` of the
+    first image with two different region texts, `<name>-retrieval.png` of the first captions over 200 images.
 
     Returns:
         The names of the files.
@@ -27,8 +27,8 @@ def draw_pictures(encoder: CachedEncoder, data: Images, folder: str | Path) -> l
     folder.mkdir(parents=True, exist_ok=True)
     if (found := _first_regions(data)) is not None:
         record, texts = found
-        _draw_regions(encoder, record, texts, folder)
-        written += ["regions.png", "matrix.png"]
+        written += [f"{name}-regions.png", f"{name}-matrix.png"]
+        _draw_regions(encoder, record, texts, *(folder / file for file in written))
     captioned = [record for record in data.records if record.get("captions")][:SEARCHED]
     if len(captioned) > 1:
         queries = [record["captions"][0] for record in captioned[:QUERIES]]
@@ -38,8 +38,8 @@ def draw_pictures(encoder: CachedEncoder, data: Images, folder: str | Path) -> l
             [(open_image(captioned[i]["image"]), score, i == own) for i, score in zip(row, values, strict=True)]
             for own, (row, values) in enumerate(zip(indices.tolist(), scores.tolist(), strict=True))
         ]
-        draw_retrieval(folder / "retrieval.png", queries, rows, title=f"captions among {len(captioned)} images")
-        written.append("retrieval.png")
+        written.append(f"{name}-retrieval.png")
+        draw_retrieval(folder / written[-1], queries, rows, title=f"captions among {len(captioned)} images")
     return written
 
 
@@ -55,14 +55,16 @@ def _first_regions(data: Images) -> tuple[dict[str, Any], list[str]] | None:
     return None
 
 
-def _draw_regions(encoder: CachedEncoder, record: dict[str, Any], texts: list[str], folder: Path) -> None:
+def _draw_regions(
+    encoder: CachedEncoder, record: dict[str, Any], texts: list[str], picture: Path, matrix: Path
+) -> None:
     image, regions = open_image(record["image"]), record["regions"]
     candidates = list(dict.fromkeys(texts))
     (rows,) = encoder.embed_regions([record], name="pictured regions")
     scores = (rows @ encoder.embed_texts(candidates).T).numpy()
     right = [candidates.index(text) for text in texts]
     names = [f"{number + 1}: {text}" for number, text in enumerate(texts)]
-    draw_matrix(folder / "matrix.png", scores, names, candidates, right, title="regions and texts")
+    draw_matrix(matrix, scores, names, candidates, right, title="regions and texts")
     best = [[(candidates[i], float(row[i])) for i in np.argsort(-row)[:3]] for row in scores]
     maps = {}
     if isinstance(encoder.encoder, RegionEncoder):
@@ -70,4 +72,4 @@ def _draw_regions(encoder: CachedEncoder, record: dict[str, Any], texts: list[st
         maps = {text: similarity_map(model, processor, image, text) for text in candidates[:2]}
     boxes = [region["box"] for region in regions]
     masks = [pixel_mask(region, image.size) for region in regions] if encoder.takes_masks else None
-    draw_regions(folder / "regions.png", image, boxes, best, maps, masks)
+    draw_regions(picture, image, boxes, best, maps, masks)

@@ -127,7 +127,8 @@ def classify_images(
 
     Args:
         encoder: a [`CachedEncoder`].
-        data: images with a `category`.
+        data: images with a `label`, the number of their class among `categories`. Classes of the same name stay two,
+            which tie.
         templates: of the class names.
         resamples: of the bootstrap.
 
@@ -136,8 +137,7 @@ def classify_images(
     """
     classes = class_embeddings(encoder, data.categories, templates)
     embeds = encoder.embed_images([record["image"] for record in data.records])
-    numbers = {category: number for number, category in enumerate(data.categories)}
-    labels = torch.tensor([numbers[record["category"]] for record in data.records])
+    labels = torch.tensor([record["label"] for record in data.records])
     metrics, intervals = class_accuracies(embeds, classes, labels, np.arange(len(labels)), resamples)
     metrics |= {"image_count": len(embeds), "class_count": len(classes)}
     protocol = f"{len(templates)} template" + "s" * (len(templates) > 1)

@@ -1,10 +1,14 @@
 """Measures as markdown tables and as JSON."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+import torch
+from safetensors import safe_open
 
 
 def standard_error(share: float, count: int) -> float:
@@ -50,8 +54,36 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
+def weights_digest(folder: str | Path) -> str | None:
+    """Hash of the weights of a saved model, however many files they are split into; None without safetensors files."""
+    tensors = []
+    for path in Path(folder).glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            for name in weights.keys():
+                tensor = weights.get_tensor(name)
+                digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+                tensors.append(digest.hexdigest())
+    return hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:32] if tensors else None
+
+
+def refuse_other_model(folder: str | Path, model: str) -> None:
+    """
+    Raises:
+        ValueError: `folder` holds the `results.json` of another model, which would be lost.
+    """
+    path = Path(folder, "results.json")
+    found = json.loads(path.read_text())["model"] if path.is_file() else model
+    if found != model and Path(found).resolve() != Path(model).resolve():
+        raise ValueError(f"{path} holds the results of {found!r}, not of {model!r}: choose another output folder.")
+
+
 def write_results(
-    folder: str | Path, model: str, results: Iterable[Result], pictures: Iterable[str] = (), **run: object
+    folder: str | Path,
+    model: str,
+    results: Iterable[Result],
+    pictures: Iterable[str] = (),
+    settings: Mapping[str, object] | None = None,
 ) -> None:
     """`results.json`, which model cards are filled from, and `results.md`, a table a task.
 
@@ -60,23 +92,33 @@ def write_results(
         model: name of the model.
         results: of the tasks.
         pictures: files in the folder that `results.md` shows.
-        run: further entries of `results.json`. The measures of a `scenes` result stand beside them, by the names that
-            `metrics.json` of the demo has.
+        settings: what beside model and data decides the measures. The measures of a `scenes` result stand beside them
+            in `results.json`, by the names that `metrics.json` of the demo has.
     """
-    folder, results = Path(folder), list(results)
+    folder, results, pictures = Path(folder), list(results), list(pictures)
     folder.mkdir(parents=True, exist_ok=True)
     flat: dict[str, object] = {}
     for result in results:
         if result.task == "scenes":
             flat = {"dataset": result.dataset, "split": result.split, **result.metrics}
-    content = {"model": model, **run, **flat, "results": [asdict(result) for result in results]}
+    content = {
+        "model": model,
+        "settings": dict(settings or {}),
+        **flat,
+        "results": [asdict(result) for result in results],
+        "pictures": pictures,
+    }
     (folder / "results.json").write_text(json.dumps(_plain(content), indent=1) + "\n")
-    sections = [f"# Evaluation of {model}\n", "Intervals: 95 %, bootstrap over images.\n"]
+    sections = [f"# Evaluation of {model}\n"]
+    if settings:
+        named = [f"{name} {value}" for name, value in settings.items() if value is not None]
+        sections.append(f"Settings: {', '.join(named)}.\n")
+    sections.append("Intervals: 95 %, bootstrap over images.\n")
     for result in results:
         title = f"## {result.task}: {result.dataset}" + (f", {result.split}" if result.split else "")
         header = ["measure", "value", "95 % interval"]
         rows = [
-            [name.replace("_", " "), _shown(name, value), _interval(result.intervals.get(name))]
+            [name.replace("_", " "), _shown(name, value), _interval(name, result.intervals.get(name))]
             for name, value in result.metrics.items()
         ]
         sections += [f"{title}\n", f"Protocol: `{result.protocol}`.\n", markdown_table(header, rows) + "\n"]
@@ -104,5 +146,8 @@ def _shown(name: str, value: float) -> str:
     return f"{value:.3f}" if name.endswith(("_cosine", "_iou", "_rank", "_ratio")) else f"{100 * value:.2f} %"
 
 
-def _interval(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None or not math.isfinite(ends[0]) else f"{100 * ends[0]:.2f} – {100 * ends[1]:.2f} %"
+def _interval(name: str, ends: tuple[float, float] | None) -> str:
+    if ends is None or not math.isfinite(ends[0]):
+        return ""
+    low, high = (_shown(name, end) for end in ends)
+    return f"{low.removesuffix(' %')} – {high}"

@@ -4,14 +4,26 @@ whole images; and the same vision tower on crops."""
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.scenes import all_descriptions, late_detail_pairs, same_box_pairs
-from .encoders import Record, embed_crops, embed_images, embed_regions, embed_texts
-from .retrieval import retrieval_recall
+from .encoders import Record, RegionEncoder, embed_images, embed_regions, embed_texts, square_crop
+from .intervals import mean_interval
+from .retrieval import rank_right_keys
 
 CLIP_TOKENS = 77
+CROP_SCALE = 1.5
+DESCRIBED = ("texture", "colour", "shape")
+
+
+def description_hits(regions: Sequence[Tensor], records: Sequence[Record], descriptions: Tensor) -> np.ndarray:
+    """Whether texture, colour and shape of the best description of each region are its own: `(R, 3)` bool."""
+    names = [name.split()[1:] for name in all_descriptions()]
+    found = [names[index] for rows in regions for index in (rows @ descriptions.T).argmax(-1).tolist()]
+    true = [region["caption"].split()[1:] for record in records for region in record["regions"]]
+    return np.array([[a == b for a, b in zip(*pair, strict=True)] for pair in zip(found, true, strict=True)])
 
 
 def description_accuracy(regions: Sequence[Tensor], records: Sequence[Record], descriptions: Tensor) -> dict[str, Any]:
@@ -24,13 +36,27 @@ def description_accuracy(regions: Sequence[Tensor], records: Sequence[Record], d
     Returns:
         Shares of regions: `exact`, and `texture`, `colour`, `shape` one by one; `count` of regions.
     """
-    names = [name.split()[1:] for name in all_descriptions()]
-    found = [names[index] for rows in regions for index in (rows @ descriptions.T).argmax(-1).tolist()]
-    true = [region["caption"].split()[1:] for record in records for region in record["regions"]]
-    hits = torch.tensor([[a == b for a, b in zip(*pair, strict=True)] for pair in zip(found, true, strict=True)])
-    shares = hits.float().mean(0).tolist()
-    parts = dict(zip(("texture", "colour", "shape"), shares, strict=True))
-    return {"exact": hits.all(-1).float().mean().item(), **parts, "count": len(hits)}
+    hits = description_hits(regions, records, descriptions)
+    parts = dict(zip(DESCRIBED, hits.mean(0).tolist(), strict=True))
+    return {"exact": float(hits.all(-1).mean()), **parts, "count": len(hits)}
+
+
+def pair_hits(
+    regions: Sequence[Tensor],
+    records: Sequence[Record],
+    texts: Mapping[str, Tensor],
+    find_pairs: Callable[[Record], Iterable[tuple[int, int]]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The decisions that [`pair_accuracy`] is the share of: 1, 0, or 0.5 for a tie; and the record of each."""
+    hits, groups = [], []
+    for number, (rows, record) in enumerate(zip(regions, records, strict=True)):
+        captions = [region["long_caption"] for region in record["regions"]]
+        for i, j in find_pairs(record):
+            for own, other in ((i, j), (j, i)):
+                margin = (rows[own] @ (texts[captions[own]] - texts[captions[other]])).item()
+                hits.append(0.5 if abs(margin) < 1e-6 else float(margin > 0))
+                groups.append(number)
+    return np.array(hits), np.array(groups)
 
 
 def pair_accuracy(
@@ -49,52 +75,84 @@ def pair_accuracy(
     Returns:
         The share, and how many decisions it is of (two a pair).
     """
-    score, count = 0.0, 0
-    for rows, record in zip(regions, records, strict=True):
-        captions = [region["long_caption"] for region in record["regions"]]
-        for i, j in find_pairs(record):
-            for own, other in ((i, j), (j, i)):
-                margin = (rows[own] @ (texts[captions[own]] - texts[captions[other]])).item()
-                score += 0.5 if abs(margin) < 1e-6 else float(margin > 0)
-                count += 1
-    return (score / count if count else float("nan")), count
+    hits, _ = pair_hits(regions, records, texts, find_pairs)
+    return (float(hits.mean()) if len(hits) else float("nan")), len(hits)
 
 
-def evaluate_scenes(model: Any, processor: Any, records: Sequence[Record]) -> dict[str, float]:
+def embed_crops(encoder: Any, records: Sequence[Record], scale: float = CROP_SCALE) -> list[Tensor]:
+    """The crop baseline: each region's square crop, `scale` times its longer box side, embedded as a whole image."""
+    crops = [square_crop(record["image"], region["box"], scale) for record in records for region in record["regions"]]
+    return list(encoder.embed_images(crops).split([len(record["regions"]) for record in records]))
+
+
+def evaluate_scenes(model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
+    """The measures of [`measure_scenes`], without intervals.
+
+    Args:
+        model: a [`CLOCModel`] or [`PixCLIPModel`]; left in the mode, training or not, that it was in.
+        processor: its processor.
+        records: scenes that the model has not seen.
+    """
+    was_training = model.training
+    metrics, _ = measure_scenes(RegionEncoder(model, processor, batch_size=64), list(records), resamples=0)
+    model.train(was_training)
+    return metrics
+
+
+def measure_scenes(
+    encoder: Any, records: Sequence[Record], resamples: int
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Every measure of the scenes, for either model.
 
     Args:
-        model: a [`CLOCModel`] or [`PixCLIPModel`].
-        processor: its processor.
+        encoder: a [`RegionEncoder`], or a [`CachedEncoder`] of one.
         records: scenes that the model has not seen.
+        resamples: of the bootstrap, which draws scenes.
 
     Returns:
-        Shares between 0 and 1, and the counts that they are of (`*_count`).
+        Shares between 0 and 1, and the counts that they are of (`*_count`); and the 95 % intervals of the shares.
         For every model `image_to_text_recall@1` and `text_to_image_recall@1`, `region_description_*` (chance 1/256 for
         `exact`) and the same from crops (`crop_description_exact`). For a model with mask prompts also
         `same_box_by_mask`, `late_detail` and, with texts cut to 77 tokens, `late_detail_cut_77` (chance 1/2), and the
         crop baseline of the first two.
-    """
-    records = list(records)
-    was_training = model.training
-    model.eval()
-    regions = embed_regions(model, processor, records)
-    crops = embed_crops(model, processor, records)
-    descriptions = embed_texts(model, processor, all_descriptions())
-    images = embed_images(model, processor, [record["image"] for record in records])
-    captions = [record["captions"][0] for record in records]
-    forth, back = retrieval_recall(images, embed_texts(model, processor, captions), torch.arange(len(records)))
-    metrics = {"image_to_text_recall@1": forth, "text_to_image_recall@1": back, "image_count": len(records)}
-    for name, value in description_accuracy(regions, records, descriptions).items():
-        metrics[f"region_description_{name}"] = value
-    metrics["crop_description_exact"] = description_accuracy(crops, records, descriptions)["exact"]
 
-    if "region_masks" in processor.model_input_names:
-        long_captions = list({region["long_caption"] for record in records for region in record["regions"]})
-        texts = dict(zip(long_captions, embed_texts(model, processor, long_captions), strict=True))
-        cut = dict(
-            zip(long_captions, embed_texts(model, processor, long_captions, max_length=CLIP_TOKENS), strict=True)
+    Raises:
+        ValueError: no records.
+    """
+    if not records:
+        raise ValueError("`records` must hold at least one scene, got none.")
+    regions, crops = encoder.embed_regions(records), embed_crops(encoder, records)
+    descriptions = encoder.embed_texts(all_descriptions())
+    images = encoder.embed_images([record["image"] for record in records])
+    captions = encoder.embed_texts([record["captions"][0] for record in records])
+
+    scenes = np.arange(len(records))
+    own = np.repeat(scenes, [len(record["regions"]) for record in records])
+    metrics: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+
+    def measure(name: str, hits: np.ndarray, groups: np.ndarray) -> None:
+        metrics[name] = float(hits.mean()) if len(hits) else float("nan")
+        if len(hits) and resamples:
+            intervals[name] = mean_interval(hits, groups, resamples)
+
+    ids = torch.from_numpy(scenes)
+    measure("image_to_text_recall@1", rank_right_keys(images, captions, ids, ids).hits(1), scenes)
+    measure("text_to_image_recall@1", rank_right_keys(captions, images, ids, ids).hits(1), scenes)
+    metrics["image_count"] = len(records)
+    described = description_hits(regions, records, descriptions)
+    measure("region_description_exact", described.all(-1), own)
+    for name, hits in zip(DESCRIBED, described.T, strict=True):
+        measure(f"region_description_{name}", hits, own)
+    metrics["region_description_count"] = len(described)
+    measure("crop_description_exact", description_hits(crops, records, descriptions).all(-1), own)
+
+    if encoder.takes_masks:
+        long_captions = list(
+            dict.fromkeys(region["long_caption"] for record in records for region in record["regions"])
         )
+        texts = dict(zip(long_captions, encoder.embed_texts(long_captions), strict=True))
+        cut = dict(zip(long_captions, encoder.embed_texts(long_captions, CLIP_TOKENS), strict=True))
         for name, rows, by_caption, find_pairs in (
             ("same_box_by_mask", regions, texts, same_box_pairs),
             ("late_detail", regions, texts, late_detail_pairs),
@@ -102,6 +160,20 @@ def evaluate_scenes(model: Any, processor: Any, records: Sequence[Record]) -> di
             ("crop_same_box", crops, texts, same_box_pairs),
             ("crop_late_detail", crops, texts, late_detail_pairs),
         ):
-            metrics[name], metrics[f"{name}_count"] = pair_accuracy(rows, records, by_caption, find_pairs)
-    model.train(was_training)
-    return metrics
+            hits, groups = pair_hits(rows, records, by_caption, find_pairs)
+            measure(name, hits, groups)
+            metrics[f"{name}_count"] = len(hits)
+    return metrics, intervals
+
+
+__all__ = [
+    "CLIP_TOKENS",
+    "description_accuracy",
+    "embed_crops",
+    "embed_images",
+    "embed_regions",
+    "embed_texts",
+    "evaluate_scenes",
+    "measure_scenes",
+    "pair_accuracy",
+]
