@@ -48,11 +48,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--license", help="licence identifier of the Hub, for the card")
     parser.add_argument("--language", nargs="+", help="language codes, for the card")
     parser.add_argument("--datasets", nargs="+", help="Hub ids of the training data; by default what the run recorded")
+    parser.add_argument("--evaluation_folder", help="output folder of an evaluation of this model, for the card")
     parser.add_argument("--max_shard_size", default="5GB", help="weights above it are split")
     arguments = parser.parse_args(argv)
 
     model, processor = load(arguments.model)
-    names = ("base_model", "merge", "license", "language", "datasets", "max_shard_size")
+    names = ("base_model", "merge", "license", "language", "datasets", "evaluation_folder", "max_shard_size")
     options = {name: getattr(arguments, name) for name in names} | {"run_folder": arguments.model}
     if arguments.dry_run:
         folder = arguments.output_dir or Path("runs/publish", arguments.repo_id)
