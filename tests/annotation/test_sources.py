@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from pixclip_hf.annotation.sources import LeftOut, ReadRecords, open_source, read_record
@@ -104,6 +105,40 @@ def test_regions_folder(tmp_path):
         "region left out: id twice": 1,
         "mask left out: empty or not readable": 1,
     }
+
+
+def test_regions_that_cannot_be_read_leave_the_others(tmp_path):
+    write(tmp_path / "a.png", encoded())
+    good = {"category": "cat", "box": [2, 2, 12, 12]}
+    regions = [
+        {**good, "id": None},
+        {**good, "id": 2**70},
+        {**good, "id": 1, "box": [1, 2, 3]},
+        {**good, "id": 2, "box": [[1, 2, 5, 9]] * 4},
+        {**good, "id": 3, "box": "all"},
+        {**good, "id": 4, "segmentation": {"size": [30, 40]}},
+        {**good, "id": "4"},
+    ]
+    entry = {"image": "a.png", "width": 40, "height": 30, "captions": [], "regions": regions}
+    write(tmp_path / "regions.jsonl", json.dumps(entry))
+    records, left_out = records_of(f"regions:{tmp_path}")
+    assert [region["id"] for region in records["a.png"]["regions"]] == [4]
+    assert left_out == {
+        "region left out: not readable": 5,
+        "region left out: id twice": 1,
+        "mask left out: empty or not readable": 1,
+    }
+
+
+@pytest.mark.parametrize("field", ["score", "source"])
+def test_datasets_whose_regions_lack_a_field(field, tmp_path):
+    scenes = [make_scene(i, "train") for i in range(2)]
+    regions = [[{k: v for k, v in region.items() if k != field} for region in scene["regions"]] for scene in scenes]
+    columns = {name: [scene[name] for scene in scenes] for name in scenes[0]}
+    Dataset.from_dict(columns | {"regions": regions}).save_to_disk(tmp_path / "scenes")
+    records, left_out = records_of(f"dataset:{tmp_path / 'scenes'}")
+    found = {region[field] for record in records.values() for region in record["regions"]}
+    assert found == {{"score": 1.0, "source": "dataset"}[field]} and not left_out
 
 
 def test_scenes_and_datasets(tmp_path):
@@ -259,11 +294,15 @@ def test_bad_images_are_left_out_with_their_reason(tmp_path):
     assert batch["rejected_reason"] == ["image not readable", "image not readable", None]
     assert batch["rejected_stage"] == ["source", "source", None]
     entry = {"image": "gone.png", "width": 1, "height": 1, "captions": [], "regions": []}
-    lines = [json.dumps(entry), json.dumps({**entry, "image": "c.png"}), "{}"]
+    whole = {"image": "c.png", "width": 40, "height": 30, "captions": [], "regions": []}
+    broken = [{}, {**whole, "captions": None}, {**whole, "regions": ["all"]}]
+    lines = [json.dumps(entry), json.dumps({**entry, "image": "c.png"}), *map(json.dumps, broken)]
     write(tmp_path / "regions.jsonl", "\n".join(lines))
+    empty = {name: [None] * 5 for name in pipeline_features([])} | {"position": range(5)}
     batch = ReadRecords(f"regions:{tmp_path}")(empty)
     assert batch["rejected_reason"][:2] == ["image missing", "image of another size than its annotations"]
-    assert batch["rejected_reason"][2].startswith("annotation not readable: KeyError")
+    for reason, error in zip(batch["rejected_reason"][2:], ("KeyError", "TypeError", "AttributeError"), strict=True):
+        assert reason.startswith(f"annotation not readable: {error}")
     source = open_source(f"images:{tmp_path}")
     with pytest.raises(LeftOut, match="not readable"):
         read_record(source.build(source.items[0]), source.kind)
