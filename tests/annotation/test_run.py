@@ -166,6 +166,22 @@ def test_other_settings_need_another_folder(whole, change, message):
         run(whole, **change)
 
 
+def test_a_source_that_lists_other_items_needs_another_folder(tmp_path):
+    picture = Image.new("RGB", (20, 10))
+    for name in "abcd":
+        picture.save(tmp_path / f"{name}.png")
+    source = f"images:{tmp_path}"
+    run(tmp_path / "run", source, [])
+    (tmp_path / "b.png").rename(tmp_path / "e.png")
+    with pytest.raises(ValueError, match="holds a run over other items: what 'images:.*' lists has changed"):
+        run(tmp_path / "run", source, [])
+    # A new run in the same process sees the files as they are now.
+    run(tmp_path / "again", source, [])
+    assert sorted(rejected_rows(tmp_path / "again")["record_id"]) == ["a.png", "c.png", "d.png", "e.png"]
+    (tmp_path / "e.png").rename(tmp_path / "b.png")
+    run(tmp_path / "run", source, [])
+
+
 def test_two_processes_do_not_write_to_one_folder(whole):
     with FileLock(whole / ".lock"), pytest.raises(ValueError, match="being written to by another process"):
         run(whole)
