@@ -196,7 +196,9 @@ def test_waits_as_long_as_the_server_asks_or_ever_longer(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fault", "requests"), [(401, 1), (404, 1), (500, 3), (503, 3), (501, 1), ((429, {"Retry-After": "0"}), 3)], ids=str
+    ("fault", "requests"),
+    [(401, 1), (404, 1), (500, 3), (503, 3), (501, 1), ((429, {"Retry-After": "0"}), 3)],
+    ids=str,
 )
 def test_servers_that_refuse_or_stay_down_end_the_run(fault, requests):
     status = fault[0] if isinstance(fault, tuple) else fault
