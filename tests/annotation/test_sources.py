@@ -287,18 +287,19 @@ def test_bad_images_are_left_out_with_their_reason(tmp_path):
     write(tmp_path / "a.png", encoded()[:60])
     write(tmp_path / "b.png", b"")
     write(tmp_path / "c.png", encoded())
+    for mode in ("F", "I"):  # without a known range of values
+        Image.new(mode, SIZE).save(tmp_path / f"{mode}.tif")
     stage = ReadRecords(f"images:{tmp_path}")
-    empty = {name: [None] * 3 for name in pipeline_features([])} | {"position": [0, 1, 2]}
+    empty = {name: [None] * 5 for name in pipeline_features([])} | {"position": range(5)}
     batch = stage(empty)
-    assert batch["record_id"] == ["a.png", "b.png", "c.png"]
-    assert batch["rejected_reason"] == ["image not readable", "image not readable", None]
-    assert batch["rejected_stage"] == ["source", "source", None]
+    assert batch["record_id"] == ["F.tif", "I.tif", "a.png", "b.png", "c.png"]
+    assert batch["rejected_reason"] == ["image not readable"] * 4 + [None]
+    assert batch["rejected_stage"] == ["source"] * 4 + [None]
     entry = {"image": "gone.png", "width": 1, "height": 1, "captions": [], "regions": []}
     whole = {"image": "c.png", "width": 40, "height": 30, "captions": [], "regions": []}
     broken = [{}, {**whole, "captions": None}, {**whole, "regions": ["all"]}]
     lines = [json.dumps(entry), json.dumps({**entry, "image": "c.png"}), *map(json.dumps, broken)]
     write(tmp_path / "regions.jsonl", "\n".join(lines))
-    empty = {name: [None] * 5 for name in pipeline_features([])} | {"position": range(5)}
     batch = ReadRecords(f"regions:{tmp_path}")(empty)
     assert batch["rejected_reason"][:2] == ["image missing", "image of another size than its annotations"]
     for reason, error in zip(batch["rejected_reason"][2:], ("KeyError", "TypeError", "AttributeError"), strict=True):

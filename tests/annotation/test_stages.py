@@ -91,6 +91,20 @@ def test_images_are_upright():
     assert opened.size == (4, 8) and opened.mode == "RGB"
 
 
+def opened(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return np.asarray(stages.open_image({"bytes": buffer.getvalue(), "path": None}))
+
+
+def test_images_are_as_the_processor_reads_them():
+    ramp = np.linspace(0, 65535, 12).astype(np.uint16).reshape(3, 4)
+    expected = np.round(ramp / 257).astype(np.uint8)
+    assert (opened(ramp) == expected[..., None]).all() and len(np.unique(expected)) == 12
+    hidden = np.array([[[250, 20, 20, 0], [250, 20, 20, 255]]], np.uint8)
+    assert opened(hidden).tolist() == [[[255, 255, 255], [250, 20, 20]]]
+
+
 def test_columns_must_be_new():
     @dataclasses.dataclass
     class Bad:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..data.readers import load_records
 from ..data.scenes import make_scene
@@ -17,7 +17,7 @@ from ..processing.processing_geometry import clip_boxes
 from ..processing.processing_regions import encode_rle, mask_box, read_mask
 from . import source_formats
 from .source_formats import AnnotatedImage, Source
-from .stages import Batch, add_counts, open_batch, reject
+from .stages import Batch, add_counts, open_batch, open_image, reject
 
 # Kind -> (the rest of its name, what it opens).
 _FORMS = {
@@ -181,9 +181,7 @@ def _read_image(item: AnnotatedImage) -> tuple[bytes, tuple[int, int]]:
     except OSError as error:
         raise LeftOut("image missing") from error
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            size = ImageOps.exif_transpose(image).size
+        size = open_image({"bytes": data}).size
     except _BROKEN_IMAGE as error:
         raise LeftOut("image not readable") from error
     if item.size is not None and tuple(item.size) != size:

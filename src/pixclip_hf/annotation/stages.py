@@ -40,6 +40,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from ..data.schema import record_features
+from ..processing.image_processing_region import to_rgb
 
 Batch = dict[str, list]
 
@@ -150,6 +151,10 @@ def row_generator(seed: int, *keys: str | int) -> np.random.Generator:
 
 
 def open_image(cell: Mapping[str, Any]) -> PILImage.Image:
-    """The image of a row, RGB and upright, as `datasets` would decode it."""
+    """The image of a row, upright, and RGB as the image processor makes it.
+
+    Raises:
+        ValueError: see [`to_rgb`].
+    """
     with PILImage.open(io.BytesIO(cell["bytes"])) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(image), "image")
