@@ -15,6 +15,7 @@ from PIL import Image
 
 from pixclip_hf.annotation.sources import LeftOut, ReadRecords, open_source, read_record
 from pixclip_hf.annotation.stages import pipeline_features
+from pixclip_hf.data.collator import content_key
 from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.data.schema import validate_record
 from pixclip_hf.modeling.modeling_regions import box_iou
@@ -237,23 +238,25 @@ def test_visual_genome(folder, tmp_path):
 
 
 def test_flickr30k_entities(tmp_path):
-    write(tmp_path / "images/36.jpg", encoded())
     xml = """<annotation><filename>36.jpg</filename><size><width>40</width><height>30</height></size>
       <object><name>100</name><name>101</name>
         <bndbox><xmin>1</xmin><ymin>3</ymin><xmax>10</xmax><ymax>12</ymax></bndbox></object>
       <object><name>102</name><scene>1</scene><nobndbox>1</nobndbox></object></annotation>"""
-    write(tmp_path / "Annotations/36.xml", xml)
-    write(
-        tmp_path / "Sentences/36.txt",
+    sentences = (
         "[/EN#100/people Two men] stand in [/EN#102/scene a yard] .\n"
-        "[/EN#100/people Two guys] and [/EN#101/animals a dog] .\n[/EN#100/people Two men] .\n",
+        "[/EN#100/people Two guys] and [/EN#101/animals a dog] .\n[/EN#100/people Two men] .\n"
     )
+    for name in ("36", "37"):
+        write(tmp_path / f"images/{name}.jpg", encoded())
+        write(tmp_path / f"Annotations/{name}.xml", xml)
+        write(tmp_path / f"Sentences/{name}.txt", sentences)
     records, left_out = records_of(f"flickr30k:{tmp_path}:{tmp_path / 'images'}")
+    assert len({region["id"] for record in records.values() for region in record["regions"]}) == 6
     record = records["36"]
     assert record["captions"] == ["Two men stand in a yard .", "Two guys and a dog .", "Two men ."]
     box = [0, 2, 10, 12]
     assert texts_and_boxes(record) == [("Two men", box), ("Two guys", box), ("a dog", box)]
-    assert left_out == {"phrase left out: without a box": 1}
+    assert left_out == {"phrase left out: without a box": 2}
 
 
 @pytest.mark.parametrize("tar", [False, True], ids=["folder", "tar"])
@@ -281,6 +284,17 @@ def test_grit(tar, tmp_path):
     assert texts_and_boxes(record) == [("a dog on grass", [4, 6, 20, 27]), ("grass", [20, 15, 40, 30])]
     assert [region["score"] for region in record["regions"]] == pytest.approx([0.9, 0.7])
     assert left_out == {"noun chunk left out: part of a referring expression": 1}
+
+
+def test_images_of_grit_have_keys_of_their_own(tmp_path):
+    for name in ("a", "b"):
+        expressions = [[0, 5, 0.1, 0.2, 0.5, 0.9, 0.9], [2, 5, 0.1, 0.2, 0.5, 1, 1]]
+        content = {"caption": f"{name} dog", "ref_exps": expressions}
+        write(tmp_path / f"{name}.json", content)
+        write(tmp_path / f"{name}.jpg", encoded(format="JPEG"))
+    records, _ = records_of(f"grit:{tmp_path}")
+    assert len({region["id"] for record in records.values() for region in record["regions"]}) == 4
+    assert content_key(records["a"]) != content_key(records["b"])
 
 
 def test_bad_images_are_left_out_with_their_reason(tmp_path):

@@ -43,6 +43,7 @@ from ..data.schema import record_features
 from ..processing.image_processing_region import to_rgb
 
 Batch = dict[str, list]
+IDS_PER_IMAGE = 2**16  # where regions have no ids of their own, those of an image start at its position times this
 
 
 class Stage(Protocol):
