@@ -200,8 +200,9 @@ def test_allowed_names(states, tmp_path):
     weight = state.pop("visual.proj")
     path = save(state | {"visual.proj": weight}, tmp_path / "model.pt")
     refused("clip", path, tmp_path, "left over in the checkpoint: extra.two", allow=["*.one"])
-    report = convert("clip", path, tmp_path / "one", allow=["extra.*"])
-    assert report["sources"]["extra.one"]["how"] == "left over, allowed"
+    refused("clip", path, tmp_path, "`allow` must be a list of patterns, got the text 'e*'", TypeError, allow="e*")
+    report = convert("clip", path, tmp_path / "one", allow=(pattern for pattern in ["extra.*"]))
+    assert report["sources"]["extra.one"]["how"] == "left over, allowed" and report["allow"] == ["extra.*"]
     state = dict(states["pixclip"])
     del state["visual.blocks.0.norm1.bias"]
     save(state, path)
