@@ -121,6 +121,12 @@ def test_the_recorded_numbers_of_alpha_clip(half, tmp_path):
     close(model.get_text_features(io["input_ids"], shown.long()).pooler_output, io["text_features"])
 
 
+def scalars(image_size):
+    """The sizes that OpenAI's own files carry among their weights."""
+    sizes = {"input_resolution": image_size, "context_length": 13, "vocab_size": 60}
+    return {name: torch.tensor(size) for name, size in sizes.items()}
+
+
 def as_clip(model):
     """The towers of a converted model as a transformers CLIP, with the wrong token ids of the first on the Hub."""
     config = CLIPConfig(
@@ -191,9 +197,8 @@ def test_clips_of_other_shapes(source, activation, options, tmp_path):
     clip = build_clip(activation, **widths)
     masked = source == "alpha-clip"
     state = openai_state(clip, masked, "in_proj." if masked else "in_proj_")
-    if source == "clip":
-        scalars = {"input_resolution": 18, "context_length": 13, "vocab_size": 60}
-        state |= {name: torch.tensor(value) for name, value in scalars.items()}
+    if source != "open-clip":
+        state |= scalars(image_size=18)
     report = convert(source, save(state, tmp_path / "model.safetensors"), tmp_path / "out", **options)
     model = AutoModel.from_pretrained(tmp_path / "out")
     everything_accounted(report, state, model.state_dict())
@@ -258,7 +263,8 @@ def test_a_visual_half_needs_its_own_clip(wide, laid_over, tmp_path):
     state = openai_state(build_clip(image_size=36, patch_size=wide), mask=True)
     visual = {name.removeprefix("visual."): t for name, t in state.items() if name.startswith("visual.")}
     checkpoint = save(visual, tmp_path / "visual.pth")
-    clip = save(openai_state(build_clip(image_size=36, patch_size=laid_over)), tmp_path / "clip.pt")
+    openai = openai_state(build_clip(image_size=36, patch_size=laid_over)) | scalars(image_size=36)
+    clip = save(openai, tmp_path / "clip.pt")
     with pytest.raises(ValueError, match="`clip` must name the CLIP"):
         convert("alpha-clip", checkpoint, tmp_path / "out")
     if wide != laid_over:
@@ -266,10 +272,19 @@ def test_a_visual_half_needs_its_own_clip(wide, laid_over, tmp_path):
             convert("alpha-clip", checkpoint, tmp_path / "out", clip=clip)
         assert not (tmp_path / "out").exists()
     else:
-        convert("alpha-clip", checkpoint, tmp_path / "out", clip=clip)
+        report = convert("alpha-clip", checkpoint, tmp_path / "out", clip=clip)
+        assert report["sources"]["clip:context_length"]["how"] == "checked: 13"
+        other = save(openai | {"context_length": torch.tensor(14)}, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match="'context_length' of the checkpoint says 14, its weights say 13"):
+            convert("alpha-clip", checkpoint, tmp_path / "again", clip=other)
     full = save(state, tmp_path / "full.pt")
     with pytest.raises(ValueError, match="the checkpoint is a full Alpha-CLIP"):
         convert("alpha-clip", full, tmp_path / "again", clip=clip)
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    for path, options in ((checkpoint, {"clip": clip}), (full, {})):
+        with pytest.raises(ValueError, match="open_clip_config.json lies beside .*(clip|full).pt'.*'open-clip' alone"):
+            convert("alpha-clip", path, tmp_path / "again", **options)
+    assert not (tmp_path / "again").exists()
 
 
 # The language model, the processor, the pipelines
