@@ -147,7 +147,9 @@ EVA_SHAPES = {
     "heads by the tables": {"width": 96, "tables": 32, "side": 5, "layers": 2},
     "heads of 64, no bias": {"biases": False},
     "larger than its grid": {"width": 64, "tables": 16, "side": 18, "patch": 2, "layers": 1},
+    "heads as given": {"width": 96, "layers": 2},
 }
+EVA_OPTIONS = {"heads as given": {"head_width": 32}, "heads by the tables": {"head_width": 32}}
 
 
 @torch.no_grad()
@@ -158,7 +160,8 @@ def test_pixclip_of_other_shapes(shape, tmp_path):
     stored |= {"module.l2v.model.norm.weight": random(9), "module.l2v.model.layers.0.mlp.weight": random(9, 9)}
     path = tmp_path / "model.pth"
     torch.save({"epoch": 3, "state_dict": stored, "optimizer": {}}, path)
-    report = convert("pixclip", path, tmp_path / "out", text_model_name="org/llm")
+    options = EVA_OPTIONS.get(shape, {})
+    report = convert("pixclip", path, tmp_path / "out", text_model_name="org/llm", **options)
     model = AutoModel.from_pretrained(tmp_path / "out")
     everything_accounted(report, stored, model.state_dict())
     assert report["prefix"] == "module." and report["beside"] == ["epoch", "optimizer"]
@@ -166,7 +169,10 @@ def test_pixclip_of_other_shapes(shape, tmp_path):
     side = model.config.vision_config.image_size
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(3, 1, side, side, generator=torch.Generator().manual_seed(1)) > 0.5
-    heads = EVA_SHAPES[shape].get("tables", 64)
+    tables = EVA_SHAPES[shape].get("tables")
+    heads = tables or options.get("head_width", 64)
+    assumed = [note for note in report["notes"] if f"attention heads {heads} channels wide" in note]
+    assert len(assumed) == (tables is None)
     expected, tokens = eva_image_features(state, pixels, mask, heads)
     found = model.get_region_features(pixels, mask)
     close(found.pooler_output[:, 0], expected)
@@ -256,6 +262,20 @@ def test_the_settings_of_open_clip_beside_its_weights(tmp_path):
     with pytest.raises(ValueError, match="text_cfg has settings of another architecture: pool_type"):
         convert("open-clip", path, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@torch.no_grad()
+def test_the_heads_that_open_clip_takes_where_its_settings_name_none(tmp_path):
+    clip = build_clip("gelu", text_heads=8, text_head_width=16)
+    path = save(openai_state(clip), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": {"width": 128}}}))
+    convert("open-clip", path, tmp_path / "out")
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    ids = torch.tensor([[3, 8, 5, 59]])
+    found = model.get_text_features(ids).pooler_output
+    close(found, clip.get_text_features(ids).pooler_output)
+    # The same weights with two heads of 64.
+    different(found, build_clip("gelu").get_text_features(ids).pooler_output)
 
 
 @pytest.mark.parametrize(("wide", "laid_over"), [(12, 12), (12, 6)])
