@@ -340,17 +340,21 @@ def test_ray_gives_the_same_output(whole, tmp_path):
     }
 
 
-def test_real_models_from_disk(tmp_path):
-    arguments = LongGritArguments(
-        object_captioner=save_llava(tmp_path / "vlm"),
-        verifier=save_llama(tmp_path / "llm"),
-        max_tokens=6,
-        attempts=2,
-    )
+@pytest.mark.parametrize(
+    ("backend", "stage", "save"),
+    [
+        ("object_captioner", "object_caption", save_llava),
+        ("verifier", "verification", save_llama),
+        ("context_captioner", "context_caption", save_llava),
+        ("merger", "merge", save_llama),
+    ],
+)
+def test_real_models_from_disk(backend, stage, save, tmp_path):
+    arguments = LongGritArguments(**{backend: save(tmp_path / "model")}, max_tokens=6, attempts=2)
     for row in rows_of(longgrit_stages(arguments), 2):
         # Random weights speak no JSON: that is what a rejection has to say.
         assert row["regions"] == []
-        assert {entry["rejected_stage"] for entry in row["rejected_regions"]} == {"object_caption"}
+        assert {entry["rejected_stage"] for entry in row["rejected_regions"]} == {stage}
         assert all(entry["raw_answer"] for entry in row["rejected_regions"])
 
 
