@@ -257,6 +257,41 @@ def test_report_of_no_run(tmp_path):
         run(tmp_path, shard_size=0)
 
 
+@pytest.mark.slow
+def test_ray_runs_more_models_than_gpus_side_by_side(tmp_path):
+    ray = pytest.importorskip("ray")
+    seen = tmp_path / "seen by the second"
+
+    class Model:
+        columns, num_gpus, batch_size = {}, 1, 1
+
+        def __init__(self, name):
+            self.name = name
+
+        def __repr__(self):
+            return self.name
+
+        def __call__(self, batch):
+            if self.name == "second":
+                seen.touch()
+            elif batch["position"] == [63]:  # of the last block: by now the second must have begun
+                for _ in range(300):
+                    if seen.exists():
+                        break
+                    time.sleep(0.1)
+                else:
+                    raise RuntimeError("the second model waits for the end of the first")
+            return open_batch(batch)
+
+    ray.shutdown()
+    ray.init(num_cpus=2, num_gpus=1, logging_level="WARNING")
+    try:
+        run(tmp_path / "run", "scenes:64", [Model("first"), Model("second")], shard_size=16, engine="ray")
+    finally:
+        ray.shutdown()
+    assert run_counts(tmp_path / "run")["total"]["records"] == 64
+
+
 @pytest.mark.slow  # starting Ray and its actors takes longer than the run
 def test_ray_writes_the_same(whole, tmp_path):
     pytest.importorskip("ray")

@@ -56,7 +56,7 @@ class Stage(Protocol):
     batch_size: int
     """Rows a call."""
     num_gpus: float
-    """GPUs that an actor of it is given by Ray when the cluster has any."""
+    """GPUs that an actor of it is given by Ray when the cluster has enough."""
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch: ...
 
