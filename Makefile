@@ -10,7 +10,7 @@ SMOLLM2 := $(VENV)/.smollm2
 
 .PHONY: ablation demo test test-slow check bench clean
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): setup.py constraints.txt src/pixclip_hf/versions.py
 	$(PYTHON) -m venv $(VENV)
 	# torch first and pinned: left to the resolver it brings the CUDA libraries along.
 	$(RUN) -m pip install -c constraints.txt torch==2.13.0

@@ -82,6 +82,15 @@ def test_int8():
     assert cosines.min() > 0.98 and cosines.max() < 1 - 1e-7
 
 
+@pytest.mark.parametrize("export", (export_image_half, export_text_half))
+def test_training_goes_on_as_before(export):
+    model = build_model("cloc").train()
+    model.text_model.eval()
+    modes = [module.training for module in model.modules()]
+    export(model, "torch")
+    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
+
+
 def test_refusals():
     model = build_model("cloc")
     with pytest.raises(ValueError, match="`format` must be one of 'torch', 'onnx', got 'tflite'"):

@@ -129,11 +129,17 @@ def _export(
     int8: bool = False,
 ) -> ExportedModel:
     check_choice("format", format, EXPORT_FORMATS)
+    if int8 and format == "torch":
+        raise ValueError("`int8=True` needs `format='onnx'`, got 'torch'.")
+    training = {module: module.training for module in half.modules()}
     half.eval()
-    if format == "torch":
-        if int8:
-            raise ValueError("`int8=True` needs `format='onnx'`, got 'torch'.")
-        return DynamoExporter().export(half, sample, DynamoConfig(dynamic_shapes=shapes))
-    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if int8 else None
-    settings = OnnxConfig(dynamic_shapes=shapes, opset_version=opset_version, quantizer=quantizer)
-    return OnnxExporter().export(half, sample, settings)
+    try:
+        if format == "torch":
+            return DynamoExporter().export(half, sample, DynamoConfig(dynamic_shapes=shapes))
+        quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if int8 else None
+        settings = OnnxConfig(dynamic_shapes=shapes, opset_version=opset_version, quantizer=quantizer)
+        return OnnxExporter().export(half, sample, settings)
+    finally:
+        # The modules are the caller's, which may be in the middle of its training.
+        for module, flag in training.items():
+            module.training = flag

@@ -7,6 +7,7 @@ import pickle
 import pytest
 from chat_server import serving
 from PIL import Image
+from requests.exceptions import InvalidURL
 from tiny_chats import save_llama, save_llava
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -163,9 +164,8 @@ def test_faults_that_pass(fault):
 @pytest.mark.parametrize(
     ("fault", "problem", "raw", "requests"),
     [
-        (500, "HTTP 500", "status 500 on demand", 3),
-        ((429, {"Retry-After": "0"}), "HTTP 429", "status 429 on demand", 3),
         (400, "HTTP 400", "status 400 on demand", 1),
+        (413, "HTTP 413", "status 413 on demand", 1),
         ("slow", "timeout", None, 3),
         ("no json", "response not as the API describes", '{"choices"', 2),
         ("cut body", "response cut off", "IncompleteRead", 2),
@@ -195,12 +195,26 @@ def test_waits_as_long_as_the_server_asks_or_ever_longer(monkeypatch):
     assert waits == [7, 90, 4, 8]
 
 
-def test_unreachable_endpoints_and_refused_keys():
-    with serving(reply_with_prompt, lambda question, number: 401) as server:
-        with pytest.raises(RuntimeError, match="answers 401 for the model 'tiny'"):
+@pytest.mark.parametrize(
+    ("fault", "requests"),
+    [(401, 1), (404, 1), (500, 3), (503, 3), (501, 1), ((429, {"Retry-After": "0"}), 3)],
+    ids=str,
+)
+def test_servers_that_refuse_or_stay_down_end_the_run(fault, requests):
+    status = fault[0] if isinstance(fault, tuple) else fault
+    with serving(reply_with_prompt, lambda question, number: fault) as server:
+        with pytest.raises(RuntimeError, match=f"answers {status} for the model 'tiny'.*on demand"):
             endpoint(server).ask([Question("What?", SCHEMA)])
-    (answer,) = endpoint(server).ask([Question("What?", SCHEMA)])
-    assert answer.problem == "endpoint not reachable"
+        assert server.times_asked.total() == requests
+
+
+def test_unreachable_endpoints_end_the_run():
+    with serving(reply_with_prompt) as server:
+        pass
+    with pytest.raises(RuntimeError, match=f"{server.url} can't be reached: .*refused"):
+        endpoint(server).ask([Question("What?", SCHEMA)])
+    with pytest.raises(InvalidURL):
+        ChatEndpoint("tiny", "http://").ask([Question("What?", SCHEMA)])
 
 
 def test_endpoint_arguments(monkeypatch):

@@ -278,6 +278,11 @@ def test_the_alt_text_stands_in_for_a_caption():
         (VeslArguments(candidates="ngrams", region_text="sentence"), "`region_text` must be 'phrase' with"),
         (VeslArguments(region_text="both"), "`region_text` must be one of phrase, sentence, got 'both'"),
         (VeslArguments(max_regions=0), "`max_regions` must lie between 1 and 65536, got 0"),
+        (VeslArguments(max_words=0), "`max_words` must be at least 1, got 0"),
+        (VeslArguments(max_candidates=-1), "`max_candidates` must be at least 1, got -1"),
+        (VeslArguments(candidates="ngrams", max_candidates=0), "`max_candidates` must be at least 1, got 0"),
+        (VeslArguments(captioner="org/model", model_batch_size=0), "`batch_size` must be at least 1, got 0"),
+        (VeslArguments(detector="org/model", model_batch_size=0), "`batch_size` must be at least 1, got 0"),
     ],
 )
 def test_bad_vesl_arguments(arguments, message):

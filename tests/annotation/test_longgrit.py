@@ -253,7 +253,7 @@ PASSING = [500, 503, (429, {"Retry-After": "0"}), "no json", "cut body", {"conte
 def some_fail(question, number):
     """Every third question fails once, and one in 13 always: with a status, or with an answer of no use."""
     if question["key"] % 13 == 0:
-        return 500 if question["key"] % 2 else {"content": '{"caption": "'}
+        return 400 if question["key"] % 2 else {"content": '{"caption": "'}
     return PASSING[question["key"] % len(PASSING)] if question["key"] % 3 == 0 and number == 0 else None
 
 
@@ -297,7 +297,7 @@ def test_nothing_vanishes_without_a_reason(whole):
     assert kept + dropped == Counter(source) and len(kept) > 10
     reasons = {(row["rejected_stage"], row["rejected_reason"]) for row in rejected}
     assert {("verification", "judged inconsistent"), ("category_check", "contradicts the category")} <= reasons
-    assert {"HTTP 500", "answer without a JSON object"} <= {reason for _, reason in reasons}
+    assert {"HTTP 400", "answer without a JSON object"} <= {reason for _, reason in reasons}
     assert all(row["raw_answer"] for row in rejected if row["region"] is not None)
     for record in records:
         validate_record({name: record[name] for name in record_features()})
@@ -313,6 +313,22 @@ def test_same_answers_give_the_same_output_whatever_the_batches_and_the_faults(w
     assert files(again) == files(whole)
 
 
+def test_a_server_that_goes_down_ends_the_run_until_it_is_back(whole, tmp_path):
+    asked = 0
+
+    def goes_down(question, number):
+        nonlocal asked
+        asked += 1
+        return always_fails(question, number) if asked <= 150 else 503
+
+    with serving(answer, goes_down) as server, pytest.raises(RuntimeError, match="answers 503"):
+        run(server, tmp_path / "run", 1, 1)
+    done = len(list((tmp_path / "run" / "shards").iterdir()))
+    assert 0 < done < len(list((whole / "shards").iterdir()))
+    with serving(answer, always_fails) as server:
+        assert files(run(server, tmp_path / "run", 1, 1)) == files(whole)
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_output(whole, tmp_path):
     ray = pytest.importorskip("ray")
@@ -324,17 +340,21 @@ def test_ray_gives_the_same_output(whole, tmp_path):
     }
 
 
-def test_real_models_from_disk(tmp_path):
-    arguments = LongGritArguments(
-        object_captioner=save_llava(tmp_path / "vlm"),
-        verifier=save_llama(tmp_path / "llm"),
-        max_tokens=6,
-        attempts=2,
-    )
+@pytest.mark.parametrize(
+    ("backend", "stage", "save"),
+    [
+        ("object_captioner", "object_caption", save_llava),
+        ("verifier", "verification", save_llama),
+        ("context_captioner", "context_caption", save_llava),
+        ("merger", "merge", save_llama),
+    ],
+)
+def test_real_models_from_disk(backend, stage, save, tmp_path):
+    arguments = LongGritArguments(**{backend: save(tmp_path / "model")}, max_tokens=6, attempts=2)
     for row in rows_of(longgrit_stages(arguments), 2):
         # Random weights speak no JSON: that is what a rejection has to say.
         assert row["regions"] == []
-        assert {entry["rejected_stage"] for entry in row["rejected_regions"]} == {"object_caption"}
+        assert {entry["rejected_stage"] for entry in row["rejected_regions"]} == {stage}
         assert all(entry["raw_answer"] for entry in row["rejected_regions"])
 
 

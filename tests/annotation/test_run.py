@@ -166,6 +166,22 @@ def test_other_settings_need_another_folder(whole, change, message):
         run(whole, **change)
 
 
+def test_a_source_that_lists_other_items_needs_another_folder(tmp_path):
+    picture = Image.new("RGB", (20, 10))
+    for name in "abcd":
+        picture.save(tmp_path / f"{name}.png")
+    source = f"images:{tmp_path}"
+    run(tmp_path / "run", source, [])
+    (tmp_path / "b.png").rename(tmp_path / "e.png")
+    with pytest.raises(ValueError, match="holds a run over other items: what 'images:.*' lists has changed"):
+        run(tmp_path / "run", source, [])
+    # A new run in the same process sees the files as they are now.
+    run(tmp_path / "again", source, [])
+    assert sorted(rejected_rows(tmp_path / "again")["record_id"]) == ["a.png", "c.png", "d.png", "e.png"]
+    (tmp_path / "e.png").rename(tmp_path / "b.png")
+    run(tmp_path / "run", source, [])
+
+
 def test_two_processes_do_not_write_to_one_folder(whole):
     with FileLock(whole / ".lock"), pytest.raises(ValueError, match="being written to by another process"):
         run(whole)
@@ -239,6 +255,41 @@ def test_report_of_no_run(tmp_path):
         report(tmp_path)
     with pytest.raises(ValueError, match="`shard_size` must be at least 1, got 0"):
         run(tmp_path, shard_size=0)
+
+
+@pytest.mark.slow
+def test_ray_runs_more_models_than_gpus_side_by_side(tmp_path):
+    ray = pytest.importorskip("ray")
+    seen = tmp_path / "seen by the second"
+
+    class Model:
+        columns, num_gpus, batch_size = {}, 1, 1
+
+        def __init__(self, name):
+            self.name = name
+
+        def __repr__(self):
+            return self.name
+
+        def __call__(self, batch):
+            if self.name == "second":
+                seen.touch()
+            elif batch["position"] == [63]:  # of the last block: by now the second must have begun
+                for _ in range(300):
+                    if seen.exists():
+                        break
+                    time.sleep(0.1)
+                else:
+                    raise RuntimeError("the second model waits for the end of the first")
+            return open_batch(batch)
+
+    ray.shutdown()
+    ray.init(num_cpus=2, num_gpus=1, logging_level="WARNING")
+    try:
+        run(tmp_path / "run", "scenes:64", [Model("first"), Model("second")], shard_size=16, engine="ray")
+    finally:
+        ray.shutdown()
+    assert run_counts(tmp_path / "run")["total"]["records"] == 64
 
 
 @pytest.mark.slow  # starting Ray and its actors takes longer than the run

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from pixclip_hf.annotation.sources import LeftOut, ReadRecords, open_source, read_record
 from pixclip_hf.annotation.stages import pipeline_features
+from pixclip_hf.data.collator import content_key
 from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.data.schema import validate_record
 from pixclip_hf.modeling.modeling_regions import box_iou
@@ -104,6 +106,40 @@ def test_regions_folder(tmp_path):
         "region left out: id twice": 1,
         "mask left out: empty or not readable": 1,
     }
+
+
+def test_regions_that_cannot_be_read_leave_the_others(tmp_path):
+    write(tmp_path / "a.png", encoded())
+    good = {"category": "cat", "box": [2, 2, 12, 12]}
+    regions = [
+        {**good, "id": None},
+        {**good, "id": 2**70},
+        {**good, "id": 1, "box": [1, 2, 3]},
+        {**good, "id": 2, "box": [[1, 2, 5, 9]] * 4},
+        {**good, "id": 3, "box": "all"},
+        {**good, "id": 4, "segmentation": {"size": [30, 40]}},
+        {**good, "id": "4"},
+    ]
+    entry = {"image": "a.png", "width": 40, "height": 30, "captions": [], "regions": regions}
+    write(tmp_path / "regions.jsonl", json.dumps(entry))
+    records, left_out = records_of(f"regions:{tmp_path}")
+    assert [region["id"] for region in records["a.png"]["regions"]] == [4]
+    assert left_out == {
+        "region left out: not readable": 5,
+        "region left out: id twice": 1,
+        "mask left out: empty or not readable": 1,
+    }
+
+
+@pytest.mark.parametrize("field", ["score", "source"])
+def test_datasets_whose_regions_lack_a_field(field, tmp_path):
+    scenes = [make_scene(i, "train") for i in range(2)]
+    regions = [[{k: v for k, v in region.items() if k != field} for region in scene["regions"]] for scene in scenes]
+    columns = {name: [scene[name] for scene in scenes] for name in scenes[0]}
+    Dataset.from_dict(columns | {"regions": regions}).save_to_disk(tmp_path / "scenes")
+    records, left_out = records_of(f"dataset:{tmp_path / 'scenes'}")
+    found = {region[field] for record in records.values() for region in record["regions"]}
+    assert found == {{"score": 1.0, "source": "dataset"}[field]} and not left_out
 
 
 def test_scenes_and_datasets(tmp_path):
@@ -202,23 +238,25 @@ def test_visual_genome(folder, tmp_path):
 
 
 def test_flickr30k_entities(tmp_path):
-    write(tmp_path / "images/36.jpg", encoded())
     xml = """<annotation><filename>36.jpg</filename><size><width>40</width><height>30</height></size>
       <object><name>100</name><name>101</name>
         <bndbox><xmin>1</xmin><ymin>3</ymin><xmax>10</xmax><ymax>12</ymax></bndbox></object>
       <object><name>102</name><scene>1</scene><nobndbox>1</nobndbox></object></annotation>"""
-    write(tmp_path / "Annotations/36.xml", xml)
-    write(
-        tmp_path / "Sentences/36.txt",
+    sentences = (
         "[/EN#100/people Two men] stand in [/EN#102/scene a yard] .\n"
-        "[/EN#100/people Two guys] and [/EN#101/animals a dog] .\n[/EN#100/people Two men] .\n",
+        "[/EN#100/people Two guys] and [/EN#101/animals a dog] .\n[/EN#100/people Two men] .\n"
     )
+    for name in ("36", "37"):
+        write(tmp_path / f"images/{name}.jpg", encoded())
+        write(tmp_path / f"Annotations/{name}.xml", xml)
+        write(tmp_path / f"Sentences/{name}.txt", sentences)
     records, left_out = records_of(f"flickr30k:{tmp_path}:{tmp_path / 'images'}")
+    assert len({region["id"] for record in records.values() for region in record["regions"]}) == 6
     record = records["36"]
     assert record["captions"] == ["Two men stand in a yard .", "Two guys and a dog .", "Two men ."]
     box = [0, 2, 10, 12]
     assert texts_and_boxes(record) == [("Two men", box), ("Two guys", box), ("a dog", box)]
-    assert left_out == {"phrase left out: without a box": 1}
+    assert left_out == {"phrase left out: without a box": 2}
 
 
 @pytest.mark.parametrize("tar", [False, True], ids=["folder", "tar"])
@@ -248,22 +286,38 @@ def test_grit(tar, tmp_path):
     assert left_out == {"noun chunk left out: part of a referring expression": 1}
 
 
+def test_images_of_grit_have_keys_of_their_own(tmp_path):
+    for name in ("a", "b"):
+        expressions = [[0, 5, 0.1, 0.2, 0.5, 0.9, 0.9], [2, 5, 0.1, 0.2, 0.5, 1, 1]]
+        content = {"caption": f"{name} dog", "ref_exps": expressions}
+        write(tmp_path / f"{name}.json", content)
+        write(tmp_path / f"{name}.jpg", encoded(format="JPEG"))
+    records, _ = records_of(f"grit:{tmp_path}")
+    assert len({region["id"] for record in records.values() for region in record["regions"]}) == 4
+    assert content_key(records["a"]) != content_key(records["b"])
+
+
 def test_bad_images_are_left_out_with_their_reason(tmp_path):
     write(tmp_path / "a.png", encoded()[:60])
     write(tmp_path / "b.png", b"")
     write(tmp_path / "c.png", encoded())
+    for mode in ("F", "I"):  # without a known range of values
+        Image.new(mode, SIZE).save(tmp_path / f"{mode}.tif")
     stage = ReadRecords(f"images:{tmp_path}")
-    empty = {name: [None] * 3 for name in pipeline_features([])} | {"position": [0, 1, 2]}
+    empty = {name: [None] * 5 for name in pipeline_features([])} | {"position": range(5)}
     batch = stage(empty)
-    assert batch["record_id"] == ["a.png", "b.png", "c.png"]
-    assert batch["rejected_reason"] == ["image not readable", "image not readable", None]
-    assert batch["rejected_stage"] == ["source", "source", None]
+    assert batch["record_id"] == ["F.tif", "I.tif", "a.png", "b.png", "c.png"]
+    assert batch["rejected_reason"] == ["image not readable"] * 4 + [None]
+    assert batch["rejected_stage"] == ["source"] * 4 + [None]
     entry = {"image": "gone.png", "width": 1, "height": 1, "captions": [], "regions": []}
-    lines = [json.dumps(entry), json.dumps({**entry, "image": "c.png"}), "{}"]
+    whole = {"image": "c.png", "width": 40, "height": 30, "captions": [], "regions": []}
+    broken = [{}, {**whole, "captions": None}, {**whole, "regions": ["all"]}]
+    lines = [json.dumps(entry), json.dumps({**entry, "image": "c.png"}), *map(json.dumps, broken)]
     write(tmp_path / "regions.jsonl", "\n".join(lines))
     batch = ReadRecords(f"regions:{tmp_path}")(empty)
     assert batch["rejected_reason"][:2] == ["image missing", "image of another size than its annotations"]
-    assert batch["rejected_reason"][2].startswith("annotation not readable: KeyError")
+    for reason, error in zip(batch["rejected_reason"][2:], ("KeyError", "TypeError", "AttributeError"), strict=True):
+        assert reason.startswith(f"annotation not readable: {error}")
     source = open_source(f"images:{tmp_path}")
     with pytest.raises(LeftOut, match="not readable"):
         read_record(source.build(source.items[0]), source.kind)

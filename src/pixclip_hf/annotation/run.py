@@ -9,6 +9,7 @@ A folder of a run holds
 - `run.json`: what the output depends on. A run goes on only with the same.
 """
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -53,17 +54,20 @@ def annotate(
         `output`.
 
     Raises:
-        ValueError: `output` holds a run of other stages, source or shard size, or another process writes to it.
+        ValueError: `output` holds a run of other stages, source or shard size, the source lists other items than when
+            that run began, or another process writes to it.
     """
     if shard_size < 1:
         raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
     output = Path(output)
+    open_source.cache_clear()  # an earlier run in this process may have seen another state of the files
     opened = open_source(source)
     stages = [ReadRecords(source), *stages]
     total = len(opened.items)
     settings = {
         "source": source,
         "items": total,
+        "items_digest": _digest(opened.items),
         "left_out": dict(+opened.left_out),
         "shard_size": shard_size,
         "stages": {stage.name: repr(stage) for stage in stages},
@@ -97,6 +101,11 @@ def _start_or_continue(output: Path, settings: dict[str, Any]) -> None:
     if path.exists():
         found = json.loads(path.read_text())
         for name in settings:
+            if name == "items_digest" and found.get(name) != settings[name]:
+                raise ValueError(
+                    f"`output` {str(output)!r} holds a run over other items: what {settings['source']!r} lists has "
+                    "changed since it began. Choose another folder."
+                )
             if found.get(name) != settings[name]:
                 raise ValueError(
                     f"`output` {str(output)!r} holds a run with other settings: its {name} is {found.get(name)}, now "
@@ -106,6 +115,14 @@ def _start_or_continue(output: Path, settings: dict[str, Any]) -> None:
             leftover.unlink()
     else:
         _replace(path, lambda part: part.write_text(json.dumps(settings, indent=1) + "\n"))
+
+
+def _digest(items: Sequence[Any]) -> str:
+    """Of what the index of a source holds of its items, in their order; reads no item."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item!r}\n".encode())
+    return digest.hexdigest()
 
 
 def _manifest(output: Path, shard: int) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ..data.readers import xywh_to_xyxy
+from .stages import IDS_PER_IMAGE
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -209,7 +210,8 @@ def flickr30k_entities(folder: str, images: str) -> Source:
     for every box and every wording of its entity."""
     names = sorted(path.stem for path in Path(folder, "Annotations").glob("*.xml"))
 
-    def build(name: str) -> AnnotatedImage:
+    def build(item: tuple[int, str]) -> AnnotatedImage:
+        position, name = item
         lines = Path(folder, "Sentences", f"{name}.txt").read_text().splitlines()
         phrases, left_out = defaultdict(list), Counter()
         for entity, phrase in (match for line in lines for match in _PHRASE.findall(line)):
@@ -226,14 +228,15 @@ def flickr30k_entities(folder: str, images: str) -> Source:
                 # Pixels are counted from one there, and the last one belongs to the box.
                 x0, y0, x1, y1 = (int(corners.findtext(edge)) for edge in ("xmin", "ymin", "xmax", "ymax"))
                 for phrase in phrases[entity]:
-                    regions.append({"id": len(regions), "box": (x0 - 1, y0 - 1, x1, y1), "caption": phrase})
+                    number = position * IDS_PER_IMAGE + len(regions)
+                    regions.append({"id": number, "box": (x0 - 1, y0 - 1, x1, y1), "caption": phrase})
         left_out["phrase left out: without a box"] = sum(len(phrases[key]) for key in phrases if key not in boxed)
         captions = [_PHRASE.sub(r"\2", line) for line in lines]
         size = int(root.findtext("size/width")), int(root.findtext("size/height"))
         path = Path(images, f"{name}.jpg")
         return AnnotatedImage(name, path, regions, captions, size=size, left_out=left_out)
 
-    return Source("flickr30k", names, build)
+    return Source("flickr30k", list(enumerate(names)), build)
 
 
 def grit(folder: str) -> Source:
@@ -249,7 +252,7 @@ def grit(folder: str) -> Source:
             items.append((None, path, image))
 
     def build(item: tuple) -> AnnotatedImage:
-        tar, metadata, image = item
+        position, (tar, metadata, image) = item
         if tar is None:
             name, text, image = metadata.relative_to(folder).with_suffix("").as_posix(), metadata.read_text(), image
         else:
@@ -266,12 +269,12 @@ def grit(folder: str) -> Source:
             else:
                 rows.append(row)
         regions = [
-            {"id": i, "box": row[2:6], "caption": caption[int(row[0]) : int(row[1])], "score": row[6]}
-            for i, row in enumerate(rows)
+            {"id": number, "box": row[2:6], "caption": caption[int(row[0]) : int(row[1])], "score": row[6]}
+            for number, row in enumerate(rows, start=position * IDS_PER_IMAGE)
         ]
         return AnnotatedImage(name, image, regions, alt_text=caption, normalized=True, left_out=left_out)
 
-    return Source("grit", items, build)
+    return Source("grit", list(enumerate(items)), build)
 
 
 def _tar_pairs(path: Path) -> Iterator[tuple]:

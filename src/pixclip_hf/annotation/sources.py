@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..data.readers import load_records
 from ..data.scenes import make_scene
@@ -17,7 +17,7 @@ from ..processing.processing_geometry import clip_boxes
 from ..processing.processing_regions import encode_rle, mask_box, read_mask
 from . import source_formats
 from .source_formats import AnnotatedImage, Source
-from .stages import Batch, add_counts, open_batch, reject
+from .stages import Batch, add_counts, open_batch, open_image, reject
 
 # Kind -> (the rest of its name, what it opens).
 _FORMS = {
@@ -31,6 +31,8 @@ _FORMS = {
     "flickr30k": "flickr30k:ENTITIES:IMAGES",
     "grit": "grit:FOLDER",
 }
+# One bad file of millions must not end a run. XML errors are SyntaxErrors.
+_BROKEN_ANNOTATION = (OSError, AttributeError, KeyError, TypeError, ValueError, SyntaxError)
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 
@@ -122,19 +124,11 @@ def _dataset(name: str, split: str = "train") -> Source:
     return Source("dataset", range(len(records)), build)
 
 
-def _build(source: Source, position: int) -> AnnotatedImage:
-    try:
-        return source.build(source.items[position])
-    except (OSError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        # One bad file of millions must not end a run. XML errors are SyntaxErrors.
-        raise LeftOut(f"annotation not readable: {type(error).__name__}: {error}") from error
-
-
 def read_record(item: AnnotatedImage, source: str) -> tuple[dict[str, Any], Counter]:
     """An item of a source as a record with its encoded image, and how much of the item was left out, by reason.
 
     Boxes are clipped to the image. A region keeps its box when its mask is empty or can't be read; a region without a
-    box takes that of its mask.
+    box takes that of its mask. A region whose other fields can't be read is left out.
 
     Raises:
         LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
@@ -144,22 +138,28 @@ def read_record(item: AnnotatedImage, source: str) -> tuple[dict[str, Any], Coun
     regions, seen = [], set()
     for region in item.regions:
         mask = _read_region_mask(region.get("mask"), (height, width), counts)
-        box = _read_region_box(region.get("box"), mask, (width, height), item.normalized)
+        try:
+            number = int(np.int64(region["id"]))  # what the schema stores
+            box = _read_region_box(region.get("box"), mask, (width, height), item.normalized)
+            score = 1.0 if region.get("score") is None else float(region["score"])
+        except (KeyError, OverflowError, TypeError, ValueError):
+            counts["region left out: not readable"] += 1
+            continue
         if box is None:
             counts["region left out: no area on the image"] += 1
-        elif region["id"] in seen:
+        elif number in seen:
             counts["region left out: id twice"] += 1
         else:
-            seen.add(region["id"])
+            seen.add(number)
             texts = {name: _text(region.get(name)) for name in ("category", "caption", "long_caption")}
             regions.append(
                 {
-                    "id": int(region["id"]),
+                    "id": number,
                     "box": box,
                     "mask": None if mask is None else encode_rle(mask),
                     **texts,
-                    "score": float(region.get("score", 1.0)),
-                    "source": region.get("source", source),
+                    "score": score,
+                    "source": region.get("source") or source,
                 }
             )
     counts["regions"] = len(regions)
@@ -181,9 +181,7 @@ def _read_image(item: AnnotatedImage) -> tuple[bytes, tuple[int, int]]:
     except OSError as error:
         raise LeftOut("image missing") from error
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            size = ImageOps.exif_transpose(image).size
+        size = open_image({"bytes": data}).size
     except _BROKEN_IMAGE as error:
         raise LeftOut("image not readable") from error
     if item.size is not None and tuple(item.size) != size:
@@ -196,7 +194,7 @@ def _read_region_mask(mask: Any, size: tuple[int, int], counts: Counter) -> np.n
         return None
     try:
         return np.asarray(read_mask(mask, size, "mask")) != 0
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         counts["mask left out: empty or not readable"] += 1
         return None
 
@@ -207,6 +205,8 @@ def _read_region_box(
     width, height = size
     if box is not None:
         values = np.asarray(box, dtype=np.float64)
+        if values.shape != (4,):
+            raise ValueError(f"`box` must have 4 numbers [x0, y0, x1, y1], got {box}.")
         if normalized:
             values = values * [width, height, width, height]
         # float32 is what the schema stores: a sliver that vanishes in it is no box.
@@ -242,11 +242,13 @@ class ReadRecords:
         for row, position in enumerate(batch["position"]):
             batch["record_id"][row] = f"item-{position:08d}"
             try:
-                item = _build(source, position)
+                item = source.build(source.items[position])
                 batch["record_id"][row] = item.name
                 record, counts = read_record(item, source.kind)
             except LeftOut as error:
                 reject(batch, row, self.name, str(error))
+            except _BROKEN_ANNOTATION as error:
+                reject(batch, row, self.name, f"annotation not readable: {type(error).__name__}: {error}")
             else:
                 for name, value in record.items():
                     batch[name][row] = value

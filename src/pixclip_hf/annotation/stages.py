@@ -40,8 +40,10 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from ..data.schema import record_features
+from ..processing.image_processing_region import to_rgb
 
 Batch = dict[str, list]
+IDS_PER_IMAGE = 2**16  # where regions have no ids of their own, those of an image start at its position times this
 
 
 class Stage(Protocol):
@@ -54,7 +56,7 @@ class Stage(Protocol):
     batch_size: int
     """Rows a call."""
     num_gpus: float
-    """GPUs that an actor of it is given by Ray when the cluster has any."""
+    """GPUs that an actor of it is given by Ray when the cluster has enough."""
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch: ...
 
@@ -150,6 +152,10 @@ def row_generator(seed: int, *keys: str | int) -> np.random.Generator:
 
 
 def open_image(cell: Mapping[str, Any]) -> PILImage.Image:
-    """The image of a row, RGB and upright, as `datasets` would decode it."""
+    """The image of a row, upright, and RGB as the image processor makes it.
+
+    Raises:
+        ValueError: see [`to_rgb`].
+    """
     with PILImage.open(io.BytesIO(cell["bytes"])) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(image), "image")

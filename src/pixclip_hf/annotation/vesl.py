@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 from .captioning import PROMPT, CaptionColumn, CaptionModel
 from .detection import BoxRules, OpenVocabularyDetector, SimulatedDetector
 from .phrases import NgramCandidates, PhraseCandidates
-from .stages import Batch, Stage, active_rows, add_counts, open_batch
+from .stages import IDS_PER_IMAGE, Batch, Stage, active_rows, add_counts, open_batch
 
 SIMULATED = "simulated"
 CANDIDATES = ("phrases", "ngrams")
 REGION_TEXTS = ("phrase", "sentence")
-_IDS_PER_IMAGE = 2**16  # region ids of an image start at its position times this
 
 
 @dataclass
@@ -37,8 +36,8 @@ class VeslRegions:
     def __post_init__(self):
         if self.region_text not in REGION_TEXTS:
             raise ValueError(f"`region_text` must be one of {', '.join(REGION_TEXTS)}, got {self.region_text!r}.")
-        if not 1 <= self.max_regions <= _IDS_PER_IMAGE:
-            raise ValueError(f"`max_regions` must lie between 1 and {_IDS_PER_IMAGE}, got {self.max_regions}.")
+        if not 1 <= self.max_regions <= IDS_PER_IMAGE:
+            raise ValueError(f"`max_regions` must lie between 1 and {IDS_PER_IMAGE}, got {self.max_regions}.")
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
         batch = open_batch(batch)
@@ -47,7 +46,7 @@ class VeslRegions:
         for row in active_rows(batch):
             detections = batch["vesl_detections"][row]
             candidates = batch["vesl_candidates"][row]
-            first_id = batch["position"][row] * _IDS_PER_IMAGE
+            first_id = batch["position"][row] * IDS_PER_IMAGE
             batch["regions"][row] = [
                 {
                     "id": first_id + i,

@@ -33,8 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "pixclip":
             source.add_argument("--text_model", metavar="PATH_OR_ID", help="language model to attach")
             source.add_argument("--text_model_name", help="language model to expect states from, without --text_model")
-            continue
         source.add_argument("--head_width", type=int, help="channels of an attention head, image tower (64)")
+        if name == "pixclip":
+            continue
         source.add_argument("--text_head_width", type=int, help="channels of an attention head, text tower (64)")
         if name == "alpha-clip":
             source.add_argument("--clip", metavar="PATH_OR_ID", help="the CLIP that a visual half was trained from")

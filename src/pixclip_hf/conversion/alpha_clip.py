@@ -11,7 +11,9 @@ from .openai_clip import (
     HEAD_WIDTH,
     MASK_WEIGHT,
     assumption,
+    check_scalars,
     plan_towers,
+    refuse_open_clip,
     region_config,
     text_config,
     text_moves,
@@ -38,8 +40,8 @@ def plan_alpha_clip(
         head_width, text_head_width: see [`plan_clip`].
 
     Raises:
-        ValueError: a file of another kind; a visual half without `clip`, or with a CLIP of other sizes; a full state
-            dict with `clip`.
+        ValueError: a file of another kind, or of open_clip; a visual half without `clip`, or with a CLIP of other
+            sizes; a full state dict with `clip`.
     """
     check_source(checkpoint, "alpha-clip")
     if "visual.conv1_alpha.weight" in checkpoint.tensors:
@@ -47,7 +49,9 @@ def plan_alpha_clip(
             raise ValueError(
                 f"`clip` ({str(clip)!r}) is for a visual half alone: the checkpoint is a full Alpha-CLIP."
             )
+        refuse_open_clip(checkpoint)
         plan = plan_towers(checkpoint, ACTIVATION, head_width, text_head_width)
+        plan.left_out |= check_scalars(checkpoint, plan.config["vision_config"], plan.config["text_config"])
         prefix = "visual."
     else:
         if clip is None:
@@ -67,9 +71,11 @@ def _lay_over(checkpoint: Checkpoint, clip: str | PathLike, head_width: int, tex
     if Path(clip).is_file():
         base = read_checkpoint(clip)
         check_source(base, "clip")
+        refuse_open_clip(base)
         theirs = vision_config(base, "visual.", ACTIVATION, head_width)
         text = text_config(base, ACTIVATION, text_head_width)
         tensors, moves, replaced = base.tensors, text_moves(base, text), "visual."
+        checked = check_scalars(base, theirs[0], text)
     else:
         model, info = CLIPModel.from_pretrained(clip, dtype="auto", output_loading_info=True)
         if info["missing_keys"] or info["unexpected_keys"]:
@@ -85,7 +91,7 @@ def _lay_over(checkpoint: Checkpoint, clip: str | PathLike, head_width: int, tex
         tensors = dict(model.state_dict())
         moves = [Move(name, (name,)) for name in tensors if name.startswith(("text_model.", "text_projection."))]
         moves.append(Move("logit_scale", ("logit_scale.log_scale",)))
-        replaced = ("vision_model.", "visual_projection.")
+        replaced, checked = ("vision_model.", "visual_projection."), {}
     if theirs != (vision, dimension):
         raise ValueError(
             f"`clip` ({str(clip)!r}) is not the CLIP that the visual half was trained from: its image tower is "
@@ -97,7 +103,9 @@ def _lay_over(checkpoint: Checkpoint, clip: str | PathLike, head_width: int, tex
         tensors={**checkpoint.tensors, **named},
         moves=vision_moves(checkpoint, "", vision) + [move._replace(source=f"clip:{move.source}") for move in moves],
         left_out={
-            f"clip:{name}": "replaced by the checkpoint's image tower" for name in tensors if name.startswith(replaced)
+            f"clip:{name}": checked.get(name, "replaced by the checkpoint's image tower")
+            for name in tensors
+            if name in checked or name.startswith(replaced)
         },
         notes=[assumption(ACTIVATION, head_width, text_head_width), f"names with clip: are those of {str(clip)!r}"],
     )

@@ -63,12 +63,16 @@ def convert(
         ValueError: an unknown source or dtype, an output that is not empty, a damaged or unsafe file, one that is not
             what it was called, weights that are left over, missing or of another shape, or a tokenizer that does not
             fit.
+        TypeError: `allow` is one pattern and not a list of them.
         FileNotFoundError: no such checkpoint.
     """
     if source not in PLANS:
         raise ValueError(f"`source` must be one of {', '.join(map(repr, PLANS))}, got {source!r}.")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"`dtype` must be one of {', '.join(map(repr, DTYPES))}, got {dtype!r}.")
+    if isinstance(allow, str):
+        raise TypeError(f"`allow` must be a list of patterns, got the text {allow!r}.")
+    allow = tuple(allow)
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`output` must be a new or empty folder, got {str(output)!r}.")
@@ -77,7 +81,7 @@ def convert(
     config = PixCLIPConfig(**plan.config)
     processor = _build_processor(config, plan, tokenizer, options.get("text_model"))
     model = PixCLIPModel._from_config(config, dtype=getattr(torch, dtype) if dtype else plan.dtype).eval()
-    account = fill(model, plan, tuple(allow))
+    account = fill(model, plan, allow)
     report = {
         "source": source,
         "checkpoint": given.path.name,

@@ -22,6 +22,7 @@ def plan_pixclip(
     checkpoint: Checkpoint,
     text_model: str | None = None,
     text_model_name: str | None = None,
+    head_width: int | None = None,
 ) -> Plan:
     """The public PixCLIP. Sizes are those of its tensors; the width of a head is that of its rotary tables.
 
@@ -30,13 +31,14 @@ def plan_pixclip(
         text_model: folder or Hub id of the language model, which becomes the text tower. Without it the model takes
             pooled states, `text_states`.
         text_model_name: the language model to expect those states from; [`LLM`] when None.
+        head_width: channels of an attention head, for a checkpoint without rotary tables; 64 when None.
 
     Raises:
-        ValueError: a file of another kind, one whose shapes contradict each other, rotary tables of other frequencies,
-            or a language model of another width.
+        ValueError: a file of another kind, one whose shapes contradict each other or `head_width`, rotary tables of
+            other frequencies, or a language model of another width.
     """
     check_source(checkpoint, "pixclip")
-    vision = _vision_config(checkpoint)
+    vision = _vision_config(checkpoint, head_width)
     projection, width = checkpoint.shape(f"{ADAPTER}.5.weight", 2)
     config: dict[str, Any] = {
         "vision_config": vision.to_dict(),
@@ -60,6 +62,12 @@ def plan_pixclip(
         ],
         left_out=_check_rotary_tables(checkpoint, vision),
     )
+    if not plan.left_out:
+        plan.notes.append(
+            f"no rotary tables in the checkpoint, taken as given: attention heads "
+            f"{vision.hidden_size // vision.num_attention_heads} channels wide, positions stretched over "
+            f"{vision.rope_grid_size} x {vision.rope_grid_size}, base {vision.rope_theta:g}"
+        )
     for name in checkpoint.tensors:
         if name.startswith("l2v."):
             plan.left_out[name] = "the language model's own: --text_model attaches it"
@@ -73,16 +81,16 @@ def plan_pixclip(
     return plan
 
 
-def _vision_config(checkpoint: Checkpoint) -> Eva02VisionConfig:
+def _vision_config(checkpoint: Checkpoint, head_width: int | None) -> Eva02VisionConfig:
     width, patch = checkpoint.square_patch("visual.patch_embed.proj.weight")
     _, positions, _ = checkpoint.shape("visual.pos_embed", 3)
-    head_width = HEAD_WIDTH
-    for name, tensor in checkpoint.tensors.items():
-        if name.endswith("rope.freqs_cos"):
-            head_width = tensor.shape[-1]
-            break
-    if width % head_width:
-        raise ValueError(f"The image tower is {width} wide, which heads of {head_width} channels do not divide.")
+    tables = (tensor for name, tensor in checkpoint.tensors.items() if name.endswith("rope.freqs_cos"))
+    shown = next((table.shape[-1] for table in tables), None)
+    if None not in (shown, head_width) and head_width != shown:
+        raise ValueError(f"`head_width` must be that of the checkpoint's rotary tables, {shown}, got {head_width}.")
+    head_width = shown or (HEAD_WIDTH if head_width is None else head_width)
+    if head_width < 1 or width % head_width:
+        raise ValueError(f"`head_width` must divide the image tower's width {width}, got {head_width}.")
     return Eva02VisionConfig(
         hidden_size=width,
         intermediate_size=checkpoint.shape("visual.blocks.0.mlp.w1.weight", 2)[0],

@@ -8,6 +8,7 @@ from .formats import check_source
 from .openai_clip import HEAD_WIDTH, OPEN_CLIP_SETTINGS, plan_towers
 from .weights import Plan
 
+TEXT_HEADS = 8  # what open_clip takes where its settings name none
 # What these settings mean is in the plan; any other changes the architecture.
 KNOWN = {
     "model_cfg": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
@@ -31,7 +32,7 @@ def plan_open_clip(
         checkpoint: a state dict, or a training checkpoint of open_clip.
         activation: `"gelu"` (the default) or `"quick_gelu"` (models named so, and those from OpenAI's weights).
         head_width, text_head_width: channels of an attention head in each tower; 64 by default (but 80 in the image
-            tower of H/14, 88 in g/14, 104 in bigG/14).
+            tower of H/14, 88 in g/14, 104 in bigG/14). A text tower whose settings name no `heads` has 8.
 
     Raises:
         ValueError: a file of another kind, one whose shapes contradict each other or `open_clip_config.json`, or
@@ -52,7 +53,8 @@ def plan_open_clip(
     if head_width is None:
         head_width = vision.get("head_width", HEAD_WIDTH)
     if text_head_width is None:
-        text_head_width = text["width"] // text["heads"] if {"width", "heads"} <= text.keys() else HEAD_WIDTH
+        _, width = checkpoint.shape("token_embedding.weight", 2)
+        text_head_width = width // text.get("heads", TEXT_HEADS) if settings else HEAD_WIDTH
     plan = plan_towers(checkpoint, activation, head_width, text_head_width)
     _check_settings(plan.config, model, vision, text)
     preprocessing = settings.get("preprocess_cfg", {})

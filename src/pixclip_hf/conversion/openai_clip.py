@@ -9,8 +9,6 @@ from .weights import Move, Plan, pairs
 HEAD_WIDTH = 64
 OPEN_CLIP_SETTINGS = "open_clip_config.json"
 MASK_WEIGHT = "vision_model.embeddings.patch_embedding.mask_weight"
-# Sizes that OpenAI's released files carry among their weights.
-SCALARS = ("input_resolution", "context_length", "vocab_size")
 
 
 def plan_clip(
@@ -31,21 +29,43 @@ def plan_clip(
         ValueError: a file of another kind, or one whose shapes contradict each other.
     """
     check_source(checkpoint, "clip")
-    if checkpoint.path.with_name(OPEN_CLIP_SETTINGS).is_file():
-        raise ValueError(f"{OPEN_CLIP_SETTINGS} lies beside {str(checkpoint.path)!r}: convert it as 'open-clip'.")
+    refuse_open_clip(checkpoint)
     plan = plan_towers(checkpoint, activation, head_width, text_head_width)
+    plan.left_out |= check_scalars(checkpoint, plan.config["vision_config"], plan.config["text_config"])
+    return plan
+
+
+def refuse_open_clip(checkpoint: Checkpoint) -> None:
+    """Refuses a file with open_clip's settings beside it: activation and heads may be others than OpenAI's.
+
+    Raises:
+        ValueError: it has.
+    """
+    if checkpoint.path.with_name(OPEN_CLIP_SETTINGS).is_file():
+        raise ValueError(
+            f"{OPEN_CLIP_SETTINGS} lies beside {str(checkpoint.path)!r}: its settings are read for 'open-clip' alone."
+        )
+
+
+def check_scalars(checkpoint: Checkpoint, vision: dict[str, Any], text: dict[str, Any]) -> dict[str, str]:
+    """The sizes among the weights and why they go nowhere; they must say what the configurations say.
+
+    Raises:
+        ValueError: one says something else.
+    """
     sizes = {
-        "input_resolution": plan.config["vision_config"]["image_size"],
-        "context_length": plan.config["text_config"]["max_position_embeddings"],
-        "vocab_size": plan.config["text_config"]["vocab_size"],
+        "input_resolution": vision["image_size"],
+        "context_length": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
     }
-    for name in SCALARS:
+    checked = {}
+    for name, size in sizes.items():
         if name in checkpoint.tensors:
             found = checkpoint.tensors[name].item()
-            if found != sizes[name]:
-                raise ValueError(f"{name!r} of the checkpoint says {found}, its weights say {sizes[name]}.")
-            plan.left_out[name] = f"checked: {found}"
-    return plan
+            if found != size:
+                raise ValueError(f"{name!r} of the checkpoint says {found}, its weights say {size}.")
+            checked[name] = f"checked: {found}"
+    return checked
 
 
 def plan_towers(checkpoint: Checkpoint, activation: str, head_width: int, text_head_width: int) -> Plan:

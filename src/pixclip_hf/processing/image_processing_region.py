@@ -53,7 +53,7 @@ def load_images(images: Any, input_data_format: str | None = None) -> list[Image
 
 def _load_image(image: Any, name: str, input_data_format: str | None) -> Image.Image:
     if isinstance(image, np.ndarray | torch.Tensor):
-        return _to_rgb(_array_to_pil(image, name, input_data_format), name)
+        return to_rgb(_array_to_pil(image, name, input_data_format), name)
     source: Any = image
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         # Not transformers' load_image, which would turn the image by its EXIF orientation.
@@ -76,7 +76,7 @@ def _load_image(image: Any, name: str, input_data_format: str | None) -> Image.I
             f"{name} has EXIF orientation {orientation}; its pixels are used as stored, and boxes and masks must be "
             "in that frame. For the upright image call PIL.ImageOps.exif_transpose first."
         )
-    return _to_rgb(image, name)
+    return to_rgb(image, name)
 
 
 def _open(file: Any, name: str, source: Any) -> Image.Image:
@@ -96,7 +96,13 @@ def _read_pixels(image: Image.Image, name: str, source: Any) -> None:
         raise ValueError(f"{name}: {str(source)!r} is a corrupt image: {error}") from error
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """
+    An image in RGB: transparency laid over white, 16 bits scaled to 8.
+
+    Raises:
+        ValueError: no pixels, or PIL modes "I" and "F", whose value range is unknown; `name` is the image's in it.
+    """
     if 0 in image.size:
         raise ValueError(f"{name} must have at least one pixel, got width x height = {image.size}")
     if image.mode in ("I", "F"):
