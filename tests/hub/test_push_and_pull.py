@@ -313,6 +313,9 @@ def test_a_dry_run_writes_the_folder_only(world):
     assert {path.name for path in written.iterdir()} == pushed
     assert "license: mit" in (written / "README.md").read_text()
     assert len(world.hub.requests) == requests
+    arguments += ["--output_dir", "runs/other", "--evaluation_folder", "runs/none"]
+    with pytest.raises(Failed, match="`evaluation_folder` must hold results.json, got 'runs/none'"):
+        world.author.run(f"main({arguments})")
 
 
 def test_the_snippets_of_the_readme(world):
