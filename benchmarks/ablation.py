@@ -161,17 +161,23 @@ def keep(folder: Path, recipe: dict, metrics: dict[str, float]) -> None:
     (folder / "metrics.json").write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n")
 
 
+def plan(family: str, name: str, seed: int) -> tuple[Path, dict]:
+    """Folder and recipe of an arm's model."""
+    name = SAME_MODEL.get(name, name)
+    arm = ARMS[family][name]
+    arguments = ["--max_steps", str(STEPS[family]), *RECIPES[family][2:], *COMMON, *arm.arguments]
+    changes = {key: value for key, value in asdict(arm).items() if key in TRAINED_WITH}
+    return FOLDER / family / f"{name}-{seed}", {"arguments": arguments, "test_images": TEST_IMAGES, **changes}
+
+
 def run(family: str, name: str, seed: int) -> dict[str, float]:
     """Measures of an arm, trained unless that was done before.
 
     Raises:
         ValueError: it was done with another recipe.
     """
-    name = SAME_MODEL.get(name, name)
-    arm, folder = ARMS[family][name], FOLDER / family / f"{name}-{seed}"
-    arguments = ["--max_steps", str(STEPS[family]), *RECIPES[family][2:], *COMMON, *arm.arguments]
-    changes = {key: value for key, value in asdict(arm).items() if key in TRAINED_WITH}
-    recipe = {"arguments": arguments, "test_images": TEST_IMAGES, **changes}
+    arm = ARMS[family][SAME_MODEL.get(name, name)]
+    folder, recipe = plan(family, name, seed)
     if (metrics := done_before(folder, recipe)) is not None:
         return metrics
     if arm.before is None:
@@ -184,7 +190,7 @@ def run(family: str, name: str, seed: int) -> dict[str, float]:
     with patch.object(modeling_cloc, "gathered_contrastive_loss", loss):
         run_pretrain(
             ["--model_type", family, "--model_name_or_path", str(begin), "--output_dir", str(folder / "trained")]
-            + ["--seed", str(seed), "--scenes_seed", str(seed), "--disable_tqdm", "True", *arguments]
+            + ["--seed", str(seed), "--scenes_seed", str(seed), "--disable_tqdm", "True", *recipe["arguments"]]
         )
     model, processor = (part.from_pretrained(folder / "trained") for part in (AutoModel, AutoProcessor))
     metrics = evaluate_scenes(model, processor, [make_scene(i, "test", seed) for i in range(TEST_IMAGES)])
@@ -207,9 +213,10 @@ def needed(chosen: list[str], seeds: int) -> list[list[tuple[str, str, int]]]:
     return waves
 
 
-def side_by_side(train: Callable, waves: list[list[tuple]], processes: int) -> None:
-    """Calls `train` with each tuple of a wave, so many at once: small models use two cores better that way than one
-    after another. A wave starts when the one before is done."""
+def side_by_side(train: Callable, plan: Callable, waves: list[list[tuple]], processes: int) -> None:
+    """Calls `train` with each tuple of a wave that is not done, so many at once: small models use two cores better
+    that way than one after another. A wave starts when the one before is done."""
+    waves = [[model for model in wave if done_before(*plan(*model)) is None] for wave in waves]
     if processes == 1:
         for model in chain.from_iterable(waves):
             train(*model)
@@ -276,7 +283,7 @@ def main() -> None:
     chosen = arguments.arms or known
     if unknown := sorted(set(chosen) - set(known)):
         parser.error(f"--arms must be among {', '.join(known)}, got {', '.join(unknown)}")
-    side_by_side(run, needed(chosen, arguments.seeds), arguments.processes)
+    side_by_side(run, plan, needed(chosen, arguments.seeds), arguments.processes)
     rows = [row for name in chosen for row in compare(*name.split("/"), arguments.seeds)]
     header = ["claim", "measure", "base", "changed", f"for the claim, {arguments.seeds} seeds", "here"]
     table = markdown_table(header, rows)

@@ -122,21 +122,26 @@ def check_texts(folder: Path, seed: int) -> dict[str, float]:
     return {"regions_per_image": count / images, "whole_texts": whole / count, "wrong_texts": wrong / count}
 
 
-def run(name: str, seed: int) -> dict[str, float]:
-    """Measures of an arm, trained unless that was done before.
-
-    Raises:
-        ValueError: it was done with another recipe.
-    """
-    folder = FOLDER / f"{name.replace(' ', '_')}-{seed}"
+def plan(name: str, seed: int) -> tuple[Path, dict]:
+    """Folder and recipe of an arm's model."""
     arguments = ARMS[name]
-    recipe = {
+    return FOLDER / f"{name.replace(' ', '_')}-{seed}", {
         # VESL gives regions no category.
         "arguments": ["--max_steps", str(STEPS), *RECIPES["cloc"][2:], *COMMON, "--region_text", "caption"],
         "annotation": arguments and asdict(arguments),
         "train_images": TRAIN_IMAGES,
         "test_images": TEST_IMAGES,
     }
+
+
+def run(name: str, seed: int) -> dict[str, float]:
+    """Measures of an arm, trained unless that was done before.
+
+    Raises:
+        ValueError: it was done with another recipe.
+    """
+    arguments = ARMS[name]
+    folder, recipe = plan(name, seed)
     if (metrics := done_before(folder, recipe)) is not None:
         return metrics
     if arguments is None:
@@ -160,7 +165,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="models side by side")
     arguments = parser.parse_args()
     seeds = range(arguments.seeds)
-    side_by_side(run, [[(name, seed) for seed in seeds for name in ARMS]], arguments.processes)
+    side_by_side(run, plan, [[(name, seed) for seed in seeds for name in ARMS]], arguments.processes)
     found = {name: [run(name, seed) for seed in seeds] for name in ARMS}
 
     rows = [[label, *(cell(found[name], measure) for name in ARMS)] for measure, label in MEASURES.items()]

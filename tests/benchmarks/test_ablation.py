@@ -120,10 +120,14 @@ def test_needed_models_come_once_and_after_what_they_go_on_from(ablation):
 def test_waves_run_side_by_side(ablation, tmp_path):
     """A folder and, in the next wave, one inside it: the second fails where it does not wait for the first."""
     outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
-    ablation.side_by_side(os.mkdir, [[(outer,), (tmp_path / "other",)], [(inner,)]], 2)
+    waves = [[(outer,), (tmp_path / "other",)], [(inner,)]]
+    ablation.side_by_side(os.mkdir, lambda folder: (folder, {}), waves, 2)
     assert inner.is_dir()
     with pytest.raises(FileExistsError):
-        ablation.side_by_side(os.mkdir, [[(outer,)]], 2)
+        ablation.side_by_side(os.mkdir, lambda folder: (folder, {}), [[(outer,)]], 2)
+    # What is done is left alone.
+    ablation.keep(outer, {}, {"exact": 0.5})
+    ablation.side_by_side(os.mkdir, lambda folder: (folder, {}), [[(outer,)]], 2)
 
 
 def test_measures_of_another_recipe_are_refused(ablation, tmp_path):
