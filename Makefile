@@ -39,7 +39,7 @@ check: $(STAMP)
 bench: $(SMOLLM2)
 	@set -e; for script in $(filter-out benchmarks/ablation.py benchmarks/vesl.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script; done
 
-# Three seeds of every arm: about two and a half hours on two cores; goes on where it was stopped.
+# Three seeds of every arm: about three hours on two cores; goes on where it was stopped.
 ablation: $(STAMP)
 	$(RUN) benchmarks/ablation.py
 	$(RUN) benchmarks/vesl.py

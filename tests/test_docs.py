@@ -165,3 +165,18 @@ def test_every_argument_of_the_guides_exists(main):
     guides = (DOCS["finetune"], DOCS["data"])
     named = {name for text in guides for name in re.findall(r"(?<![\w-])--\w+", text)} - launcher
     assert len(named) > 25 and named <= known, named - known
+
+
+def test_claims_name_arms_of_the_ablation(monkeypatch):
+    """Each arm of a command, each claim and measure of the table."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    from ablation import ARMS
+
+    named = re.findall(r"\b(cloc|pixclip)/(\w+)", DOCS["claims"])
+    assert named and all(arm in ARMS[family] for family, arm in named)
+    claims = [
+        (arm.claim, f"`{measure}`") for arms in ARMS.values() for arm in arms.values() for measure in arm.measures
+    ]
+    table = re.findall(r"^\| (.*?) \| (`\w+(?:@1)?`) \|", DOCS["claims"], flags=re.M)
+    assert table == claims
