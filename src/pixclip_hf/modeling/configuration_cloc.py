@@ -60,7 +60,7 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
         text_similarity_threshold (`float`, *optional*):
             Texts whose cosine similarity to the positive text lies above it are no negatives. `None` takes out equal
             texts only: a text tower that starts from random weights puts all texts close together, and a threshold
-            would then leave no negatives.
+            would then take out true negatives, half of all of them and more.
         contrastive_tile_size (`int`, *optional*):
             Edge of the tiles that the contrastive losses are computed in, so that no matrix of all pairs is held; 0
             for one matrix. In tiles where a batch has many pairs when not given. The values are the same.
