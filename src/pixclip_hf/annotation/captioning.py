@@ -8,7 +8,7 @@ import torch
 from datasets import Value
 from PIL import Image
 
-from .stages import Batch, active_rows, add_counts, add_step, open_batch, open_image, reject
+from .stages import Batch, active_rows, add_counts, add_step, check_at_least_one, open_batch, open_image, reject
 
 PROMPT = "Describe this image in visual detail: every object, its colour, material, shape, size and place."
 _CAPTION_COLUMNS = ("captions", "alt_text")
@@ -78,9 +78,7 @@ class CaptionModel:
     num_gpus: ClassVar[float] = 1
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_at_least_one(self, "max_new_tokens", "batch_size")
         self._loaded = None
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:

@@ -16,6 +16,7 @@ from urllib3.exceptions import MaxRetryError, ReadTimeoutError
 from urllib3.util import Retry
 
 from .questions import Answer, Question, Reply, ask_until_usable
+from .stages import check_at_least_one
 
 # Nothing about one record: with these, as with every 5xx, no other question would fare better.
 _REFUSED = (401, 403, 404, 429)
@@ -63,9 +64,7 @@ class ChatEndpoint:
     def __post_init__(self):
         if not self.base_url.startswith(("http://", "https://")):
             raise ValueError(f"`base_url` must start with http:// or https://, got {self.base_url!r}.")
-        for name in ("max_tokens", "attempts", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_at_least_one(self, "max_tokens", "attempts", "concurrency")
         if self.timeout <= 0 or self.retries < 0 or self.backoff < 0:
             raise ValueError(
                 "`timeout` must be above 0 and `retries` and `backoff` not below, "

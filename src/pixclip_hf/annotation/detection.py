@@ -14,7 +14,17 @@ from torch import Tensor
 
 from ..modeling.modeling_regions import box_iou
 from .phrases import STOP_WORDS
-from .stages import Batch, active_rows, add_counts, add_step, open_batch, open_image, reject, row_generator
+from .stages import (
+    Batch,
+    active_rows,
+    add_counts,
+    add_step,
+    check_at_least_one,
+    open_batch,
+    open_image,
+    reject,
+    row_generator,
+)
 
 DETECTIONS = List({"candidate": Value("int32"), "box": List(Value("float32"), length=4), "score": Value("float32")})
 # Scores and boxes are rounded: the sums of a matrix product differ in their last bits with the size of the batch.
@@ -52,8 +62,7 @@ class BoxRules:
         for name in ("threshold", "nms_iou", "min_area"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
-        if self.top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {self.top_k}.")
+        check_at_least_one(self, "top_k")
 
     def select(
         self, labels: Sequence[int], boxes: np.ndarray, scores: Sequence[float], width: int, height: int
@@ -124,8 +133,7 @@ class OpenVocabularyDetector:
     def __post_init__(self):
         if "{}" not in self.template:
             raise ValueError(f"`template` must hold {{}} for the candidate, got {self.template!r}.")
-        if self.batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        check_at_least_one(self, "batch_size")
         self._loaded = None
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:

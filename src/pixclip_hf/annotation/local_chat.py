@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from .questions import Answer, Question, Reply, ask_until_usable
+from .stages import check_at_least_one
 
 
 @lru_cache(maxsize=4)
@@ -58,9 +59,7 @@ class LocalChat:
     num_gpus: ClassVar[float] = 1
 
     def __post_init__(self):
-        for name in ("max_new_tokens", "attempts", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_at_least_one(self, "max_new_tokens", "attempts", "batch_size")
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers in the order of the questions.

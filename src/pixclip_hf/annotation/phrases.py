@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from datasets import List, Value
 
-from .stages import Batch, active_rows, add_counts, add_step, open_batch, reject, row_generator
+from .stages import Batch, active_rows, add_counts, add_step, check_at_least_one, open_batch, reject, row_generator
 
 CANDIDATES = List({"text": Value("string"), "sentence": Value("string")})
 # Heads of phrases that speak of the picture and not of anything in it, lemmas.
@@ -75,7 +75,7 @@ class PhraseCandidates:
     num_gpus: ClassVar[float] = 0
 
     def __post_init__(self):
-        _check_limits(self)
+        check_at_least_one(self, "max_words", "max_candidates", "batch_size")
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
         batch = open_batch(batch)
@@ -148,7 +148,7 @@ class NgramCandidates:
     num_gpus: ClassVar[float] = 0
 
     def __post_init__(self):
-        _check_limits(self)
+        check_at_least_one(self, "max_words", "max_candidates", "batch_size")
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
         batch = open_batch(batch)
@@ -177,12 +177,6 @@ class NgramCandidates:
                         counts["dropped: stop list"] += 1
                     else:
                         yield " ".join(ngram), text
-
-
-def _check_limits(stage: PhraseCandidates | NgramCandidates) -> None:
-    for name in ("max_words", "max_candidates", "batch_size"):
-        if getattr(stage, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(stage, name)}.")
 
 
 def _keep(batch: Batch, row: int, stage: str, found: list[dict[str, str]], limit: int, counts: Counter) -> None:

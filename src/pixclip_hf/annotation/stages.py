@@ -99,6 +99,17 @@ def pipeline_features(stages: Iterable[Stage]) -> Features:
     return features
 
 
+def check_at_least_one(owner: Any, *names: str) -> None:
+    """Checks fields that count something.
+
+    Raises:
+        ValueError: one is below 1.
+    """
+    for name in names:
+        if getattr(owner, name) < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(owner, name)}.")
+
+
 def open_batch(batch: Mapping[str, Sequence]) -> Batch:
     """The columns of a batch as lists of its own, to be changed in place and returned."""
     return {name: list(values) for name, values in batch.items()}

@@ -191,17 +191,18 @@ def gathered_contrastive_loss(
     """[`contrastive_loss`] of this rank's rows against the rows of all ranks."""
     if valid is None:
         valid = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
-    if gather is None:
-        return contrastive_loss(
-            embeds,
-            text_embeds,
-            logit_scale,
-            ids=ids,
-            valid=valid,
-            similarity_threshold=similarity_threshold,
-            tile_size=tile_size,
-        )
-    all_embeds, offset = gather(embeds)
+    over_ranks = {}
+    if gather is not None:
+        all_embeds, offset = gather(embeds)
+        all_valid = gather(valid)[0]
+        over_ranks = {
+            "all_embeds": all_embeds,
+            "all_text_embeds": gather(text_embeds)[0],
+            "all_ids": gather(ids)[0],
+            "all_valid": all_valid,
+            "offset": offset,
+            "normalizer": all_valid.sum() / ranks,
+        }
     return contrastive_loss(
         embeds,
         text_embeds,
@@ -209,11 +210,6 @@ def gathered_contrastive_loss(
         ids=ids,
         valid=valid,
         similarity_threshold=similarity_threshold,
-        all_embeds=all_embeds,
-        all_text_embeds=gather(text_embeds)[0],
-        all_ids=gather(ids)[0],
-        all_valid=(all_valid := gather(valid)[0]),
-        offset=offset,
-        normalizer=all_valid.sum() / ranks,
         tile_size=tile_size,
+        **over_ranks,
     )
