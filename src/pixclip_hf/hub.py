@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects
 
-from .cards import dataset_shards, is_hub_id, write_card, write_dataset_card
+from .cards import PAGE, dataset_shards, is_hub_id, write_card, write_dataset_card
 
 # What of a run's folder goes along to the Hub.
-RUN_FILES = ("metrics.json", "report.md", "regions.png")
+RUN_FILES = ("metrics.json", "report.md", "regions.png", PAGE)
 # Files of an earlier push that would be taken for part of this one, if it has no such file itself.
 STALE_FILES = {
     "model": ["*.safetensors", "*.safetensors.index.json", "*.py", "config.json", "adapter_config.json"],
