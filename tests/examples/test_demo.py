@@ -2,8 +2,8 @@
 
 import json
 import sys
-from pathlib import Path
 
+import demo
 import numpy as np
 import pytest
 import torch
@@ -19,14 +19,6 @@ KEYS = {
     "cloc": {"region_description_exact"},
     "pixclip": {"same_box_by_mask", "late_detail", "late_detail_cut_77"},
 }
-
-
-@pytest.fixture(scope="module")
-def demo():
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    import demo
-
-    return demo
 
 
 @pytest.fixture(params=("cloc", "pixclip"))
@@ -46,7 +38,7 @@ def small(family, tokenizer):
     return model.eval(), processor
 
 
-def test_report(family, small, demo, tmp_path):
+def test_report(family, small, tmp_path):
     metrics, hard = (
         evaluate_scenes(*small, [make_scene(i, "test", setting=setting) for i in range(12)])
         for setting in ("default", "hard")
@@ -73,14 +65,14 @@ def test_report(family, small, demo, tmp_path):
         assert cells["region description, exact of 256"][0].endswith(f"% of {count}")
 
 
-def test_draw(family, small, demo, tmp_path):
+def test_draw(family, small, tmp_path):
     demo.draw(*small, tmp_path, seed=0)
     picture = Image.open(tmp_path / "regions.png")
     assert picture.format == "PNG" and picture.width > picture.height > 200
     assert np.asarray(picture.convert("RGB")).std() > 10
 
 
-def test_use_pipeline(family, small, demo, tmp_path, capsys):
+def test_use_pipeline(family, small, tmp_path, capsys):
     for part in small:
         part.save_pretrained(tmp_path)
     demo.use_pipeline(tmp_path, seed=0)
@@ -91,7 +83,7 @@ def test_use_pipeline(family, small, demo, tmp_path, capsys):
         assert line.startswith(region["caption"]) and line.endswith("128 numbers, norm 1.000")
 
 
-def test_whole(family, demo, tmp_path, monkeypatch, capsys):
+def test_whole(family, tmp_path, monkeypatch, capsys):
     """Everything that a run leaves behind, and that its card shows it."""
     few = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--scenes_train_images", "4"]
     monkeypatch.setitem(demo.RECIPES, family, [*few, "--scenes_eval_images", "2", "--use_cpu"])
@@ -112,7 +104,7 @@ def test_whole(family, demo, tmp_path, monkeypatch, capsys):
     assert {"run_arguments.json", "report.md", "regions.png"} <= {path.name for path in folder.iterdir()}
 
 
-def test_recipes_name_their_steps(demo):
+def test_recipes_name_their_steps():
     """`report` and `metrics.json` read the number of steps from the recipe."""
     for recipe in demo.RECIPES.values():
         assert recipe[0] == "--max_steps" and int(recipe[1]) > 0
