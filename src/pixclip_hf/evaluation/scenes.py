@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.modeling_regions import box_iou
 from ..data.scenes import all_descriptions, late_detail_pairs, same_box_pairs
+from ..modeling.modeling_regions import box_iou
 from .encoders import Record, RegionEncoder, embed_images, embed_regions, embed_texts, square_crop
 from .intervals import mean_interval
 from .retrieval import rank_right_keys
@@ -133,7 +133,8 @@ def measure_scenes(
         For every model `image_to_text_recall@1` and `text_to_image_recall@1`, `region_description_*` by the encoder's
         own prompt (chance 1/256 for `exact`) and the same from crops (`crop_description_exact`). For a model that masks
         may prompt `region_description_exact_mask` and `same_box_by_mask_caption`, regions of one box told apart by
-        their short captions (chance 1/2). For a model with a grounding head `grounding_accuracy` at IoU 0.5, over
+        their short captions (chance 1/2). For one that pools regions of one image pass too,
+        `region_description_exact_pooled`. For a model with a grounding head `grounding_accuracy` at IoU 0.5, over
         captions that name one region of their scene. For an encoder with mask prompts also `same_box_by_mask`,
         `late_detail` and, with texts cut to 77 tokens, `late_detail_cut_77` (chance 1/2), and the crop baseline of the
         first two.
@@ -176,6 +177,9 @@ def measure_scenes(
         hits, groups = pair_hits(by_mask, records, short, same_box_pairs, field="caption")
         measure("same_box_by_mask_caption", hits, groups)
         metrics["same_box_by_mask_caption_count"] = len(hits)
+    if encoder.pools:
+        pooled = encoder.embed_regions(records, mode="pooled")
+        measure("region_description_exact_pooled", description_hits(pooled, records, descriptions).all(-1), own)
     if encoder.grounds:
         hits, groups = grounding_hits(encoder, records)
         measure("grounding_accuracy", hits, groups)
