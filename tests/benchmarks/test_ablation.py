@@ -11,13 +11,9 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, AutoProcessor
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def ablation(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
     import ablation
 
     monkeypatch.chdir(tmp_path)

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from pathlib import Path
 
+import demo
 import numpy as np
 import pytest
 import torch
@@ -24,14 +24,6 @@ KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def demo():
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    import demo
-
-    return demo
-
-
 @pytest.fixture(params=("cloc", "pixclip"))
 def family(request):
     return request.param
@@ -49,7 +41,7 @@ def small(family, tokenizer):
     return model.eval(), processor
 
 
-def test_report(family, small, demo, tmp_path):
+def test_report(family, small, tmp_path):
     metrics, hard = (
         evaluate_scenes(*small, [make_scene(i, "test", setting=setting) for i in range(12)])
         for setting in ("default", "hard")
@@ -86,7 +78,7 @@ def test_report(family, small, demo, tmp_path):
         assert cells["region described by box, exact of 256"][0].endswith(f"% of {count}")
 
 
-def test_pictures(family, small, demo, tmp_path):
+def test_pictures(family, small, tmp_path):
     demo.draw_front(*small, tmp_path, seed=0)
     demo.draw_page(*small, tmp_path, seed=0, count=3)
     for name in ("regions.png", "scenes.png"):
@@ -95,7 +87,7 @@ def test_pictures(family, small, demo, tmp_path):
         assert np.asarray(picture.convert("RGB")).std() > 10
 
 
-def test_use_pipeline(family, small, demo, tmp_path, capsys):
+def test_use_pipeline(family, small, tmp_path, capsys):
     for part in small:
         part.save_pretrained(tmp_path)
     demo.use_pipeline(tmp_path, seed=0)
@@ -109,7 +101,7 @@ def test_use_pipeline(family, small, demo, tmp_path, capsys):
 FEW = ("--max_steps", "2", "--per_device_train_batch_size", "2", "--scenes_train_images", "4", "--use_cpu")
 
 
-def test_whole(family, demo, tmp_path, monkeypatch, capsys):
+def test_whole(family, tmp_path, monkeypatch, capsys):
     """Everything that a run leaves behind, and that its card shows it."""
     for name in demo.RECIPES:
         monkeypatch.setitem(demo.RECIPES, name, (*FEW, "--scenes_eval_images", "2"))
@@ -137,7 +129,7 @@ def test_whole(family, demo, tmp_path, monkeypatch, capsys):
         assert 0 <= metrics["towers_region_description_exact"] <= 1
 
 
-def test_towers_are_reused_by_recipe_seed_and_code(demo, tmp_path, monkeypatch):
+def test_towers_are_reused_by_recipe_seed_and_code(tmp_path, monkeypatch):
     from pixclip_hf.scenes import recipes
 
     monkeypatch.setitem(demo.RECIPES, "cloc", FEW)
@@ -153,7 +145,7 @@ def test_towers_are_reused_by_recipe_seed_and_code(demo, tmp_path, monkeypatch):
     assert demo.find_stage("cloc", 3, tmp_path) == stage
 
 
-def test_pixclip_starts_equal_to_its_towers(demo, tokenizer, tmp_path):
+def test_pixclip_starts_equal_to_its_towers(tokenizer, tmp_path):
     torch.manual_seed(0)
     cloc, processor = small_model("cloc", tokenizer)
     for part in (cloc.eval(), processor):
@@ -174,7 +166,7 @@ def test_pixclip_starts_equal_to_its_towers(demo, tokenizer, tmp_path):
         assert torch.equal(model.get_text_features(*given).pooler_output, expected)
 
 
-def test_recipes_name_their_steps(demo):
+def test_recipes_name_their_steps():
     """`report` and `metrics.json` read the number of steps from the recipe."""
     for recipe in demo.RECIPES.values():
         assert recipe[0] == "--max_steps" and int(recipe[1]) > 0
