@@ -338,6 +338,18 @@ def manual_region_features(model, pixel_values, regions):
                 state = F.grid_sample(grid, at, padding_mode="border", align_corners=False).mean((2, 3))[0]
                 rows.append(model.region_projection(model.region_norm(state)))
                 continue
+            if config.region_readout == "image_head":
+                fine = (torch.arange(400) + 0.5) / 400
+                inside = (fine >= box[1]) & (fine < box[3])
+                covered = (inside[:, None] & (fine >= box[0]) & (fine < box[2]) if mask is None else mask).float()
+                side = len(covered) // 4
+                coverage = covered.unflatten(0, (4, side)).unflatten(2, (4, side)).mean((1, 3)).flatten()
+                clip = config.vision_config.model_type.startswith("clip")
+                patches = model.vision_model.post_layernorm(image) if clip else image
+                state = (coverage[:, None] * patches).sum(0) / coverage.sum()
+                state = state if clip else model.vision_model.head(state[None, None])[0]
+                rows.append(model.visual_projection(state))
+                continue
             prompter = model.prompter
             content, positions = prompter.token_norm(image), prompter.positions(centers)
             corners = torch.cat([prompter.positions(box[:2]), prompter.positions(box[2:])])
@@ -370,6 +382,7 @@ FORMS = [
     {},
     {"prompter_prior": False},
     {"region_readout": "roi_align"},
+    {"region_readout": "image_head"},
     {"prompter_layer": "first"},
     {"prompter_layer": "first", "region_readout": "mean"},
 ]
@@ -391,7 +404,8 @@ def test_region_features_equal_the_long_way(form, kind, vision):
     expected = manual_region_features(model, batch["pixel_values"], regions)
     assert torch.pdist(expected[0]).min() > 1e-3
     # The reference counts a box's share of a patch on a grid of 400 points a side.
-    atol = 1e-2 if kind == "boxes" and form == {} else 1e-4
+    counted = form == {} or form.get("region_readout") == "image_head"
+    atol = 1e-2 if kind == "boxes" and counted else 1e-4
     torch.testing.assert_close(features, expected, atol=atol, rtol=1e-3)
 
 

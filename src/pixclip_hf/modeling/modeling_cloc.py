@@ -11,7 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_choices import check_choice
-from .configuration_cloc import CLOCConfig
+from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .modeling_batches import (
     Gather,
     check_arguments,
@@ -35,9 +35,9 @@ from .modeling_prompter import (
     FourierPositions,
     PlacedTokens,
 )
-from .modeling_regions import mask_boxes, roi_align
+from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights, roi_align
 from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
-from .modeling_vision import build_vision_model, patch_grid, patch_tokens
+from .modeling_vision import build_vision_model, patch_grid, patch_tokens, pool_through_head
 
 
 @dataclass
@@ -99,6 +99,10 @@ class PromptedRegions(NamedTuple):
     masks: Tensor | None
     is_real: Tensor
 
+    def get_coverage(self, grid: tuple[int, int]) -> Tensor:
+        """(B, R, N): share of each patch that lies inside the region."""
+        return box_coverage(self.boxes, grid) if self.masks is None else mask_patch_weights(self.masks, grid)
+
     def get_boxes(self) -> Tensor:
         """(B, R, 4), xyxy in [0, 1]: the boxes, or the tight ones of the masks."""
         return mask_boxes(self.masks) if self.boxes is None else self.boxes
@@ -159,10 +163,11 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         width = config.vision_config.hidden_size
         self.vision_model = build_vision_model(config.vision_config)
         self.visual_projection = ScaledLinear(width, config.projection_dim, bias=False)
-        prompted = config.region_readout != "roi_align" or config.grounding
+        prompted = config.region_readout not in POOLED_READOUTS or config.grounding
         self.prompter = CLOCPrompter(config) if prompted else None
-        self.region_norm = nn.LayerNorm(width)
-        self.region_projection = ScaledLinear(width, config.projection_dim, bias=False)
+        if config.region_readout != "image_head":
+            self.region_norm = nn.LayerNorm(width)
+            self.region_projection = ScaledLinear(width, config.projection_dim, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -318,9 +323,13 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         return ImageTokens(raw, None if self.prompter is None else self.prompter.place(raw, grid), grid)
 
     def _project_regions(self, states: Tensor) -> Tensor:
+        if self.config.region_readout == "image_head":
+            return self.visual_projection(states)
         return self.region_projection(self.region_norm(states))
 
     def _region_tokens(self, tokens: ImageTokens, regions: PromptedRegions) -> Tensor:
+        if self.config.region_readout == "image_head":
+            return pool_through_head(self.vision_model, tokens.raw, regions.get_coverage(tokens.grid))
         if regions.boxes is None and self.config.prompts_by_coverage:
             prompts = self.prompter.mask_prompts(regions.masks, tokens.grid)
             return self.prompter.read_regions(prompts, tokens.placed)
