@@ -26,7 +26,6 @@ from builders import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-import pixclip_hf.modeling.modeling_batches as modeling_batches
 from pixclip_hf.modeling.modeling_losses import grounding_losses
 
 PER_REGION = (
@@ -446,7 +445,9 @@ def test_autocast(case, normalize_in_float, monkeypatch):
     if normalize_in_float:
         # On CUDA, autocast runs norms in float32; on CPU it does not.
         monkeypatch.setattr(
-            modeling_batches.F, "normalize", lambda rows, plain=F.normalize, **options: plain(rows.float(), **options)
+            region_text.F,
+            "normalize",
+            lambda rows, plain=F.normalize, **options: plain(rows.float(), **options),
         )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = case.model(**case.batch)

@@ -187,7 +187,10 @@ class LossArguments:
     )
     contrastive_tile_size: int | None = field(
         default=None,
-        metadata={"help": "Sets the field of the model's configuration: tiles of this edge, or 0."},
+        metadata={
+            "help": "Edge of the tiles that the contrastive losses are computed in, 0 for none; by default, tiles "
+            "where a batch has many pairs."
+        },
     )
 
 
