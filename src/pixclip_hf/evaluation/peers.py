@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor
 
 from ..data.collator import region_inputs
 from ..modeling.modeling_regions import mask_patch_weights
-from ..modeling.modeling_vision import vision_adapter
+from ..modeling.modeling_vision import VISION_ADAPTERS
 from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
 from .encoders import Record, RegionEncoder, batches, text_keys
@@ -137,7 +137,7 @@ class PeerEncoder:
         inputs = self.region_processor(images=[image], **region_inputs([record["regions"]], "mask"))
         pixels = inputs.pixel_values.to(self.model.device, self.model.dtype)
         tower, config = self.model.vision_model, self.model.config.vision_config
-        adapter = vision_adapter(config)
+        adapter = VISION_ADAPTERS.of(config)
         grid = adapter.patch_grid(config, pixels)
         tokens = adapter.patch_tokens(tower(pixel_values=pixels).last_hidden_state, grid)
         weights = mask_patch_weights(inputs.region_masks.to(pixels.device), grid)

@@ -10,8 +10,8 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .modeling_text import TextAdapter, text_adapter
-from .modeling_vision import VisionAdapter, vision_adapter
+from .modeling_text import TEXT_ADAPTERS, TextAdapter
+from .modeling_vision import VISION_ADAPTERS, VisionAdapter
 
 logger = logging.get_logger(__name__)
 
@@ -21,7 +21,7 @@ EXPECTED = {
     "vision": "a CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint",
     "text": "a CLIP text tower, a text encoder or a decoder",
 }
-ADAPTERS = {"vision": vision_adapter, "text": text_adapter}
+ADAPTERS = {"vision": VISION_ADAPTERS, "text": TEXT_ADAPTERS}
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Source:
     @property
     def adapter(self) -> VisionAdapter | TextAdapter:
         """What is special about the tower."""
-        return ADAPTERS[self.side](self.tower_config)
+        return ADAPTERS[self.side].of(self.tower_config)
 
     def tower(self, whole: PreTrainedModel) -> PreTrainedModel:
         return getattr(whole, f"{self.side}_model") if self.composite else whole
@@ -75,7 +75,7 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
     if type(config) not in MODEL_MAPPING:
         raise refusal
     model_class = AutoModel
-    with_projection = ADAPTERS[side](config).with_projection
+    with_projection = ADAPTERS[side].of(config).with_projection
     if with_projection in (config.architectures or ()):
         # `AutoModel` would leave the projection behind.
         model_class = getattr(transformers, with_projection)
@@ -94,7 +94,7 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         or (side == "vision" and not isinstance(getattr(tower_config, "image_size", None), int))
     ):
         raise refusal
-    positions = tower.state_dict().get(ADAPTERS[side](tower_config).positions)
+    positions = tower.state_dict().get(ADAPTERS[side].of(tower_config).positions)
     return Source(
         side,
         name,
@@ -156,7 +156,7 @@ def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str,
         ValueError: any other parameter is missing or left over.
     """
     target, state = getattr(model, part), tower.state_dict()
-    adapter = ADAPTERS[part.removesuffix("_model")](tower.config)
+    adapter = ADAPTERS[part.removesuffix("_model")].of(tower.config)
     if (positions := adapter.positions) in state:
         state[positions] = adapter.resize_positions(state[positions], len(target.state_dict()[positions]))
     result = target.load_state_dict(state, strict=False)

@@ -17,7 +17,7 @@ from .configuration_region_text import RegionTextConfig
 from .modeling_inherit import model_from_towers
 from .modeling_losses import contrastive_loss, text_ids
 from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
-from .modeling_vision import VisionAdapter, vision_adapter
+from .modeling_vision import VISION_ADAPTERS, VisionAdapter
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 
@@ -305,7 +305,7 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
     @property
     def vision_adapter(self) -> VisionAdapter:
         """What is special about the vision tower's family."""
-        return vision_adapter(self.config.vision_config)
+        return VISION_ADAPTERS.of(self.config.vision_config)
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:

@@ -1,7 +1,6 @@
 """Text towers of both models: any Hugging Face text model, pooled and projected; one adapter per family."""
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .modeling_adapters import AdapterRegistry
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -70,7 +71,7 @@ class MLPAdapter(nn.Module):
 class TextAdapter:
     """What is special about a family of text towers; written for what most of them do.
 
-    Another one is a subclass behind [`register_text_adapter`], in this file.
+    Another one is a subclass behind `TEXT_ADAPTERS.register`, in this file.
     """
 
     # Learned positions in the tower's state that `resize_positions` can stretch; most towers have none of this name.
@@ -100,28 +101,10 @@ class TextAdapter:
         return torch.cat([weight[:kept], rest[0].T.to(weight.dtype)])
 
 
-_ADAPTERS: dict[str, TextAdapter] = {}
+TEXT_ADAPTERS = AdapterRegistry(TextAdapter())
 
 
-def register_text_adapter(*model_types: str) -> Callable[[type[TextAdapter]], type[TextAdapter]]:
-    """Class decorator: the adapter of the towers whose configuration has one of these `model_type`s."""
-
-    def register(adapter_class: type[TextAdapter]) -> type[TextAdapter]:
-        _ADAPTERS.update(dict.fromkeys(model_types, adapter_class()))
-        return adapter_class
-
-    return register
-
-
-def text_adapter(text_config: Any) -> TextAdapter:
-    """The adapter of a tower's configuration."""
-    return _ADAPTERS.get(text_config.model_type, _OTHERS)
-
-
-_OTHERS = TextAdapter()
-
-
-@register_text_adapter("clip_text_model")
+@TEXT_ADAPTERS.register("clip_text_model")
 class CLIPTextAdapter(TextAdapter):
     """CLIP's text tower."""
 
@@ -232,7 +215,7 @@ def encode_text(
     input_ids, attention_mask = right_pad(input_ids, attention_mask)
     outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     states = outputs.last_hidden_state
-    is_eos = text_adapter(text_model.config).is_eos(text_model.config, input_ids)
+    is_eos = TEXT_ADAPTERS.of(text_model.config).is_eos(text_model.config, input_ids)
     return BaseModelOutputWithPooling(
         last_hidden_state=states,
         pooler_output=pool_states(states, attention_mask, pooling, is_eos),

@@ -1,7 +1,6 @@
 """Vision towers of both models: one adapter per family, and the patch projection that takes a mask."""
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +10,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_eva02 import Eva02VisionConfig
+from .modeling_adapters import AdapterRegistry
 from .modeling_eva02 import Eva02VisionModel
 from .modeling_regions import weighted_mean
 
@@ -61,7 +61,7 @@ class VisionAdapter:
 
     Its towers take patches through one convolution, put class and register tokens in front of the patch tokens, keep
     their positions in one table, and pool their class token through `post_layernorm`. A family that is not registered
-    is taken for one of this kind. Another one is a subclass behind [`register_vision_adapter`], in this file.
+    is taken for one of this kind. Another one is a subclass behind `VISION_ADAPTERS.register`, in this file.
     """
 
     # Learned positions in the tower's state, a row per token.
@@ -149,35 +149,17 @@ class VisionAdapter:
         return torch.cat([weight[:first], grid.flatten(2)[0].T.to(weight.dtype)])
 
 
-_ADAPTERS: dict[str, VisionAdapter] = {}
+VISION_ADAPTERS = AdapterRegistry(VisionAdapter())
 
 
-def register_vision_adapter(*model_types: str) -> Callable[[type[VisionAdapter]], type[VisionAdapter]]:
-    """Class decorator: the adapter of the towers whose configuration has one of these `model_type`s."""
-
-    def register(adapter_class: type[VisionAdapter]) -> type[VisionAdapter]:
-        _ADAPTERS.update(dict.fromkeys(model_types, adapter_class()))
-        return adapter_class
-
-    return register
-
-
-def vision_adapter(vision_config: Any) -> VisionAdapter:
-    """The adapter of a tower's configuration."""
-    return _ADAPTERS.get(vision_config.model_type, _OTHERS)
-
-
-_OTHERS = VisionAdapter()
-
-
-@register_vision_adapter("clip_vision_model")
+@VISION_ADAPTERS.register("clip_vision_model")
 class CLIPVisionAdapter(VisionAdapter):
     """CLIP."""
 
     with_projection = "CLIPVisionModelWithProjection"
 
 
-@register_vision_adapter("siglip_vision_model")
+@VISION_ADAPTERS.register("siglip_vision_model")
 class SiglipVisionAdapter(VisionAdapter):
     """SigLIP, and SigLIP2 of fixed resolution: no class token, attention pooling, and no projection behind it."""
 
@@ -205,7 +187,7 @@ class SiglipVisionAdapter(VisionAdapter):
         return tower.head(pooled.flatten(0, 1)[:, None]).unflatten(0, pooled.shape[:2])
 
 
-@register_vision_adapter(Eva02VisionConfig.model_type)
+@VISION_ADAPTERS.register(Eva02VisionConfig.model_type)
 class Eva02VisionAdapter(VisionAdapter):
     """EVA02-CLIP, whose tower is ours."""
 
