@@ -47,10 +47,9 @@ def test_a_new_family_is_one_adapter(family):
     torch.manual_seed(0)
     model, batch = MODELS[family](build_config(family)).eval(), build_batch(family)
     assert type(model.vision_model) is Tower
-    loss = model(**batch).loss
-    assert loss.isfinite() and set(calls) == (
-        {"patch_tokens"} if family == "cloc" else {"patch_tokens", "pool_regions"}
-    )
+    expected = model(**batch)
+    assert expected.loss.isfinite()
+    assert set(calls) == ({"patch_tokens"} if family == "cloc" else {"patch_tokens", "pool_regions"})
     VISION_ADAPTERS.adapters.clear()
     torch.manual_seed(0)
     plain = MODELS[family](build_config(family)).eval()
@@ -59,11 +58,9 @@ def test_a_new_family_is_one_adapter(family):
 
 
 def test_families():
-    assert VISION_ADAPTERS.of(CLIPVisionConfig()).projects
-    assert not VISION_ADAPTERS.of(build_config("cloc", "siglip").vision_config).projects
-    assert VISION_ADAPTERS.of(build_config("cloc", "eva02").vision_config) is not VISION_ADAPTERS.of(
-        CLIPVisionConfig()
-    )
+    clip, siglip, eva02 = (VISION_ADAPTERS.of(build_config("cloc", kind).vision_config) for kind in VISION_KINDS)
+    assert clip.projects and eva02.projects and not siglip.projects
+    assert len({type(adapter) for adapter in (clip, siglip, eva02)}) == 3
 
 
 def test_a_family_that_cannot_pool_regions_says_so():

@@ -253,7 +253,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         if prompt is None:
             if region_boxes is not None and region_masks is not None:
                 raise ValueError(
-                    "`prompt` must be 'box' or 'mask' where `region_boxes` and `region_masks` are both given, "
+                    "`prompt` must be 'box' or 'mask' where both `region_boxes` and `region_masks` are given, "
                     "got None."
                 )
             prompt = "box" if region_masks is None else "mask"
