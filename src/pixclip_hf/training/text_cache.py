@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..modeling.configuration_choices import TEXT_POOLINGS, check_choice
+from ..modeling.configuration_region_text import TEXT_POOLINGS, check_choice
 from ..modeling.modeling_text import encode_text
 from .llm import load_text_model, text_model_revision
 
