@@ -38,7 +38,7 @@ setup(
     # The card templates stand in their own folder and travel inside the package.
     package_dir={"": "src", "pixclip_hf.hub_cards": "hub_cards"},
     packages=[*find_packages("src"), "pixclip_hf.hub_cards"],
-    package_data={"pixclip_hf.hub_cards": ["*.md"], "pixclip_hf.annotation": ["prompts/*.txt"]},
+    package_data={"pixclip_hf.hub_cards": ["*.md"], "pixclip_hf.annotation.longgrit.prompts": ["*.txt"]},
     install_requires=[
         f"torch{SUPPORTED['torch']}",
         f"transformers{SUPPORTED['transformers']}",

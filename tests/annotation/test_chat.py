@@ -11,9 +11,16 @@ from requests.exceptions import InvalidURL
 from tiny_chats import save_llama, save_llava
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
 
-from pixclip_hf.annotation.chat import ChatEndpoint
-from pixclip_hf.annotation.local_chat import LocalChat
-from pixclip_hf.annotation.questions import Answer, Question, Reply, ask_until_usable, load_prompt, read_reply
+from pixclip_hf.annotation.chat import (
+    Answer,
+    ChatEndpoint,
+    LocalChat,
+    Question,
+    Reply,
+    ask_until_usable,
+    read_reply,
+)
+from pixclip_hf.annotation.longgrit.prompts import load_prompt
 
 SCHEMA = {
     "type": "object",

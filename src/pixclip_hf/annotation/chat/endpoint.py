@@ -15,8 +15,8 @@ from requests.exceptions import ChunkedEncodingError, ContentDecodingError
 from urllib3.exceptions import MaxRetryError, ReadTimeoutError
 from urllib3.util import Retry
 
+from ..stages import check_at_least_one
 from .questions import Answer, Question, Reply, ask_until_usable
-from .stages import check_at_least_one
 
 # Nothing about one record: with these, as with every 5xx, no other question would fare better.
 _REFUSED = (401, 403, 404, 429)
@@ -145,24 +145,24 @@ class ChatEndpoint:
             text = choice["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError):
             return Reply(text=response.text, problem="response not as the API describes")
-        if choice.get("finish_reason") == "length":
-            return Reply(text=text, problem="answer longer than the limit of tokens")
-        return Reply(text=text)
+        return Reply(text=text, cut=choice.get("finish_reason") == "length")
 
     def _request(self, question: Question, attempt: int) -> dict[str, Any]:
         content: str | list[dict[str, Any]] = question.prompt
         if question.images:
             pictures = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in question.images]
             content = [*pictures, {"type": "text", "text": question.prompt}]
-        schema = {"name": "answer", "strict": True, "schema": dict(question.schema)}
-        return {
+        request = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "temperature": 0,
             "seed": self.seed + attempt,
             "max_tokens": self.max_tokens,
-            "response_format": {"type": "json_schema", "json_schema": schema},
         }
+        if question.schema is not None:
+            schema = {"name": "answer", "strict": True, "schema": dict(question.schema)}
+            request["response_format"] = {"type": "json_schema", "json_schema": schema}
+        return request
 
 
 def data_url(image: Image.Image) -> str:

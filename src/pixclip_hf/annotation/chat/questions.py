@@ -1,18 +1,14 @@
-"""Questions to a chat model, prompts from versioned files, and answers as JSON, checked against a schema."""
+"""Questions to a language model and its answers: text, or JSON that is checked against a schema."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
-from string import Template
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from jsonschema import Draft202012Validator
 from PIL import Image
 
-_RETRY = "\n\nAn earlier answer could not be used: {problem}. Answer with the JSON object alone."
+_RETRY = "\n\nAn earlier answer could not be used: {problem}. Answer with the {form} alone."
 
 
 @dataclass(frozen=True)
@@ -21,22 +17,24 @@ class Question:
 
     Attributes:
         prompt: text, after the images.
-        schema: JSON schema of the answer, an object.
+        schema: JSON schema of the answer, an object. None where the answer is plain text, which may then be cut at the
+            limit of tokens.
         images: RGB.
         about: what the question is made of; for stand-ins, which read no prompts.
     """
 
     prompt: str
-    schema: Mapping[str, Any]
+    schema: Mapping[str, Any] | None = None
     images: tuple[Image.Image, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`value` fits the schema, or `problem` says why there is none. `raw` is what came back."""
+    """`value` fits the schema, or is the text where none was given; or `problem` says why there is no value. `raw` is
+    what came back."""
 
-    value: dict[str, Any] | None = None
+    value: Any = None
     problem: str | None = None
     raw: str | None = None
 
@@ -49,11 +47,13 @@ class Reply:
         text: the answer, or what an endpoint said instead.
         problem: why there is nothing to read.
         final: asking again is of no use.
+        cut: the text ends where the limit of tokens was reached.
     """
 
     text: str | None = None
     problem: str | None = None
     final: bool = False
+    cut: bool = False
 
 
 class Chat(Protocol):
@@ -63,19 +63,33 @@ class Chat(Protocol):
     model: str
     """In records and cards."""
     num_gpus: float
+    """GPUs that a stage which asks it needs."""
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]: ...
+    def ask(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answers in the order of the questions.
+
+        Raises:
+            RuntimeError: nothing about one question: no other would fare better.
+        """
+        ...
 
 
-def read_reply(reply: Reply, schema: Mapping[str, Any]) -> Answer:
-    """The first JSON object of a reply that fits the schema: alone, in a code fence, or after thoughts."""
+def read_reply(reply: Reply, schema: Mapping[str, Any] | None) -> Answer:
+    """The first JSON object of a reply that fits the schema: alone, in a code fence, or after thoughts. Without a
+    schema the text, less the thoughts."""
     # Lone surrogates, which JSON can escape, can't be stored.
     raw = None if reply.text is None else reply.text.encode("utf-8", "replace").decode("utf-8")
     if reply.problem is not None:
         return Answer(problem=reply.problem, raw=raw)
     text = (raw or "").rpartition("</think>")[2]
+    if schema is None and text.lstrip().startswith("<think>"):
+        text = ""  # cut before the answer began
+    if schema is not None and reply.cut:
+        return Answer(problem="answer longer than the limit of tokens", raw=raw)
     if not text.strip():
         return Answer(problem="empty answer", raw=raw)
+    if schema is None:
+        return Answer(value=text, raw=raw)
     problem = "answer without a JSON object"
     validator = Draft202012Validator(dict(schema))
     start = text.find("{")
@@ -125,63 +139,9 @@ def ask_until_usable(
 
 
 def _with_reason(question: Question, problem: str | None) -> Question:
+    """A question as it is asked again: with the reason why its last answer could not be used."""
     if problem is None:
         return question
+    form = "text" if question.schema is None else "JSON object"
     # In the one user turn: not every chat template takes two in a row.
-    prompt = question.prompt + _RETRY.format(problem=problem)
-    return Question(prompt, question.schema, question.images, question.about)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt from a file: its first line is `version: …`, the rest a template with `$name` for what is put in.
-
-    Attributes:
-        name: of the file, without `.txt`.
-        version: from the file.
-        digest: start of the SHA-256 of the text, which tells an edited file from the original.
-        text: the template.
-    """
-
-    name: str
-    version: str
-    digest: str
-    text: str = field(repr=False)
-
-    @property
-    def label(self) -> str:
-        """What a record says: `object_caption 1 (5f0c1b2a)`."""
-        return f"{self.name} {self.version} ({self.digest})"
-
-    def fill(self, **values: str) -> str:
-        return Template(self.text).substitute(values)
-
-
-def load_prompt(name: str, names: Sequence[str], folder: str | None = None) -> Prompt:
-    """Reads `NAME.txt`, from `folder` where it is given and has the file, else from the package.
-
-    Args:
-        name: of the prompt.
-        names: what its template must put in, and all that it may.
-        folder: of the user's own prompts.
-
-    Raises:
-        ValueError: no version line, or a template with other names.
-        FileNotFoundError: `folder` does not exist.
-    """
-    path = files(__package__) / "prompts" / f"{name}.txt"
-    if folder is not None:
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(f"`prompts` must be a folder, got {folder!r}, which does not exist.")
-        if (own := Path(folder, f"{name}.txt")).exists():
-            path = own
-    head, _, text = path.read_text(encoding="utf-8").partition("\n")
-    key, _, version = head.partition(":")
-    if key.strip() != "version" or not version.strip():
-        raise ValueError(f"{path}: the first line must be `version: …`, got {head!r}.")
-    text = text.strip()
-    template = Template(text)
-    if not template.is_valid() or set(template.get_identifiers()) != set(names):
-        wanted = ", ".join(f"${name}" for name in names)
-        raise ValueError(f"{path}: the template must hold {wanted} and no other name, got {text!r:.200}.")
-    return Prompt(name, version.strip(), hashlib.sha256(text.encode()).hexdigest()[:8], text)
+    return replace(question, prompt=question.prompt + _RETRY.format(problem=problem, form=form))
