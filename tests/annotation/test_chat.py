@@ -171,7 +171,6 @@ def test_faults_that_pass(fault):
 @pytest.mark.parametrize(
     ("fault", "problem", "raw", "requests"),
     [
-        (400, "HTTP 400", "status 400 on demand", 1),
         (413, "HTTP 413", "status 413 on demand", 1),
         ("slow", "timeout", None, 3),
         ("no json", "response not as the API describes", '{"choices"', 2),

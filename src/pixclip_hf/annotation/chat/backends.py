@@ -1,8 +1,9 @@
 """What a model to ask is called on the command line, and the settings that all of them share."""
 
+import re
 from dataclasses import dataclass, field
 
-from .endpoint import ChatEndpoint
+from .endpoint import OMITTABLE, TOKEN_PARAMETERS, ChatEndpoint
 from .local import LocalChat
 from .questions import Chat
 
@@ -25,6 +26,17 @@ class ChatArguments:
     concurrency: int = field(default=8, metadata={"help": "Questions that a server is asked at a time."})
     timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for a server's answer."})
     retries: int = field(default=6, metadata={"help": "Retries of a request that a server did not answer."})
+    max_wait: float = field(
+        default=120.0, metadata={"help": "Most seconds to wait before a retry, whatever the server asks for."}
+    )
+    token_parameter: str = field(
+        default="max_tokens",
+        metadata={"help": "What the servers call the limit of tokens.", "choices": list(TOKEN_PARAMETERS)},
+    )
+    omit_parameters: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Parameters that the servers refuse and are not sent.", "choices": list(OMITTABLE)},
+    )
 
 
 def _split(backend: str) -> tuple[str, str | None]:
@@ -55,7 +67,8 @@ def open_chat(backend: str, arguments: ChatArguments, seed: int = 0, stand_in: C
     model, url = _split(backend)
     if not model:
         forms = "MODEL or MODEL@URL" if stand_in is None else f"MODEL, MODEL@URL or {stand_in.model}"
-        raise ValueError(f"A backend must be {forms}, got {backend!r}.")
+        shown = re.sub(r"//[^/@]*@", "//", backend)  # without a password
+        raise ValueError(f"A backend must be {forms}, got {shown!r}.")
     if url is None:
         return LocalChat(model, arguments.max_tokens, arguments.attempts, batch_size=arguments.model_batch_size)
     return ChatEndpoint(
@@ -68,4 +81,7 @@ def open_chat(backend: str, arguments: ChatArguments, seed: int = 0, stand_in: C
         concurrency=arguments.concurrency,
         timeout=arguments.timeout,
         retries=arguments.retries,
+        max_wait=arguments.max_wait,
+        token_parameter=arguments.token_parameter,
+        omit_parameters=tuple(arguments.omit_parameters),
     )

@@ -1,13 +1,16 @@
 """Questions to a language model and its answers: text, or JSON that is checked against a schema."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from jsonschema import Draft202012Validator
 from PIL import Image
 
+_OBJECT_START = re.compile(r'\{(?=\s*["}])')
+_READINGS, _LEAST_READ = 64, 4_000_000
 _RETRY = "\n\nAn earlier answer could not be used: {problem}. Answer with the {form} alone."
 
 
@@ -92,20 +95,36 @@ def read_reply(reply: Reply, schema: Mapping[str, Any] | None) -> Answer:
         return Answer(value=text, raw=raw)
     problem = "answer without a JSON object"
     validator = Draft202012Validator(dict(schema))
-    start = text.find("{")
-    while start >= 0:
-        try:
-            value, end = json.JSONDecoder().raw_decode(text, start)
-        except (ValueError, RecursionError):
-            end = start + 1
-        else:
-            problem = "answer not as its schema asks"
-            if validator.is_valid(value):
-                if all(map(_is_text, filter(lambda part: isinstance(part, str), value.values()))):
-                    return Answer(value=value, raw=raw)
-                problem = "answer with an empty or broken text"
-        start = text.find("{", end)
+    for value in _json_objects(text):
+        problem = "answer not as its schema asks"
+        if validator.is_valid(value):
+            if all(map(_is_text, filter(lambda part: isinstance(part, str), value.values()))):
+                return Answer(value=value, raw=raw)
+            problem = "answer with an empty or broken text"
     return Answer(problem=problem, raw=raw)
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, less those inside of others. Line breaks may stand in their strings as they are.
+
+    In a text of broken objects, an attempt at every brace would take the square of its length: the search ends when
+    it has read the text `_READINGS` times, or a short one until `_LEAST_READ` characters were read.
+    """
+    decoder = json.JSONDecoder(strict=False)
+    end, left = 0, max(_READINGS * len(text), _LEAST_READ)
+    while left > 0 and (begin := _OBJECT_START.search(text, end)):
+        start = begin.start()
+        try:
+            value, end = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            end = start + 1
+            # To name its line, the error counts the line breaks of all that is before it, only faster than reading.
+            left -= error.pos - start + error.pos // 16
+        except (ValueError, RecursionError):  # a number of too many digits, or too deep
+            end = start + 1
+            left -= len(text) - start
+        else:
+            yield value
 
 
 def _is_text(value: str) -> bool:

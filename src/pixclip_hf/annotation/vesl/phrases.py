@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from datasets import List, Value
 
-from ..stages import Batch, RowStage, add_counts, add_step, check_at_least_one, reject, row_generator
+from ..stages import Batch, RowStage, active_rows, add_counts, add_step, check_at_least_one, reject, row_generator
 
 CANDIDATES = List({"text": Value("string"), "sentence": Value("string")})
 # Heads of phrases that speak of the picture and not of anything in it, lemmas.
@@ -28,6 +28,7 @@ STOP_WORDS = frozenset(
     "image images picture pictures photo photos photograph stock jpg jpeg png gif free click buy view new best".split()
 )
 _MAX_CHARACTERS = 200
+_MAX_CAPTION = 20_000  # characters; spaCy takes a gigabyte for a million, and then refuses
 
 
 @lru_cache(maxsize=1)
@@ -77,6 +78,10 @@ class PhraseCandidates(RowStage):
         check_at_least_one(self, "max_words", "max_candidates")
 
     def fill(self, batch: Batch, rows: Sequence[int]) -> None:
+        for row in rows:
+            if len(batch["vesl_caption"][row]) > _MAX_CAPTION:
+                reject(batch, row, self.name, f"caption of more than {_MAX_CAPTION} characters")
+        rows = active_rows(batch)
         parse = _load_spacy(self.spacy_model)
         for row, doc in zip(rows, parse.pipe(batch["vesl_caption"][row] for row in rows), strict=True):
             counts = Counter()
