@@ -113,7 +113,7 @@ def test_a_server_captions_as_a_model_on_this_machine_does():
     with serving(lambda question: captions[question["key"] % 2]) as server:
         stage, *_ = stages_over(server, prompt="Describe this image:", max_tokens=70)
         assert pickle.loads(pickle.dumps(stage)) == stage and server.url not in repr(stage)
-        done = stage(prepared(stage))
+        done = stage(prepared(stage, 12))
         assert {question["prompt"] for question in server.questions} == {"Describe this image:"}
         assert all(len(question["images"]) == 1 for question in server.questions)
         bodies = [question["body"] for question in server.questions]

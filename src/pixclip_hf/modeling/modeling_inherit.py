@@ -17,7 +17,7 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 MAIN_INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 EXPECTED = {
-    "vision": "a CLIP, SigLIP, fixed-resolution SigLIP2, CLOC or PixCLIP checkpoint",
+    "vision": "a CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (or a CLOC or PixCLIP)",
     "text": "a CLIP text tower, a text encoder or a decoder",
 }
 POSITIONS = "embeddings.position_embedding.weight"
