@@ -40,7 +40,7 @@ setup(
     packages=[*find_packages("src"), "pixclip_hf.hub_cards"],
     py_modules=["pixclip_hf_command"],
     entry_points={"console_scripts": ["pixclip-hf = pixclip_hf_command:main"]},
-    package_data={"pixclip_hf.hub_cards": ["*.md"], "pixclip_hf.annotation": ["prompts/*.txt"]},
+    package_data={"pixclip_hf.hub_cards": ["*.md"], "pixclip_hf.annotation.longgrit.prompts": ["*.txt"]},
     install_requires=[
         f"torch{SUPPORTED['torch']}",
         f"transformers{SUPPORTED['transformers']}",
