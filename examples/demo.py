@@ -57,12 +57,12 @@ def train(model_type: str, seed: int, folder: Path) -> float:
 
 def draw(model, processor, folder: Path, seed: int) -> None:
     """regions.png: an unseen scene, the best texts of its regions, and where the model sees one of them."""
-    masked = "region_masks" in processor.model_input_names
+    masked = processor.prompts[0] == "mask"
     find = same_box_pairs if masked else late_detail_pairs
     scene = next(scene for scene in (make_scene(i, "test", seed) for i in range(10**6)) if find(scene))
     regions = scene["regions"]
     candidates = [region["long_caption"] for region in regions] if masked else all_descriptions()
-    inputs = processor(images=[scene["image"]], **region_inputs(processor, [regions]))
+    inputs = processor(images=[scene["image"]], **region_inputs([regions], processor.prompts[0]))
     with torch.no_grad():
         embeds = F.normalize(model.get_region_features(**inputs).pooler_output[0], dim=-1)
     best = (embeds @ embed_texts(model, processor, candidates).T).topk(2 if masked else 3)

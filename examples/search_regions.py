@@ -95,7 +95,7 @@ def read_pictures(arguments: argparse.Namespace, names: set[str] | None = None) 
 @torch.no_grad()
 def embed_regions(model: Any, processor: Any, pictures: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
     """Normalised embeddings `(R, D)` of the regions of each picture."""
-    regions = region_inputs(processor, [picture["regions"] for picture in pictures])
+    regions = region_inputs([picture["regions"] for picture in pictures], processor.prompts[0])
     inputs = processor(images=[picture["image"] for picture in pictures], **regions, return_tensors="pt")
     features = model.get_region_features(**inputs.to(model.device)).pooler_output
     rows = F.normalize(features.float(), dim=-1).cpu()

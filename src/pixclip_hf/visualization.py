@@ -35,7 +35,7 @@ def similarity_map(model: Any, processor: Any, image: Image.Image, text: str, gr
     boxes = np.clip(np.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], -1), 0, 1)
     inputs = processor(images=image, boxes=boxes, normalized=True, text=text, return_tensors="pt").to(model.device)
     texts = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
-    mode = {"mode": "pooled"} if "region_masks" in inputs else {}
+    mode = {"mode": "pooled"} if "box" not in processor.prompts else {}
     regions = F.normalize(model.get_region_features(**inputs, **mode).pooler_output[0].float(), dim=-1)
     target = F.normalize(model.get_text_features(**texts).pooler_output[0].float(), dim=-1)
     return (regions @ target).reshape(grid, grid).cpu().numpy()

@@ -392,6 +392,10 @@ class PixCLIPModel(PixCLIPVisionModel):
         # Anew, so that the fields are in their order, the loss first.
         return PixCLIPOutput(**output)
 
+    def loss_regions(self, region_boxes: Tensor | None, region_masks: Tensor | None) -> Tensor | None:
+        """What [`PixCLIPModel.compute_loss`] takes of a batch's regions: the masks."""
+        return region_masks
+
     def loss_weights(self) -> dict[str, float]:
         """Weight of each part of the loss."""
         config = self.config

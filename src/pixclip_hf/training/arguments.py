@@ -129,6 +129,10 @@ class DataArguments:
         metadata={"help": "Share of images whose first region is the image: 0 for CLOC, 0.1 for PixCLIP."},
     )
 
+    mask_prompt_share: float | None = field(
+        default=None,
+        metadata={"help": "Share of batches whose regions prompt by masks, not boxes: 0.5 for CLOC; PixCLIP takes 1."},
+    )
     streaming: bool = field(
         default=False,
         metadata={
@@ -155,6 +159,7 @@ class DataArguments:
             "region_text": "long_caption" if pixclip else "caption",
             "image_captions": not pixclip,
             "whole_image_share": 0.1 if pixclip else 0.0,
+            "mask_prompt_share": 1.0 if pixclip else 0.5,
         }
         given = {name: getattr(self, name) for name in defaults if getattr(self, name) is not None}
         return {**defaults, **given, "crops": pixclip}
