@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling.modeling_regions import box_iou
 from ..data.scenes import all_descriptions, late_detail_pairs, same_box_pairs
+from ..modeling.modeling_regions import box_iou
 from .encoders import Record, RegionEncoder, embed_images, embed_regions, embed_texts, square_crop
 from .intervals import mean_interval
 from .retrieval import rank_right_keys
