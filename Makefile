@@ -35,6 +35,7 @@ test-slow: $(SMOLLM2)
 check: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 bench: $(SMOLLM2)
 	@set -e; for script in $(filter-out benchmarks/ablation.py benchmarks/vesl.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script; done

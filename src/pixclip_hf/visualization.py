@@ -16,7 +16,9 @@ LITERAL = {"parse_math": False}  # a text may hold dollar signs
 
 
 @torch.no_grad()
-def similarity_map(model: Any, processor: Any, image: Image.Image, text: str, grid: int = 24, side: float = 0.25):
+def similarity_map(
+    model: Any, processor: Any, image: Image.Image, text: str, grid: int = 24, side: float = 0.25
+) -> np.ndarray:
     """Cosine similarity of a text to a square window around each point of a grid, all windows from one image pass.
 
     Args:
