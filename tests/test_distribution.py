@@ -61,18 +61,14 @@ def place(tiny_cloc, tmp_path):
 
 
 def files_below(folder):
-    return {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {path.as_posix() for path in paths if "__pycache__" not in path.parts and "egg-info" not in path.parts[0]}
 
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(built):
     names = [name for name in zipfile.ZipFile(built[1]).namelist() if ".dist-info/" not in name]
-    expected = {f"pixclip_hf/{name}" for name in files_below(ROOT / "src" / "pixclip_hf")}
     cards = {f"pixclip_hf/hub_cards/{name}" for name in files_below(ROOT / "hub_cards")}
-    assert set(names) == expected | cards
+    assert set(names) == files_below(ROOT / "src") | cards
     assert len(cards) >= 4 and "pixclip_hf/py.typed" in names
     assert any("/prompts/" in name for name in names) and any("/metrics/" in name for name in names)
 
@@ -99,6 +95,7 @@ def test_the_wheel_works_without_the_repository(built, place):
     site_packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     Path(site_packages, "environment.pth").write_text(sysconfig.get_path("purelib"))
     run(python, "-I", "program.py", cwd=place)
+    assert "annotate" in run(folder / "bin" / "pixclip-hf", "--help", cwd=place)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ class CachedEncoder:
         self.encoder, self.shard_size, self.progress = encoder, shard_size, progress
         self.folder = None if folder is None else Path(folder)
         self.takes_masks, self.grounds, self.prompts = encoder.takes_masks, encoder.grounds, encoder.prompts
+        self.pools = encoder.pools
         self.mean_colour = encoder.mean_colour
         self.computed = 0  # shards, for those who want to know what a cache saved
         # Since they were last set to 0: texts that were embedded, and those of them that were too long for the model.
@@ -78,7 +79,7 @@ class CachedEncoder:
         records: Sequence[Mapping[str, Any]],
         show: Callable[[Image.Image, Mapping[str, Any]], Mapping[str, Any]] | None = None,
         name: str = "regions",
-        prompt: str | None = None,
+        **options: Any,
     ) -> list[Tensor]:
         """L2-normalised `(R_i, D)` of the regions of each record.
 
@@ -87,9 +88,8 @@ class CachedEncoder:
             show: from an image and a region to the record of that region alone, as in `views`; the whole record is
                 embedded as it is when None.
             name: of what is shown; part of the shard's name, and in the progress bar.
-            prompt: what prompts the regions of whole records, the encoder's own when None.
+            options: `prompt`, and what else [`RegionEncoder.embed_regions`] takes, for whole records.
         """
-        prompted = {} if prompt is None else {"prompt": prompt}
 
         def encode(part: Sequence[Mapping[str, Any]]) -> list[Tensor]:
             if show is not None:
@@ -97,12 +97,12 @@ class CachedEncoder:
             rows = []
             for some in batches(part, self.encoder.batch_size):
                 rows += self.encoder.embed_regions(
-                    [{**record, "image": open_image(record["image"])} for record in some], **prompted
+                    [{**record, "image": open_image(record["image"])} for record in some], **options
                 )
             return rows
 
         found = []
-        name = name if prompt is None else f"{name} by {prompt}"
+        name = f"{name}, {options}" if options else name
         for rows, lengths in self._shards(records, name, encode, _record_key):
             found += rows.split(lengths)
         return found

@@ -50,10 +50,15 @@ def embed_images(model: Any, processor: Any, images: Sequence[Any], batch_size: 
 
 @torch.no_grad()
 def embed_regions(
-    model: Any, processor: Any, records: Sequence[Record], batch_size: int = 64, prompt: str | None = None
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    batch_size: int = 64,
+    prompt: str | None = None,
+    **options: Any,
 ) -> list[Tensor]:
-    """L2-normalised embeddings `(R_i, D)` of the regions of each record, prompted by `"box"` or `"mask"` (the usual
-    prompt of the model when None)."""
+    """L2-normalized embeddings `(R_i, D)` of the regions of each record, prompted by `"box"` or `"mask"` (the usual
+    prompt of the model when None); `options` are of the model's `get_region_features`."""
     prompt = prompt or processor.prompts[0]
     embeds = []
     for part in batches(records, batch_size):
@@ -63,7 +68,7 @@ def embed_regions(
             **region_inputs([record["regions"] for record in part], prompt),
         ).to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        features = F.normalize(model.get_region_features(**inputs).pooler_output.float(), dim=-1).cpu()
+        features = F.normalize(model.get_region_features(**inputs, **options).pooler_output.float(), dim=-1).cpu()
         embeds += [rows[: len(record["regions"])] for rows, record in zip(features, part, strict=True)]
     return embeds
 
@@ -154,12 +159,20 @@ class RegionEncoder:
             embeds.append(self.model.get_region_features(pixels, mask).pooler_output[:, 0])
         return F.normalize(torch.cat(embeds).float(), dim=-1).cpu()
 
-    def embed_regions(self, records: Sequence[Record], prompt: str | None = None) -> list[Tensor]:
-        """L2-normalised `(R_i, D)` of the regions of each record, prompted by `prompt`, the encoder's own when None."""
+    def embed_regions(self, records: Sequence[Record], prompt: str | None = None, **options: Any) -> list[Tensor]:
+        """L2-normalized `(R_i, D)` of the regions of each record, by `prompt` or the encoder's own; `options` are of
+        the model's `get_region_features`."""
         width = self.model.config.projection_dim
         filled = [record for record in records if record["regions"]]
-        rows = iter(embed_regions(self.model, self.processor, filled, self.batch_size, prompt or self.prompt))
+        rows = iter(
+            embed_regions(self.model, self.processor, filled, self.batch_size, prompt or self.prompt, **options)
+        )
         return [next(rows) if record["regions"] else torch.zeros(0, width) for record in records]
+
+    @property
+    def pools(self) -> bool:
+        """Whether the model also pools regions from one pass of the image: `mode="pooled"` of PixCLIP."""
+        return self.model.config.model_type == "pixclip"
 
     @property
     def grounds(self) -> bool:

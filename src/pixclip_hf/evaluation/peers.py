@@ -42,7 +42,7 @@ class PeerEncoder:
 
     takes_masks = True
     prompts = ("mask",)
-    grounds = False
+    grounds = pools = False
 
     def __init__(
         self, model: Any, processor: Any, view: str = "crop", batch_size: int = 32, max_length: int | None = None
