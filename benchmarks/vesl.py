@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from ablation import done_before, gain, keep, side_by_side
 from datasets import load_dataset
-from pixclip_hf.training.command import main as run_pretrain
 from transformers import AutoModel, AutoProcessor
 
 from pixclip_hf.annotation.run import annotate
@@ -38,6 +37,7 @@ from pixclip_hf.evaluation.retrieval import retrieval_recall
 from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.modeling.modeling_regions import box_iou
 from pixclip_hf.scenes.recipes import COMMON, RECIPES
+from pixclip_hf.training.command import main as run_pretrain
 
 ARMS = {
     "true captions": None,

@@ -1,5 +1,7 @@
 """Small models that learn the scenes on a CPU, from random weights."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +14,8 @@ from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_cloc import CLOCProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
 
-MODEL_CLASSES = {
+# Configuration, model and processor.
+MODEL_CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "cloc": (CLOCConfig, CLOCModel, CLOCProcessor),
     "pixclip": (PixCLIPConfig, PixCLIPModel, PixCLIPProcessor),
 }
