@@ -14,7 +14,8 @@ from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_cloc import CLOCProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
 
-MODEL_CLASSES = {
+# Configuration, model and processor.
+MODEL_CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "cloc": (CLOCConfig, CLOCModel, CLOCProcessor),
     "pixclip": (PixCLIPConfig, PixCLIPModel, PixCLIPProcessor),
 }

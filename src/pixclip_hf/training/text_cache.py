@@ -80,7 +80,7 @@ class TextEmbeddingCache:
             )
         config = AutoConfig.from_pretrained(self.text_model, revision=revision)
         self.width = getattr(config, "text_config", config).hidden_size
-        self.key = {
+        self.key: dict[str, Any] = {
             "text_model_name": self.text_model,
             "revision": text_model_revision(self.text_model, revision),
             "text_pooling": pooling,
@@ -195,7 +195,7 @@ class TextEmbeddingCache:
     def _open(self) -> None:
         files = sorted(self.folder.glob("*.arrow"))
         parts = [Dataset.from_file(str(path)) for path in files]
-        self._table = concatenate_datasets(parts).with_format("numpy") if parts else None
+        self._table: Any = concatenate_datasets(parts).with_format("numpy") if parts else None
         columns = [part.data.column("hash").to_pylist() for part in parts]
         hashes = np.array([entry for column in columns for entry in column], dtype="S32")
         # Two runs at a time may have computed a text twice: the first one counts.
