@@ -16,7 +16,9 @@ LITERAL = {"parse_math": False}  # a text may hold dollar signs
 
 
 @torch.no_grad()
-def similarity_map(model: Any, processor: Any, image: Image.Image, text: str, grid: int = 24, side: float = 0.25):
+def similarity_map(
+    model: Any, processor: Any, image: Image.Image, text: str, grid: int = 24, side: float = 0.25
+) -> np.ndarray:
     """Cosine similarity of a text to a square window around each point of a grid, all windows from one image pass.
 
     Args:
@@ -128,9 +130,9 @@ def draw_answers(
     """
     if not images:
         raise ValueError("`images` must hold at least one image, got none.")
-    for i, (rows, given, right) in enumerate(zip(boxes, answers, truths, strict=True)):
-        if not len(rows) == len(given) == len(right):
-            raise ValueError(f"Image {i} has {len(rows)} regions, {len(given)} answers and {len(right)} truths.")
+    for i, (regions, given, right) in enumerate(zip(boxes, answers, truths, strict=True)):
+        if not len(regions) == len(given) == len(right):
+            raise ValueError(f"Image {i} has {len(regions)} regions, {len(given)} answers and {len(right)} truths.")
     rows = -(-len(images) // columns)
     lines = max(sum(1 + (a != t) for a, t in zip(*pair, strict=True)) for pair in zip(answers, truths, strict=True))
     figure = _figure_class()(figsize=(2.9 * columns, rows * (2.6 + 0.17 * lines)), layout="constrained")

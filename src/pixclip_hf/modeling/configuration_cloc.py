@@ -6,7 +6,9 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_region_text import RegionTextConfig, check_choice
 
-REGION_READOUTS = ("prompt", "mean", "roi_align")
+REGION_READOUTS = ("prompt", "mean", "roi_align", "image_head")
+# Readouts without a Prompter.
+POOLED_READOUTS = ("roi_align", "image_head")
 PROMPTER_LAYERS = ("soft_pooling", "first")
 
 
@@ -21,8 +23,9 @@ class CLOCConfig(RegionTextConfig):
             These and all other fields of the towers and the text side are those of [`RegionTextConfig`].
         region_readout (`str`, *optional*, defaults to `"prompt"`):
             What a region becomes: the Prompter's output at the prompt (`"prompt"`), the mean of all output tokens of
-            the first edition's layer (`"mean"`), or RoIAlign of the image tokens without a Prompter (`"roi_align"`).
-            The paper leaves the readout open.
+            the first edition's layer (`"mean"`), or, without a Prompter, RoIAlign of the image tokens (`"roi_align"`)
+            or their mean under the region's coverage, read by the image's own head (`"image_head"`). The paper leaves
+            the readout open.
         prompter_layer (`str`, *optional*, defaults to `"soft_pooling"`):
             `"soft_pooling"` looks by position, reads content, and starts as a soft pooling of the region
             ([`CLOCPrompterLayer`]); `"first"` is plain self-attention, the layer of pixclip-hf 0.1
@@ -87,7 +90,9 @@ class CLOCConfig(RegionTextConfig):
     @property
     def prompts_by_coverage(self) -> bool:
         """Whether a mask prompts by its own pixels; by its tight box otherwise."""
-        return self.region_readout != "roi_align" and self.prompter_layer != "first" and self.prompter_prior
+        if self.region_readout in POOLED_READOUTS:
+            return self.region_readout == "image_head"
+        return self.prompter_layer != "first" and self.prompter_prior
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_cloc import CLOCConfig
+from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .configuration_region_text import check_choice
 from .modeling_losses import grounding_losses
 from .modeling_prompter import (
@@ -36,7 +36,7 @@ from .modeling_region_text import (
     unit,
     wants_loss,
 )
-from .modeling_regions import mask_boxes, roi_align
+from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights, roi_align
 from .modeling_text import LogitScale, ScaledLinear
 
 
@@ -82,6 +82,10 @@ class PromptedRegions(NamedTuple):
     boxes: Tensor | None
     masks: Tensor | None
     is_real: Tensor
+
+    def get_coverage(self, grid: tuple[int, int]) -> Tensor:
+        """(B, R, N): share of each patch that lies inside the region."""
+        return box_coverage(self.boxes, grid) if self.masks is None else mask_patch_weights(self.masks, grid)
 
     def get_boxes(self) -> Tensor:
         """(B, R, 4), xyxy in [0, 1]: the boxes, or the tight ones of the masks."""
@@ -130,10 +134,11 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         super().__init__(config)
         width = config.vision_config.hidden_size
         self.visual_projection = ScaledLinear(width, config.projection_dim, bias=False)
-        prompted = config.region_readout != "roi_align" or config.grounding
+        prompted = config.region_readout not in POOLED_READOUTS or config.grounding
         self.prompter = CLOCPrompter(config) if prompted else None
-        self.region_norm = nn.LayerNorm(width)
-        self.region_projection = ScaledLinear(width, config.projection_dim, bias=False)
+        if config.region_readout != "image_head":
+            self.region_norm = nn.LayerNorm(width)
+            self.region_projection = ScaledLinear(width, config.projection_dim, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -271,9 +276,14 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         return ImageTokens(raw, None if self.prompter is None else self.prompter.place(raw, grid), grid)
 
     def _project_regions(self, states: Tensor) -> Tensor:
+        if self.config.region_readout == "image_head":
+            return self.visual_projection(states)
         return self.region_projection(self.region_norm(states))
 
     def _region_tokens(self, tokens: ImageTokens, regions: PromptedRegions) -> Tensor:
+        if self.config.region_readout == "image_head":
+            coverage = regions.get_coverage(tokens.grid)
+            return self.vision_adapter.pool_regions(self.vision_model, tokens.raw, coverage)
         if regions.boxes is None and self.config.prompts_by_coverage:
             prompts = self.prompter.mask_prompts(regions.masks, tokens.grid)
             return self.prompter.read_regions(prompts, tokens.placed)

@@ -165,7 +165,10 @@ def right_pad(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor
     # Counted rather than sorted: ONNX has no stable sort.
     padded = real.sum(-1, keepdim=True) + (~real).cumsum(-1)
     places = torch.where(real, real.cumsum(-1), padded) - 1
-    return tuple(torch.zeros_like(rows).scatter(-1, places, rows) for rows in (input_ids, attention_mask))
+    input_ids, attention_mask = (
+        torch.zeros_like(rows).scatter(-1, places, rows) for rows in (input_ids, attention_mask)
+    )
+    return input_ids, attention_mask
 
 
 def pool_states(states: Tensor, attention_mask: Tensor, pooling: str, is_eos: Tensor | None = None) -> Tensor:

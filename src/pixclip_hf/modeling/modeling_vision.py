@@ -25,12 +25,11 @@ class MaskedPatchConv(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, mask_bias: bool = False):
+        geometry: dict[str, Any] = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding")}
         super().__init__(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
+            **geometry,
             bias=conv.bias is not None,
             device=conv.weight.device,
             dtype=conv.weight.dtype,
