@@ -22,10 +22,14 @@ TRAINING_FIELDS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
     "bf16", "fp16", "seed",
 )  # fmt: skip
+# A page of scenes that the demo draws beside its front picture.
+PAGE = "scenes.png"
 # Entries of metrics.json that describe the run and not the model.
 _RUN_ENTRIES = ("seed", "train_steps", "train_seconds")
+# Measures of the towers that the model inherited: another model.
+_OF_TOWERS = "towers_"
 # Measures that are shares of right decisions.
-_ACCURACIES = ("region_description_", "crop_", "same_box", "late_detail")
+_ACCURACIES = ("region_description_", "crop_", "same_box", "late_detail", "grounding_accuracy")
 # Task of an evaluation -> task of the Hub.
 _TASK_TYPES = {
     "region-classification": "zero-shot-image-classification",
@@ -89,15 +93,15 @@ def write_card(
             names = [adapter.get("base_model_name_or_path")]
         else:
             names = [made_from.get(f"{part}model_name_or_path") for part in ("", "vision_", "text_")]
-        base_model = [name for name in names if is_hub_id(name)] or None
+        base_model = [name for name in names if name is not None and is_hub_id(name)] or None
     if datasets is None and is_hub_id(data.get("dataset_name")):
         datasets = [data["dataset_name"]]
-    evaluation = {}
+    evaluation: dict[str, Any] = {}
     if evaluation_folder is not None:
         evaluation = _read_evaluation(Path(evaluation_folder), repo_id, (folder, records))
     results = _evaluations(records, data, evaluation)
     name = repo_id.rstrip("/").split("/")[-1]
-    fields = {
+    fields: dict[str, Any] = {
         "language": language,
         "license": license,
         "library_name": "transformers",
@@ -108,10 +112,9 @@ def write_card(
         "base_model_relation": "adapter" if adapter and base_model else None,
         "datasets": datasets,
     }
-    card_data = ModelCardData(
-        **{key: value for key, value in fields.items() if value},
-        **({"eval_results": results, "model_name": name} if results else {}),
-    )
+    if results:
+        fields |= {"eval_results": results, "model_name": name}
+    card_data = ModelCardData(**{key: value for key, value in fields.items() if value})
     state = _read_json(records / "trainer_state.json")
     card = ModelCard.from_template(
         card_data,
@@ -123,9 +126,10 @@ def write_card(
         has_text=config.get("text_config", True) is not None,
         text_model_name=config.get("text_model_name"),
         picture=_picture(folder, evaluation_folder, evaluation.get("pictures", [])),
+        page=PAGE if (folder / PAGE).is_file() else None,
         results=results,
         # The measures of the demo; those of a task on scenes have its name in front.
-        scenes=any(result.dataset_type == "scenes" and ":" not in result.metric_name for result in results),
+        scenes=any(result.dataset_type == "scenes" and ":" not in (result.metric_name or "") for result in results),
         recorded_by=_recorders(records, evaluation),
         training=_training_table(run, state),
         data=_data_table(data),
@@ -167,7 +171,7 @@ def write_dataset_card(
         raise ValueError(f"`kind` must be one of {', '.join(DATASET_CARDS)}, got {kind!r}.")
     splits = _count_rows(folder)
     rows = sum(split["rows"] for split in splits.values())
-    fields = {
+    fields: dict[str, Any] = {
         "language": language,
         "license": license,
         "pretty_name": {"longgrit": "LongGRIT", "vesl": "VESL"}[kind],
@@ -249,7 +253,7 @@ def _picture(folder: Path, evaluation_folder: str | PathLike | None, drawn: Iter
     if (folder / "regions.png").is_file():
         return "regions.png"
     name = next((name for name in drawn if name.endswith("regions.png")), None)
-    if name is not None and not (folder / name).is_file():
+    if evaluation_folder is not None and name is not None and not (folder / name).is_file():
         shutil.copyfile(Path(evaluation_folder, name), folder / name)
     return name
 
@@ -267,7 +271,7 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
         for key, value in metrics.items():
             hard = key.startswith("hard_")
             measure = key.removeprefix("hard_")
-            if _is_measure(measure, value) and measure not in _RUN_ENTRIES:
+            if _is_measure(measure, value) and measure not in _RUN_ENTRIES and not measure.startswith(_OF_TOWERS):
                 setting = "hard" if hard else metrics.get("setting")
                 results.append(_evaluation(measure, value, dataset, setting, metrics.get("split")))
     for result in evaluation.get("results", []):

@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModel, AutoProcessor
 
-from .cards import dataset_shards, is_hub_id, write_card, write_dataset_card
+from .cards import PAGE, dataset_shards, is_hub_id, write_card, write_dataset_card
 from .command_help import HelpFormatter
 
 DESCRIPTION = """\
@@ -30,7 +30,7 @@ The output of a LoRA run is published as adapters, whose base is on the Hub, or 
 The token is that of `hf auth login`, or HF_TOKEN.
 """
 # What of a run's folder goes along to the Hub.
-RUN_FILES = ("metrics.json", "report.md", "regions.png")
+RUN_FILES = ("metrics.json", "report.md", "regions.png", PAGE)
 # Files of an earlier push that would be taken for part of this one, if it has no such file itself.
 STALE_FILES = {
     "model": ["*.safetensors", "*.safetensors.index.json", "*.py", "config.json", "adapter_config.json"],

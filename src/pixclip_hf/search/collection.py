@@ -98,7 +98,7 @@ class Collection:
             yield from (make_scene(index, "test") for index in range(self.scenes))
 
     def _paths(self) -> list[Path]:
-        return sorted(path for path in Path(self.images).rglob("*") if path.suffix.lower() in SUFFIXES)
+        return sorted(path for path in Path(self.images or "").rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def grid_boxes(width: int, height: int, counts: Sequence[int]) -> list[list[float]]:
