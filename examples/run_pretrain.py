@@ -10,6 +10,11 @@ From a CLIP and an LLM, with LoRA on the LLM, on a dataset in the record schema 
         --text_model_name_or_path meta-llama/Llama-3.2-1B --lora_r 16 --dataset_name org/regions \
         --output_dir runs/pixclip --per_device_train_batch_size 64 --learning_rate 1e-4 --bf16
 
+On any other format, such as COCO's (docs/data.md lists them):
+
+    python examples/run_pretrain.py --model_type cloc --source coco annotations=instances_train2017.json \
+        images=train2017 --region_text category --image_captions False --output_dir runs/coco
+
 With the settings of a paper, from a recipe; what follows on the command line overrides it:
 
     accelerate launch --config_file examples/accelerate/8_gpus.yaml examples/run_pretrain.py \
@@ -39,9 +44,6 @@ from transformers.utils import logging
 import pixclip_hf
 from pixclip_hf.cards import write_card
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.readers import load_records
-from pixclip_hf.data.scenes import scenes_dataset
-from pixclip_hf.data.streaming import RecordStream, stream_records
 from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.training import (
     DataArguments,
@@ -55,6 +57,7 @@ from pixclip_hf.training import (
     optimizer_for,
     recipe_arguments,
 )
+from pixclip_hf.training.data import build_datasets
 from pixclip_hf.training.from_scratch import MODEL_CLASSES, small_model
 from pixclip_hf.training.llm import attach_text_model, quantize_text_model
 from pixclip_hf.training.text_cache import TextEmbeddingCache
@@ -142,24 +145,6 @@ def freeze(model, arguments: ModelArguments):
     ):
         if checkpointed and tower is not None:
             tower.activation_checkpointing_enable({"use_reentrant": False})
-
-
-def build_datasets(arguments: DataArguments, image_size: int, seed: int):
-    """Training and evaluation records."""
-    if arguments.dataset_name == "scenes":
-        options = {"size": image_size, "setting": arguments.scenes_setting, "seed": arguments.scenes_seed}
-        train = scenes_dataset(arguments.scenes_train_images, split=arguments.train_split, **options)
-        return train, scenes_dataset(arguments.scenes_eval_images, split=arguments.eval_split or "test", **options)
-    if arguments.streaming:
-        train = RecordStream(
-            stream_records(arguments.dataset_name, arguments.train_split),
-            seed,
-            arguments.shuffle_buffer,
-            arguments.max_corrupt_share,
-        )
-    else:
-        train = load_records(arguments.dataset_name, arguments.train_split)
-    return train, load_records(arguments.dataset_name, arguments.eval_split) if arguments.eval_split else None
 
 
 def save_run_arguments(

@@ -29,8 +29,8 @@ from PIL import Image, ImageDraw
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from pixclip_hf.data.collator import region_inputs
-from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.data.sources import load_records
 from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.training.from_scratch import small_model
 from pixclip_hf.visualization import draw_retrieval

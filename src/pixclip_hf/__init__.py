@@ -32,13 +32,14 @@ __version__ = "0.1.0"
 
 # Public names whose modules need an extra (`pip install pixclip-hf[train]`, `[data]`): imported on first access.
 _MODULE_OF_LAZY_NAME = {
+    "load_records": ".data.sources",
     "make_scene": ".data.scenes",
     "publish": ".hub",
-    "record_features": ".data.schema",
+    "record_features": ".record",
     "scenes_dataset": ".data.scenes",
     "scenes_tokenizer": ".data.tokenizer",
     "train_tokenizer": ".data.tokenizer",
-    "validate_record": ".data.schema",
+    "validate_record": ".record",
     "RegionCollator": ".data.collator",
     "RegionTrainer": ".training.trainer",
     "TextEmbeddingCache": ".training.text_cache",

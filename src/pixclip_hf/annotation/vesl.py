@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ..data.sources import IDS_PER_IMAGE
 from .captioning import PROMPT, CaptionColumn, CaptionModel
 from .detection import BoxRules, OpenVocabularyDetector, SimulatedDetector
 from .phrases import NgramCandidates, PhraseCandidates
-from .stages import IDS_PER_IMAGE, Batch, Stage, active_rows, add_counts, open_batch
+from .stages import Batch, Stage, active_rows, add_counts, open_batch
 
 SIMULATED = "simulated"
 CANDIDATES = ("phrases", "ngrams")
