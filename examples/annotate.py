@@ -8,13 +8,14 @@ Without arguments for models everything is drawn, simulated or taken from the so
 
 With models, a folder of images, and Ray on a node with GPUs:
 
-    python examples/annotate.py vesl --source images:photos --engine ray --output runs/photos --shard_size 1000 \
-        --captioner llava-hf/llava-1.5-7b-hf --detector google/owlv2-base-patch16-ensemble --push_to_hub org/photos
+    python examples/annotate.py vesl --source images folder=photos --engine ray --output runs/photos \
+        --shard_size 1000 --captioner llava-hf/llava-1.5-7b-hf --detector google/owlv2-base-patch16-ensemble \
+        --push_to_hub org/photos
 
 Long captions of the regions of a dataset, by models behind two servers with OpenAI's chat API:
 
-    python examples/annotate.py longgrit --source grit:GRIT --output runs/long --segmenter facebook/sam-vit-huge \
-        --object_captioner org/vlm@http://a:8000/v1 --context_captioner org/vlm@http://a:8000/v1 \
+    python examples/annotate.py longgrit --source grit folder=GRIT --output runs/long \
+        --segmenter facebook/sam-vit-huge --object_captioner org/vlm@http://a:8000/v1 --context_captioner org/vlm@http://a:8000/v1 \
         --verifier org/llm@http://b:8000/v1 --merger org/llm@http://b:8000/v1
 
 A run that is started again goes on at the first shard that is not done. Its folder trains a model as it is:
@@ -47,9 +48,12 @@ class RunArguments:
     """Where images come from, where records go, and on what."""
 
     output: str = field(metadata={"help": "Folder of the run: data/, rejected/, shards/, report.md."})
-    source: str = field(
-        default="scenes:200",
-        metadata={"help": "What to annotate, such as `scenes:NUMBER[:SEED]` or `images:FOLDER`; see open_source."},
+    source: list[str] = field(
+        default_factory=lambda: ["scenes:200"],
+        metadata={
+            "help": "What to annotate: a kind of source and its arguments, such as `images folder=photos`; a dataset "
+            "in the record schema; or `scenes:NUMBER[:SEED]`. docs/data.md lists the kinds."
+        },
     )
     engine: str = field(default="local", metadata={"help": "What runs the stages.", "choices": list(ENGINES)})
     workers: int = field(default=1, metadata={"help": "Actors of each stage with Ray."})

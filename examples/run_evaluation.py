@@ -55,8 +55,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="Hub id or folder")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub id")
     parser.add_argument("--tasks", required=True, nargs="+", choices=TASKS)
-    parser.add_argument(
-        "--data_dir", required=True, nargs="+", help="folder or scenes:N:SEED: one for all tasks, or one for each"
+    places = parser.add_mutually_exclusive_group(required=True)
+    places.add_argument("--data_dir", nargs="+", help="folder or scenes:N:SEED: one for all tasks, or one for each")
+    places.add_argument(
+        "--source",
+        nargs="+",
+        help="data of any format for all tasks: its kind and arguments, such as "
+        "`coco annotations=instances.json images=val2017`",
     )
     parser.add_argument("--output_dir", required=True, help="of results.json and results.md")
     parser.add_argument(
@@ -90,6 +95,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no_progress", action="store_true", help="no progress bars")
     parser.add_argument("--layouts", nargs=0, action=ShowLayouts, help="show how each task's data must lie")
     arguments = parser.parse_args(argv)
+    if arguments.source is not None:
+        arguments.data_dir = [tuple(arguments.source)]
     if len(arguments.data_dir) not in (1, len(arguments.tasks)):
         parser.error(
             f"--data_dir must be one for all tasks or one for each of the {len(arguments.tasks)}, "

@@ -64,7 +64,9 @@ def read_pictures(arguments: argparse.Namespace, names: set[str] | None = None) 
     `text`, what it is known to show. With `names` only those, without regions."""
     if arguments.images is None:
         records = (
-            load_records(arguments.dataset, arguments.split)
+            load_records(arguments.source)
+            if arguments.source
+            else load_records(arguments.dataset, arguments.split)
             if arguments.dataset
             else (make_scene(index, "test") for index in range(arguments.scenes))
         )
@@ -194,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--images", type=Path, help="folder of pictures, searched with all its subfolders")
     parser.add_argument("--dataset", help="folder or Hub id of a dataset in the record schema: its regions")
     parser.add_argument("--split", default="train", help="of the dataset")
+    parser.add_argument("--source", nargs="+", help="regions of any format, `coco annotations=i.json images=val2017`")
     parser.add_argument("--scenes", type=int, default=200, help="number of drawn scenes, without other pictures")
     parser.add_argument("--detector", help="object detector of transformers for --images, in place of the grid")
     parser.add_argument("--detector_threshold", type=float, default=0.3)

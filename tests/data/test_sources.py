@@ -171,15 +171,14 @@ def test_saved_records_hold_their_images_and_no_path_of_this_machine(tmp_path):
         assert cell["path"] == "2.png" and cell["bytes"]
 
 
-def test_workers_of_a_data_loader_read_it(tmp_path):
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_of_a_data_loader_read_it(context, tmp_path):
     from torch.utils.data import DataLoader
 
     records = load_records("coco", **write_coco(tmp_path)).select_columns(["width", "regions"])
-    for context in ("fork", "spawn"):
-        loader = DataLoader(
-            records, batch_size=None, num_workers=2, multiprocessing_context=context, sampler=[3, 0, 2, 1]
-        )
-        assert [row["regions"][0]["id"] for row in loader] == [3, 0, 2, 1]
+    options = {"batch_size": None, "num_workers": 2, "multiprocessing_context": context}
+    loader = DataLoader(records, sampler=[3, 0, 2, 1], **options)
+    assert [row["regions"][0]["id"] for row in loader] == [3, 0, 2, 1]
 
 
 def test_captions_open_no_image(tmp_path):

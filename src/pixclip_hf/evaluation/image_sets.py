@@ -274,13 +274,13 @@ def _checked(data: Images, task: str) -> Images:
     return data
 
 
-def parse_scenes(data_dir: str) -> tuple[int, int]:
+def parse_scenes(data_dir: str | Sequence[str]) -> tuple[int, int]:
     """Number and seed of `scenes:N:SEED`.
 
     Raises:
         ValueError: another form.
     """
-    parts = data_dir.split(":")
+    parts = data_dir.split(":") if isinstance(data_dir, str) else []
     if len(parts) != 3 or parts[0] != "scenes" or not all(part.isdigit() for part in parts[1:]) or parts[1] == "0":
         raise ValueError(f"`data_dir` must be scenes:N:SEED with N above 0, such as scenes:1000:0, got {data_dir!r}.")
     return int(parts[1]), int(parts[2])
