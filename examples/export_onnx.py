@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     boxes = [region["box"] for region in scene["regions"]]
     inputs = processor(images=[scene["image"]], boxes=[boxes], return_tensors="pt")
     inputs.pop("region_attention_mask")
-    mode = {"mode": arguments.mode} if "region_masks" in inputs else {}
+    mode = {"mode": arguments.mode} if model.config.model_type == "pixclip" else {}
     expected = vision(**inputs, **mode)
     found = image(**inputs)
     differences = {

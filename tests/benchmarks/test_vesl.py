@@ -11,13 +11,10 @@ from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.sources import load_records
 
 pytest.importorskip("spacy")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def vesl(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
     import vesl
 
     monkeypatch.chdir(tmp_path)

@@ -20,6 +20,7 @@ class KnownEncoder:
     """Texts, images and regions by look-up: a text by itself, an image by its size, a region by its `name`."""
 
     takes_masks, grounds, batch_size, mean_colour, settings = True, False, 2, [0.5, 0.5, 0.5], ""
+    prompts, pools = ("mask",), False
 
     def __init__(self, texts=None, images=None, regions=None):
         self.texts, self.images, self.regions = texts or {}, images or {}, regions or {}

@@ -10,12 +10,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 REGION_TEXTS = ("caption", "long_caption", "category")
+# Above any number of kinds of region text, which begins the seeds of that draw.
+PROMPT_STREAM = 1000
 
 
-def region_inputs(processor: Any, regions: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[list[Any]]]:
-    """The regions of each record as the arguments that a processor takes them in: `masks` for a model with mask
-    prompts (the rectangle of the box where a region has no mask), else `boxes`."""
-    if "region_masks" not in processor.model_input_names:
+def region_inputs(regions: Sequence[Sequence[Mapping[str, Any]]], prompt: str) -> dict[str, list[list[Any]]]:
+    """The regions of each record as the arguments of a processor.
+
+    Args:
+        regions: of each record, with `box` and `mask`.
+        prompt: `"box"` gives `boxes`, `"mask"` gives `masks`: the rectangle of the box where a region has no mask.
+
+    Raises:
+        ValueError: another `prompt`.
+    """
+    if prompt not in ("box", "mask"):
+        raise ValueError(f"`prompt` must be 'box' or 'mask', got {prompt!r}.")
+    if prompt == "box":
         return {"boxes": [[list(region["box"]) for region in rows] for rows in regions]}
     return {"masks": [[region["mask"] or _rectangle(region["box"]) for region in rows] for rows in regions]}
 
@@ -94,6 +105,8 @@ class RegionCollator:
         seed: of the draws.
         text_cache: a [`TextEmbeddingCache`] that holds [`RegionCollator.texts`] of the records; its states then take
             the place of the token ids.
+        mask_prompt_share: share of the batches whose regions prompt by their masks, the others by their boxes. None
+            is the usual prompt of the processor's model alone.
 
     Raises:
         ValueError: an argument outside its range, an image without caption where one is needed, or a batch in which no
@@ -110,6 +123,7 @@ class RegionCollator:
         crops: bool = False,
         seed: int = 0,
         text_cache: Any = None,
+        mask_prompt_share: float | None = None,
     ):
         if regions_per_image < 1:
             raise ValueError(f"`regions_per_image` must be at least 1, got {regions_per_image}.")
@@ -118,7 +132,15 @@ class RegionCollator:
             raise ValueError(f"`region_text` must be one or several of {REGION_TEXTS}, got {region_text!r}.")
         if not 0 <= whole_image_share <= 1:
             raise ValueError(f"`whole_image_share` must lie in [0, 1], got {whole_image_share}.")
+        prompts = processor.prompts
+        if mask_prompt_share is None:
+            mask_prompt_share = float(prompts[0] == "mask")
+        if not 0 <= mask_prompt_share <= 1:
+            raise ValueError(f"`mask_prompt_share` must lie in [0, 1], got {mask_prompt_share}.")
+        if mask_prompt_share < 1 and "box" not in prompts:
+            raise ValueError(f"`mask_prompt_share` must be 1: boxes prompt no such model, got {mask_prompt_share}.")
         self.processor = processor
+        self.mask_prompt_share = mask_prompt_share
         self.regions_per_image = regions_per_image
         self.region_texts = region_texts
         self.image_captions = image_captions
@@ -154,7 +176,9 @@ class RegionCollator:
                 raise ValueError(f"No record of the batch has a region with a `{kind}`: {keys}.")
             # Trains on its captions. With a slot of padding it has the keys of any batch, as other ranks expect.
             regions[0], texts[0] = [self._whole_image(records[0])], [captions[0]]
-        arguments = region_inputs(self.processor, regions)
+        # A stream of its own again, so that mixing prompts changes no other draw.
+        by_mask = np.random.default_rng((PROMPT_STREAM, self.seed, *keys[0])).random() < self.mask_prompt_share
+        arguments = region_inputs(regions, "mask" if by_mask else "box")
         if self.crops:
             arguments["return_crops"] = True
         if self.text_cache is not None:

@@ -36,7 +36,8 @@ class CachedEncoder:
             raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
         self.encoder, self.shard_size, self.progress = encoder, shard_size, progress
         self.folder = None if folder is None else Path(folder)
-        self.takes_masks, self.grounds = encoder.takes_masks, encoder.grounds
+        self.takes_masks, self.grounds, self.prompts = encoder.takes_masks, encoder.grounds, encoder.prompts
+        self.pools = encoder.pools
         self.mean_colour = encoder.mean_colour
         self.computed = 0  # shards, for those who want to know what a cache saved
         # Since they were last set to 0: texts that were embedded, and those of them that were too long for the model.
@@ -78,6 +79,7 @@ class CachedEncoder:
         records: Sequence[Mapping[str, Any]],
         show: Callable[[Image.Image, Mapping[str, Any]], Mapping[str, Any]] | None = None,
         name: str = "regions",
+        **options: Any,
     ) -> list[Tensor]:
         """L2-normalised `(R_i, D)` of the regions of each record.
 
@@ -86,6 +88,7 @@ class CachedEncoder:
             show: from an image and a region to the record of that region alone, as in `views`; the whole record is
                 embedded as it is when None.
             name: of what is shown; part of the shard's name, and in the progress bar.
+            options: `prompt`, and what else [`RegionEncoder.embed_regions`] takes, for whole records.
         """
 
         def encode(part: Sequence[Mapping[str, Any]]) -> list[Tensor]:
@@ -94,11 +97,12 @@ class CachedEncoder:
             rows = []
             for some in batches(part, self.encoder.batch_size):
                 rows += self.encoder.embed_regions(
-                    [{**record, "image": open_image(record["image"])} for record in some]
+                    [{**record, "image": open_image(record["image"])} for record in some], **options
                 )
             return rows
 
         found = []
+        name = f"{name}, {options}" if options else name
         for rows, lengths in self._shards(records, name, encode, _record_key):
             found += rows.split(lengths)
         return found

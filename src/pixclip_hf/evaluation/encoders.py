@@ -49,17 +49,26 @@ def embed_images(model: Any, processor: Any, images: Sequence[Any], batch_size: 
 
 
 @torch.no_grad()
-def embed_regions(model: Any, processor: Any, records: Sequence[Record], batch_size: int = 64) -> list[Tensor]:
-    """L2-normalised embeddings `(R_i, D)` of the regions of each record."""
+def embed_regions(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    batch_size: int = 64,
+    prompt: str | None = None,
+    **options: Any,
+) -> list[Tensor]:
+    """L2-normalized embeddings `(R_i, D)` of the regions of each record, prompted by `"box"` or `"mask"` (the usual
+    prompt of the model when None); `options` are of the model's `get_region_features`."""
+    prompt = prompt or processor.prompts[0]
     embeds = []
     for part in batches(records, batch_size):
         inputs = processor(
             images=[record["image"] for record in part],
             return_tensors="pt",
-            **region_inputs(processor, [record["regions"] for record in part]),
+            **region_inputs([record["regions"] for record in part], prompt),
         ).to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        features = F.normalize(model.get_region_features(**inputs).pooler_output.float(), dim=-1).cpu()
+        features = F.normalize(model.get_region_features(**inputs, **options).pooler_output.float(), dim=-1).cpu()
         embeds += [rows[: len(record["regions"])] for rows, record in zip(features, part, strict=True)]
     return embeds
 
@@ -87,18 +96,36 @@ class RegionEncoder:
         processor: its processor.
         batch_size: images, crops and texts at a time.
         max_length: tokens that texts are cut to; the tokenizer's own limit when None.
+        prompt: what prompts the regions, `"box"` or `"mask"`; the usual prompt of the model when None.
+
+    Raises:
+        ValueError: a `prompt` that the model does not take.
     """
 
-    def __init__(self, model: Any, processor: Any, batch_size: int = 32, max_length: int | None = None):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        prompt: str | None = None,
+    ):
+        if prompt not in (None, *processor.prompts):
+            raise ValueError(
+                f"`prompt` of {type(model).__name__} must be one of {', '.join(map(repr, processor.prompts))}, "
+                f"got {prompt!r}."
+            )
         self.model, self.processor = model.eval(), processor
         self.batch_size, self.max_length = batch_size, max_length
-        self.takes_masks = "region_masks" in processor.model_input_names
+        self.prompts = processor.prompts
+        self.prompt = prompt or processor.prompts[0]
+        self.takes_masks = self.prompt == "mask"
         self.mean_colour = list(processor.image_processor.image_mean)
 
     @property
     def settings(self) -> str:
         """What beside model and processor decides the embeddings."""
-        return str(self.max_length)
+        return f"{self.max_length}, {self.prompt}"
 
     @property
     def text_limit(self) -> int | None:
@@ -123,7 +150,7 @@ class RegionEncoder:
             unscaled: a model with mask prompts gets a mask of 1.0 *behind* its scaling, as in PixCLIP's published
                 retrieval scripts, in place of all ones before it (1.92 behind it).
         """
-        if not (unscaled and self.takes_masks):
+        if not (unscaled and hasattr(self.model.config, "mask_mean")):
             return embed_images(self.model, self.processor, images, self.batch_size)
         config, embeds = self.model.config, []
         for part in batches(images, self.batch_size):
@@ -132,12 +159,20 @@ class RegionEncoder:
             embeds.append(self.model.get_region_features(pixels, mask).pooler_output[:, 0])
         return F.normalize(torch.cat(embeds).float(), dim=-1).cpu()
 
-    def embed_regions(self, records: Sequence[Record]) -> list[Tensor]:
-        """L2-normalised `(R_i, D)` of the regions of each record."""
+    def embed_regions(self, records: Sequence[Record], prompt: str | None = None, **options: Any) -> list[Tensor]:
+        """L2-normalized `(R_i, D)` of the regions of each record, by `prompt` or the encoder's own; `options` are of
+        the model's `get_region_features`."""
         width = self.model.config.projection_dim
         filled = [record for record in records if record["regions"]]
-        rows = iter(embed_regions(self.model, self.processor, filled, self.batch_size))
+        rows = iter(
+            embed_regions(self.model, self.processor, filled, self.batch_size, prompt or self.prompt, **options)
+        )
         return [next(rows) if record["regions"] else torch.zeros(0, width) for record in records]
+
+    @property
+    def pools(self) -> bool:
+        """Whether the model also pools regions from one pass of the image: `mode="pooled"` of PixCLIP."""
+        return self.model.config.model_type == "pixclip"
 
     @property
     def grounds(self) -> bool:

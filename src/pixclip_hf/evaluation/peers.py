@@ -41,7 +41,8 @@ class PeerEncoder:
     """
 
     takes_masks = True
-    grounds = False
+    prompts = ("mask",)
+    grounds = pools = False
 
     def __init__(
         self, model: Any, processor: Any, view: str = "crop", batch_size: int = 32, max_length: int | None = None
@@ -133,7 +134,7 @@ class PeerEncoder:
         if not record["regions"]:
             return self._empty()
         image = open_image(record["image"])
-        inputs = self.region_processor(images=[image], **region_inputs(self.region_processor, [record["regions"]]))
+        inputs = self.region_processor(images=[image], **region_inputs([record["regions"]], "mask"))
         pixels = inputs.pixel_values.to(self.model.device, self.model.dtype)
         grid = patch_grid(self.model.config.vision_config, pixels)
         tokens = patch_tokens(self.model.vision_model(pixel_values=pixels).last_hidden_state, grid)
@@ -154,6 +155,7 @@ def load_encoder(
     batch_size: int = 32,
     max_length: int | None = None,
     revision: str = "main",
+    prompt: str | None = None,
     **kwargs: Any,
 ) -> RegionEncoder | PeerEncoder:
     """The encoder of any checkpoint: CLOC and PixCLIP (converted Alpha-CLIP too) see regions, peers see `view`.
@@ -162,10 +164,13 @@ def load_encoder(
         name_or_path: Hub id or folder.
         view, batch_size, max_length: as in [`PeerEncoder`].
         revision: of a Hub id.
+        prompt: as in [`RegionEncoder`]; peers have none.
         kwargs: of `AutoModel.from_pretrained`, such as `dtype`.
     """
     model = AutoModel.from_pretrained(name_or_path, revision=revision, **kwargs)
     processor = AutoProcessor.from_pretrained(name_or_path, revision=revision)
     if hasattr(model, "get_region_features"):
-        return RegionEncoder(model, processor, batch_size, max_length)
+        return RegionEncoder(model, processor, batch_size, max_length, prompt)
+    if prompt is not None:
+        raise ValueError(f"`prompt` must be None for a {type(model).__name__}, which shows a `view`, got {prompt!r}.")
     return PeerEncoder(model, processor, view, batch_size, max_length)

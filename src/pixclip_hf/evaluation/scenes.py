@@ -1,6 +1,7 @@
 """What a model has learned of the scenes: descriptions, regions that only the mask tells apart, late details,
 whole images; and the same vision tower on crops."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..data.scenes import all_descriptions, late_detail_pairs, same_box_pairs
+from ..modeling.modeling_regions import box_iou
 from .encoders import Record, RegionEncoder, embed_images, embed_regions, embed_texts, square_crop
 from .intervals import mean_interval
 from .retrieval import rank_right_keys
 
 CLIP_TOKENS = 77
 CROP_SCALE = 1.5
+GROUNDED_IOU = 0.5
 DESCRIBED = ("texture", "colour", "shape")
 
 
@@ -46,11 +49,12 @@ def pair_hits(
     records: Sequence[Record],
     texts: Mapping[str, Tensor],
     find_pairs: Callable[[Record], Iterable[tuple[int, int]]],
+    field: str = "long_caption",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The decisions that [`pair_accuracy`] is the share of: 1, 0, or 0.5 for a tie; and the record of each."""
     hits, groups = [], []
     for number, (rows, record) in enumerate(zip(regions, records, strict=True)):
-        captions = [region["long_caption"] for region in record["regions"]]
+        captions = [region[field] for region in record["regions"]]
         for i, j in find_pairs(record):
             for own, other in ((i, j), (j, i)):
                 margin = (rows[own] @ (texts[captions[own]] - texts[captions[other]])).item()
@@ -77,6 +81,21 @@ def pair_accuracy(
     """
     hits, _ = pair_hits(regions, records, texts, find_pairs)
     return (float(hits.mean()) if len(hits) else float("nan")), len(hits)
+
+
+def grounding_hits(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the box that the grounding head finds for a caption overlaps the region's by half (IoU), for the
+    captions that name one region of their scene alone; and the record of each."""
+    hits, groups = [], []
+    for number, record in enumerate(records):
+        captions = Counter(region["caption"] for region in record["regions"])
+        regions = [region for region in record["regions"] if captions[region["caption"]] == 1]
+        if not regions:
+            continue
+        found = encoder.find_boxes(record["image"], [region["caption"] for region in regions])
+        hits += (box_iou(found, torch.tensor([region["box"] for region in regions])) >= GROUNDED_IOU).tolist()
+        groups += [number] * len(regions)
+    return np.array(hits, dtype=float), np.array(groups)
 
 
 def embed_crops(encoder: Any, records: Sequence[Record], scale: float = CROP_SCALE) -> list[Tensor]:
@@ -111,10 +130,14 @@ def measure_scenes(
 
     Returns:
         Shares between 0 and 1, and the counts that they are of (`*_count`); and the 95 % intervals of the shares.
-        For every model `image_to_text_recall@1` and `text_to_image_recall@1`, `region_description_*` (chance 1/256 for
-        `exact`) and the same from crops (`crop_description_exact`). For a model with mask prompts also
-        `same_box_by_mask`, `late_detail` and, with texts cut to 77 tokens, `late_detail_cut_77` (chance 1/2), and the
-        crop baseline of the first two.
+        For every model `image_to_text_recall@1` and `text_to_image_recall@1`, `region_description_*` by the encoder's
+        own prompt (chance 1/256 for `exact`) and the same from crops (`crop_description_exact`). For a model that
+        masks may prompt `region_description_exact_mask` and `same_box_by_mask_caption`, regions of one box told apart
+        by their short captions (chance 1/2). For one that also pools regions from one image pass,
+        `region_description_exact_pooled`. For a model with a grounding head `grounding_accuracy` at IoU 0.5, over
+        captions that name one region of their scene. For an encoder with mask prompts also `same_box_by_mask`,
+        `late_detail` and, with texts cut to 77 tokens, `late_detail_cut_77` (chance 1/2), and the crop baseline of the
+        first two.
 
     Raises:
         ValueError: no records.
@@ -147,6 +170,20 @@ def measure_scenes(
     metrics["region_description_count"] = len(described)
     measure("crop_description_exact", description_hits(crops, records, descriptions).all(-1), own)
 
+    if "mask" in encoder.prompts:
+        by_mask = regions if encoder.takes_masks else encoder.embed_regions(records, prompt="mask")
+        measure("region_description_exact_mask", description_hits(by_mask, records, descriptions).all(-1), own)
+        short = dict(zip(all_descriptions(), descriptions, strict=True))
+        hits, groups = pair_hits(by_mask, records, short, same_box_pairs, field="caption")
+        measure("same_box_by_mask_caption", hits, groups)
+        metrics["same_box_by_mask_caption_count"] = len(hits)
+    if encoder.pools:
+        pooled = encoder.embed_regions(records, mode="pooled")
+        measure("region_description_exact_pooled", description_hits(pooled, records, descriptions).all(-1), own)
+    if encoder.grounds:
+        hits, groups = grounding_hits(encoder, records)
+        measure("grounding_accuracy", hits, groups)
+        metrics["grounding_accuracy_count"] = len(hits)
     if encoder.takes_masks:
         long_captions = list(
             dict.fromkeys(region["long_caption"] for record in records for region in record["regions"])

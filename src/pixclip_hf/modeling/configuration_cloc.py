@@ -11,6 +11,7 @@ from .configuration_choices import TEXT_POOLINGS, TEXT_PROJECTIONS, check_choice
 from .configuration_pipelines import SavesPipelines
 
 REGION_READOUTS = ("prompt", "mean", "roi_align")
+PROMPTER_LAYERS = ("soft_pooling", "first")
 
 
 @strict
@@ -40,9 +41,17 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
         text_model_name (`str`, *optional*):
             The text model that a configuration with `text_config=None` expects its states from.
         region_readout (`str`, *optional*, defaults to `"prompt"`):
-            What a box becomes: the Prompter's output at the prompt token (`"prompt"`), the mean of all its output
-            tokens (`"mean"`), or RoIAlign of the image tokens without a Prompter (`"roi_align"`). The paper leaves
-            the readout open.
+            What a region becomes: the Prompter's output at the prompt (`"prompt"`), the mean of all output tokens of
+            the first edition's layer (`"mean"`), or RoIAlign of the image tokens without a Prompter (`"roi_align"`).
+            The paper leaves the readout open.
+        prompter_layer (`str`, *optional*, defaults to `"soft_pooling"`):
+            `"soft_pooling"` looks by position, reads content, and starts as a soft pooling of the region
+            ([`CLOCPrompterLayer`]); `"first"` is plain self-attention, the layer of pixclip-hf 0.1
+            ([`CLOCFirstPrompterLayer`]). A folder saved by 0.1 does not name its layer: it loads with
+            `prompter_layer="first"`.
+        prompter_prior (`bool`, *optional*, defaults to `True`):
+            Adds the logarithm of each patch's share inside the region to the attention of region prompts, with a
+            learned gain per head. Without it (the paper's layer), a mask prompts by its tight box.
         grounding (`bool`, *optional*, defaults to `True`):
             Builds the text prompt and the box head.
         prompter_num_attention_heads (`int`, *optional*):
@@ -68,7 +77,8 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
             Standard deviation of the new layers' weights.
 
     Raises:
-        ValueError: an unknown readout, pooling or projection; a composite or unsupported tower configuration.
+        ValueError: an unknown readout, layer, pooling or projection; a composite or unsupported tower configuration;
+            a saved configuration of pixclip-hf 0.1 without `prompter_layer`.
     """
 
     model_type = "cloc"
@@ -77,6 +87,8 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model", optional=True),
     }
     keys_to_ignore_at_inference = ["loss_parts"]
+    # What may prompt a region, the usual one first.
+    prompts = ("box", "mask")
 
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = field(default_factory=lambda: {"model_type": "clip_text_model"})
@@ -88,6 +100,8 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
     text_hidden_size: int | None = None
     text_model_name: str | None = None
     region_readout: str = "prompt"
+    prompter_layer: str = "soft_pooling"
+    prompter_prior: bool = True
     grounding: bool = True
     prompter_num_attention_heads: int | None = None
     prompter_intermediate_size: int | None = None
@@ -107,6 +121,12 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
         check_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
         check_choice("text_projection", self.text_projection, TEXT_PROJECTIONS)
         check_choice("region_readout", self.region_readout, REGION_READOUTS)
+        check_choice("prompter_layer", self.prompter_layer, PROMPTER_LAYERS)
+        if self.region_readout == "mean" and self.prompter_layer != "first":
+            raise ValueError(
+                "`region_readout` 'mean' averages the output tokens of `prompter_layer='first'`, "
+                f"got {self.prompter_layer!r}."
+            )
         super().__post_init__(**kwargs)
         check_towers(self)
         heads = self.prompter_num_attention_heads or self.vision_config.num_attention_heads
@@ -115,6 +135,29 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
                 f"`prompter_num_attention_heads` ({heads}) must divide `vision_config.hidden_size` "
                 f"({self.vision_config.hidden_size}), which must be even."
             )
+
+    @property
+    def prompts_by_coverage(self) -> bool:
+        """Whether a mask prompts by its own pixels; by its tight box otherwise."""
+        return self.region_readout != "roi_align" and self.prompter_layer != "first" and self.prompter_prior
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of a saved dictionary.
+
+        Raises:
+            ValueError: it was saved by pixclip-hf 0.1, whose Prompter computes something else, and `prompter_layer` is
+                not given.
+        """
+        # A default read into a missing field would load the weights into other math.
+        if "prompter_layer" not in config_dict and "prompter_layer" not in kwargs:
+            raise ValueError(
+                "This CLOC configuration has no `prompter_layer`: it was saved by pixclip-hf 0.1, whose Prompter "
+                'computes something else. Pass `prompter_layer="first"` to `from_pretrained` to load it as it was, or '
+                "train a new model."
+            )
+        given = {name: kwargs.pop(name) for name in ("prompter_layer",) if name in kwargs}
+        return super().from_dict({**config_dict, **given}, **kwargs)
 
 
 __all__ = ["CLOCConfig"]

@@ -72,6 +72,8 @@ class PixCLIPConfig(SavesPipelines, PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model", optional=True),
     }
     keys_to_ignore_at_inference = ["loss_parts"]
+    # What may prompt a region, the usual one first.
+    prompts = ("mask",)
 
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = field(default_factory=lambda: {"model_type": "clip_text_model"})

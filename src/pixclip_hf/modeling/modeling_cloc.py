@@ -1,4 +1,4 @@
-"""CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box, in one image pass."""
+"""CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box or mask, in one image pass."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .configuration_choices import check_choice
 from .configuration_cloc import CLOCConfig
 from .modeling_batches import (
     Gather,
@@ -25,8 +26,16 @@ from .modeling_batches import (
 )
 from .modeling_inherit import model_from_towers
 from .modeling_losses import grounding_losses, text_ids
-from .modeling_prompter import QUERY_GAIN, CLOCBoxHead, CLOCPrompter, CLOCPrompterLayer, FourierPositions
-from .modeling_regions import roi_align
+from .modeling_prompter import (
+    QUERY_GAIN,
+    CLOCBoxHead,
+    CLOCFirstPrompterLayer,
+    CLOCPrompter,
+    CLOCPrompterLayer,
+    FourierPositions,
+    PlacedTokens,
+)
+from .modeling_regions import mask_boxes, roi_align
 from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
 from .modeling_vision import build_vision_model, patch_grid, patch_tokens
 
@@ -35,7 +44,7 @@ from .modeling_vision import build_vision_model, patch_grid, patch_tokens
 class CLOCOutput(ModelOutput):
     """
     Output of [`CLOCModel`]. B images, R region slots an image, T texts, D the projection width; every embedding is
-    L2-normalised; rows of padded regions mean nothing.
+    L2-normalized; rows of padded regions are zero.
 
     Args:
         loss (scalar): weighted sum of `loss_parts`.
@@ -78,8 +87,21 @@ class ImageTokens(NamedTuple):
     """Patch tokens (B, N, D) of an image pass: as they leave the tower, placed for the Prompter, and their grid."""
 
     raw: Tensor
-    placed: Tensor | None
+    placed: PlacedTokens | None
     grid: tuple[int, int]
+
+
+class PromptedRegions(NamedTuple):
+    """The regions of a batch in the form that prompts: boxes (B, R, 4) or masks (B, R, H, W), and which slots hold
+    one, (B, R) bool."""
+
+    boxes: Tensor | None
+    masks: Tensor | None
+    is_real: Tensor
+
+    def get_boxes(self) -> Tensor:
+        """(B, R, 4), xyxy in [0, 1]: the boxes, or the tight ones of the masks."""
+        return mask_boxes(self.masks) if self.boxes is None else self.boxes
 
 
 class CLOCPreTrainedModel(PreTrainedModel):
@@ -95,7 +117,7 @@ class CLOCPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["CLOCPrompterLayer"]
+    _no_split_modules = ["CLOCPrompterLayer", "CLOCFirstPrompterLayer"]
 
     def get_input_embeddings(self) -> None:
         """None: each tower has its own. Sharding asks the whole model, and would shard a part of a tower twice."""
@@ -105,9 +127,11 @@ class CLOCPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         for module in self.modules():
-            if isinstance(module, CLOCPrompterLayer):
-                for projection in (module.q_proj, module.k_proj):
+            if isinstance(module, CLOCPrompterLayer | CLOCFirstPrompterLayer):
+                for projection in module.identities:
                     init.copy_(projection.weight, QUERY_GAIN * torch.eye(*projection.weight.shape))
+                for projection in module.zeros:
+                    init.zeros_(projection.weight)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -118,6 +142,8 @@ class CLOCPreTrainedModel(PreTrainedModel):
             init.normal_(module.frequencies, std=module.scale)
         elif isinstance(module, LogitScale):
             init.constant_(module.log_scale, module.init_value)
+        elif isinstance(module, CLOCPrompterLayer) and module.prior_gain is not None:
+            init.ones_(module.prior_gain)
 
 
 class CLOCVisionModel(CLOCPreTrainedModel):
@@ -161,6 +187,8 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         pixel_values: Tensor,
         region_boxes: Tensor | None = None,
         region_attention_mask: Tensor | None = None,
+        region_masks: Tensor | None = None,
+        prompt: str | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Region features, all regions of an image from one image pass.
@@ -169,18 +197,23 @@ class CLOCVisionModel(CLOCPreTrainedModel):
             pixel_values (`(B, 3, H, W)`).
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
             region_attention_mask (`(B, R)`, *optional*): 1 for real regions; the others come back as zeros.
+            region_masks (`(B, R, H, W)`): 1 inside the region. A mask prompts by its own pixels where
+                `config.prompts_by_coverage`, by its tight box elsewhere.
+            prompt: `"box"` or `"mask"`: which of the two prompts; may be left out where one is given.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalised; `last_hidden_state`, the image
             tokens.
 
         Raises:
-            ValueError: no `region_boxes`, or boxes of another shape.
+            ValueError: no regions, boxes and masks without a `prompt`, or regions of another shape.
         """
         kwargs["return_dict"] = True
-        outputs = self.get_region_tokens(pixel_values, region_boxes, region_attention_mask, **kwargs)
-        mask = region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
-        outputs.pooler_output = self._project_regions(outputs.pooler_output) * mask[..., None]
+        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
+        outputs = self.get_region_tokens(
+            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, **kwargs
+        )
+        outputs.pooler_output = self._project_regions(outputs.pooler_output) * regions.is_real[..., None]
         return outputs
 
     @can_return_tuple
@@ -189,28 +222,31 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         pixel_values: Tensor,
         region_boxes: Tensor | None = None,
         region_attention_mask: Tensor | None = None,
+        region_masks: Tensor | None = None,
+        prompt: str | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """What the Prompter gives for each box, before the region head: a token a region for a language model, in the
-        place of the visual sampler of Ferret (arXiv 2310.07704), where the CLOC paper puts it.
+        """What the Prompter gives for each region, before the region head: one token per region for a language model,
+        in the place of the visual sampler of Ferret (arXiv 2310.07704), where the CLOC paper puts it.
 
         Args:
-            pixel_values, region_boxes, region_attention_mask: as in [`CLOCModel.get_region_features`].
+            pixel_values, region_boxes, region_attention_mask, region_masks, prompt: as in
+                [`CLOCModel.get_region_features`].
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, vision_config.hidden_size)`, zeros for padded
             regions; `last_hidden_state`, the image tokens.
 
         Raises:
-            ValueError: no `region_boxes`, or boxes of another shape.
+            ValueError: as [`CLOCModel.get_region_features`].
         """
-        mask = region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
+        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
         check_arguments(kwargs)
         outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self._region_tokens(tokens, region_boxes) * mask[..., None],
+            pooler_output=self._region_tokens(tokens, regions) * regions.is_real[..., None],
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -230,48 +266,75 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         pixel_values: Tensor,
         region_boxes: Tensor | None = None,
         region_attention_mask: Tensor | None = None,
+        region_masks: Tensor | None = None,
+        prompt: str | None = None,
         **kwargs: Any,
     ) -> CLOCOutput:
-        """Normalised image embeddings and, with boxes, region embeddings. Arguments as in [`CLOCModel`]."""
-        # Anew, so that the fields are in their order.
-        return CLOCOutput(**self._embed(pixel_values, region_boxes, region_attention_mask, **kwargs)[0])
+        """Normalized image embeddings and, with regions, region embeddings. Arguments as in [`CLOCModel`]."""
+        regions = None
+        if region_boxes is not None or region_masks is not None:
+            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
+        # Built again because a `ModelOutput` keeps its fields in the order in which they were set.
+        return CLOCOutput(**self._embed(pixel_values, regions, **kwargs)[0])
 
     def _embed(
-        self, pixel_values: Tensor, region_boxes: Tensor | None, region_attention_mask: Tensor | None, **kwargs: Any
+        self, pixel_values: Tensor, regions: PromptedRegions | None, **kwargs: Any
     ) -> tuple[CLOCOutput, ImageTokens]:
         image = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
         tokens = self._image_tokens(image.last_hidden_state, pixel_values)
         output = CLOCOutput(image_embeds=unit(image.pooler_output))
-        if region_boxes is not None:
-            region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
-            output.region_embeds = unit(self._region_features(tokens, region_boxes))
+        if regions is not None:
+            embeds = unit(self._project_regions(self._region_tokens(tokens, regions)))
+            output.region_embeds = embeds * regions.is_real[..., None]
         return output, tokens
+
+    def _regions(
+        self,
+        pixel_values: Tensor,
+        region_boxes: Tensor | None,
+        region_attention_mask: Tensor | None,
+        region_masks: Tensor | None,
+        prompt: str | None,
+    ) -> PromptedRegions:
+        """What prompts: as said, or the one that is given."""
+        if prompt is None:
+            if region_boxes is not None and region_masks is not None:
+                raise ValueError(
+                    "`prompt` must be 'box' or 'mask' where both `region_boxes` and `region_masks` are given, "
+                    "got None."
+                )
+            prompt = "box" if region_masks is None else "mask"
+        check_choice("prompt", prompt, self.config.prompts)
+        if prompt == "box":
+            real = region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
+            return PromptedRegions(region_boxes, None, real)
+        trailing = tuple(pixel_values.shape[-2:])
+        real = region_mask("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
+        return PromptedRegions(None, region_masks, real)
 
     def _image_tokens(self, last_hidden_state: Tensor, pixel_values: Tensor) -> ImageTokens:
         grid = patch_grid(self.config.vision_config, pixel_values)
         raw = patch_tokens(last_hidden_state, grid)
         return ImageTokens(raw, None if self.prompter is None else self.prompter.place(raw, grid), grid)
 
-    def _region_features(self, tokens: ImageTokens, boxes: Tensor) -> Tensor:
-        return self._project_regions(self._region_tokens(tokens, boxes))
-
     def _project_regions(self, states: Tensor) -> Tensor:
         return self.region_projection(self.region_norm(states))
 
-    def _region_tokens(self, tokens: ImageTokens, boxes: Tensor) -> Tensor:
-        readout = self.config.region_readout
-        if readout == "roi_align":
+    def _region_tokens(self, tokens: ImageTokens, regions: PromptedRegions) -> Tensor:
+        if regions.boxes is None and self.config.prompts_by_coverage:
+            prompts = self.prompter.mask_prompts(regions.masks, tokens.grid)
+            return self.prompter.read_regions(prompts, tokens.placed)
+        boxes = regions.get_boxes()
+        if self.config.region_readout == "roi_align":
             return roi_align(tokens.raw, boxes, tokens.grid, self.config.roi_align_size).mean(2)
-        if readout == "mean":
-            return self.prompter.layer.read_all(self.prompter.box_prompts(boxes), tokens.placed).mean(2)
-        return self.prompter.layer(self.prompter.box_prompts(boxes), tokens.placed)
+        return self.prompter.read_regions(self.prompter.box_prompts(boxes, tokens.grid), tokens.placed)
 
 
 class CLOCModel(CLOCVisionModel):
-    """CLOC (arXiv 2410.02746): CLIP with a Prompter. One image pass embeds the image and any number of boxes; a text
-    prompt finds its box.
+    """CLOC (arXiv 2410.02746): CLIP with a Prompter. One image pass embeds the image and any number of boxes or masks;
+    a text prompt finds its box.
 
-    Trained on image captions (`input_ids`) and on boxes with a text each (`region_input_ids`).
+    Trained on image captions (`input_ids`) and on regions with a text each (`region_input_ids`).
     """
 
     accepts_loss_kwargs = False
@@ -291,11 +354,12 @@ class CLOCModel(CLOCVisionModel):
         """A model that inherits its towers, and what lies behind them where it fits.
 
         Args:
-            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), Hub id or
-                folder. Its projection becomes `visual_projection` (SigLIP's, which has none, the identity), so that
-                image features equal those of the checkpoint.
-            text: CLIP text tower (alone or in a composite), any text encoder, or any decoder LLM. The projection of a
-                CLIP becomes `text_projection` when that is `"linear"`; when `vision` and `text` are one CLIP and both
+            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), or a CLOC
+                or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (SigLIP's, which has none,
+                the identity), so that image features equal those of the checkpoint.
+            text: CLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or PixCLIP,
+                which says how its text tower is pooled. The projection of a CLIP or a region model becomes
+                `text_projection` when that is `"linear"`; when `vision` and `text` are one checkpoint and both
                 projections fit, `logit_scale` is inherited too. None builds the model without a text tower: it needs
                 `text_hidden_size` and takes pooled states.
             kwargs: `dtype` of the whole model (float32 when not given; `"auto"` is that of the checkpoints, the wider
@@ -370,7 +434,8 @@ class CLOCModel(CLOCVisionModel):
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
         text_embeds = unit(texts)[None].expand(len(pixel_values), -1, -1)
         pred_boxes = self._find_boxes(tokens, text_embeds)
-        region_embeds = unit(self._region_features(tokens, pred_boxes))
+        found = PromptedRegions(pred_boxes, None, torch.ones_like(pred_boxes[..., 0], dtype=torch.bool))
+        region_embeds = unit(self._project_regions(self._region_tokens(tokens, found)))
         return CLOCGroundingOutput(pred_boxes=pred_boxes, scores=(region_embeds * text_embeds).sum(-1))
 
     @can_return_tuple
@@ -386,6 +451,8 @@ class CLOCModel(CLOCVisionModel):
         text_states: Tensor | None = None,
         region_text_states: Tensor | None = None,
         return_loss: bool | None = None,
+        region_masks: Tensor | None = None,
+        prompt: str | None = None,
         **kwargs: Any,
     ) -> CLOCOutput:
         """
@@ -398,19 +465,24 @@ class CLOCModel(CLOCVisionModel):
             text_states (`(T, text_hidden_size)`), region_text_states (`(B, R, text_hidden_size)`): pooled states in
                 place of tokens.
             return_loss: True or False, or None to compute the loss when region texts are given.
+            region_masks (`(B, R, H, W)`), prompt: see [`CLOCModel.get_region_features`]. The grounding loss asks for
+                `region_boxes`, whatever prompts, and for the tight boxes of the masks where there are none.
 
         Returns:
             [`CLOCOutput`]
 
         Raises:
             ValueError: `return_loss=True` without any texts or with T other than B captions; region texts without
-            boxes.
+            regions; boxes and masks without a `prompt`.
         """
         texts = input_ids if text_states is None else text_states
         region_texts = region_input_ids if region_text_states is None else region_text_states
         with_loss = wants_loss(return_loss, pixel_values, texts, region_texts)
 
-        output, tokens = self._embed(pixel_values, region_boxes, region_attention_mask, **kwargs)
+        regions = None
+        if region_texts is not None or region_boxes is not None or region_masks is not None:
+            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
+        output, tokens = self._embed(pixel_values, regions, **kwargs)
         if texts is not None:
             features = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True)
             output.text_embeds = unit(features.pooler_output)
@@ -419,17 +491,21 @@ class CLOCModel(CLOCVisionModel):
             if output.region_embeds is not None:
                 output.logits_per_region = self.region_logit_scale() * output.region_embeds @ output.text_embeds.T
         if region_texts is not None:
-            real = region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
             output.region_text_embeds, output.region_text_ids = region_text_features(
-                self, real, region_input_ids, region_text_attention_mask, region_text_states
+                self, regions.is_real, region_input_ids, region_text_attention_mask, region_text_states
             )
             if self.box_head is not None:
                 output.pred_boxes = self._find_boxes(tokens, output.region_text_embeds)
         if with_loss:
-            parts = self.compute_loss(output, region_boxes, region_attention_mask)
+            boxes = self.loss_regions(region_boxes, region_masks)
+            parts = self.compute_loss(output, boxes, region_attention_mask)
             set_losses(output, parts, self.loss_weights())
-        # Anew, so that the fields are in their order, the loss first.
+        # Built again because a `ModelOutput` keeps its fields in the order in which they were set: the loss is first.
         return CLOCOutput(**output)
+
+    def loss_regions(self, region_boxes: Tensor | None, region_masks: Tensor | None) -> Tensor | None:
+        """What [`CLOCModel.compute_loss`] takes of a batch's regions: the boxes, or the tight ones of the masks."""
+        return mask_boxes(region_masks) if region_boxes is None and region_masks is not None else region_boxes
 
     def loss_weights(self) -> dict[str, float]:
         """Weight of each part of the loss."""
@@ -494,7 +570,7 @@ class CLOCModel(CLOCVisionModel):
         return losses
 
     def _find_boxes(self, tokens: ImageTokens, text_embeds: Tensor) -> Tensor:
-        return self.box_head(self.prompter.layer(self.prompter.text_prompt(text_embeds), tokens.placed))
+        return self.box_head(self.prompter.read_texts(text_embeds, tokens.placed))
 
 
 __all__ = ["CLOCModel", "CLOCOutput", "CLOCGroundingOutput", "CLOCPreTrainedModel", "CLOCVisionModel"]

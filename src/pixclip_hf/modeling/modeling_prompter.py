@@ -1,21 +1,47 @@
-"""The Prompter of CLOC: box and text prompts that read the image tokens of one pass, and the box head behind them."""
+"""The Prompter of CLOC: region and text prompts read the image tokens of one pass; and the box head behind it."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_cloc import CLOCConfig
-from .modeling_regions import box_cxcywh_to_xyxy, patch_centers
+from .modeling_regions import box_coverage, box_cxcywh_to_xyxy, mask_boxes, mask_patch_weights, patch_centers
 from .modeling_text import ScaledLinear
 
-# Of the Prompter's first queries and keys: enough to single out a box, not a patch of it.
+# Gain of the first queries and keys: enough to single out a region, not a patch of it.
 QUERY_GAIN = 1.5
+# Coverage that the prior gives to patches outside the region: they stay visible, as context.
+OUTSIDE_COVERAGE = 1e-3
+
+
+class RegionPrompts(NamedTuple):
+    """What prompts each region, whether it came as a box or as a mask.
+
+    Args:
+        boxes (`(B, R, 4)`): xyxy in [0, 1]; the tight box of a mask.
+        positions (`(B, R, D)`): mean of the Fourier features over the region, float32.
+        coverage (`(B, R, N)`): share of each patch that lies inside the region, float32.
+    """
+
+    boxes: Tensor
+    positions: Tensor
+    coverage: Tensor
+
+
+class PlacedTokens(NamedTuple):
+    """Image tokens as the Prompter reads them: normalized content `(B, N, D)` and the Fourier features `(N, D)` of the
+    patch centers."""
+
+    content: Tensor
+    positions: Tensor
 
 
 class FourierPositions(nn.Module):
-    """Random Fourier features of points in [0, 1]² (Tancik et al. 2020), shared by patch centres and box corners."""
+    """Random Fourier features of points in [0, 1]² (Tancik et al. 2020), shared by patch centers and box corners."""
 
     def __init__(self, width: int, scale: float):
         super().__init__()
@@ -37,15 +63,111 @@ class FourierPositions(nn.Module):
         corner, opposite = boxes.float().unflatten(-1, (2, 2)).unbind(-2)
         cycles = 2 * (opposite - corner)[..., None] * self.frequencies.float()
         fall_off = torch.sinc(cycles).prod(-2)
-        means = self((corner + opposite) / 2) * fall_off.repeat_interleave(2, dim=-1)
+        return self._as_point(self((corner + opposite) / 2) * fall_off.repeat_interleave(2, dim=-1))
+
+    def over_patches(self, coverage: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Mean of the features of the patch centers under coverage (..., N), at the length of a point's: (..., width),
+        float32; zeros where nothing is covered."""
+        centers = self(patch_centers(grid, coverage.device))
+        with full_precision(coverage):
+            return self._as_point(coverage.float() @ centers)
+
+    def _as_point(self, means: Tensor) -> Tensor:
         return F.normalize(means, dim=-1) * (means.shape[-1] / 2) ** 0.5
 
 
+def full_precision(tensor: Tensor) -> AbstractContextManager:
+    """Keeps matrix products in the precision of their inputs, where autocast would take them to half."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 class CLOCPrompterLayer(nn.Module):
-    """One pre-norm transformer encoder layer over a prompt token and the image tokens.
+    """One pre-norm transformer layer over the image tokens: a prompt looks by position and reads content.
+
+    With the content c_n = LN(token_n) and the position φ_n of each patch, and the share cov_rn of patch n inside
+    region r, head h of a prompt p attends with
+
+        logit_hn = (q_pos · k_pos_n + q_con · k_con_n) / sqrt(d) + g_h log(cov_rn + 0.001)
+
+    where k_pos comes from φ_n and k_con from c_n; the prior on the right holds for regions alone. What is read is
+    v_n from c_n (for texts, which must say where, from φ_n too); the prompt is no key. A new layer is a soft pooling:
+    regions look by position alone, texts by content alone, and neither the prompt itself nor the feed-forward part
+    adds anything. Keys and values are computed once per image and serve every prompt. The paper (section 3.3) asks for
+    one transformer layer and leaves this open.
+    """
+
+    def __init__(self, width: int, num_heads: int, intermediate_size: int, prior: bool, texts: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(width)
+        self.position_query = nn.Linear(width, width, bias=False)
+        self.position_key = nn.Linear(width, width, bias=False)
+        self.content_query = nn.Linear(width, width, bias=False)
+        self.content_key = ScaledLinear(width, width, bias=False)
+        if texts:
+            self.text_position_query = nn.Linear(width, width, bias=False)
+            self.text_content_query = ScaledLinear(width, width, bias=False)
+            self.text_position_value = ScaledLinear(width, width, bias=False)
+        self.v_proj = ScaledLinear(width, width)
+        self.out_proj = ScaledLinear(width, width)
+        self.prompt_proj = nn.Linear(width, width, bias=False)
+        self.prior_gain = nn.Parameter(torch.ones(num_heads)) if prior else None
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = ScaledLinear(width, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, width)
+
+    @property
+    def identities(self) -> list[nn.Linear]:
+        """Projections that start as a multiple of the identity."""
+        return [self.position_query, self.position_key]
+
+    @property
+    def zeros(self) -> list[nn.Linear]:
+        """Projections that start at zero."""
+        texts = [self.text_position_query] if hasattr(self, "text_position_query") else []
+        return [self.content_query, self.prompt_proj, self.fc2, *texts]
+
+    def read_regions(self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor) -> Tensor:
+        """Prompts (B, R, D) of regions with their coverage (B, R, N) to what each reads, (B, R, D)."""
+        prior = None
+        if self.prior_gain is not None:
+            prior = self.prior_gain.float()[:, None, None] * (coverage.float() + OUTSIDE_COVERAGE).log()[:, None]
+        normed = self.norm1(prompts)
+        queries = [self.position_query(normed), self.content_query(normed)]
+        return self._read(prompts, queries, tokens, self.v_proj(tokens.content), prior)
+
+    def read_texts(self, prompts: Tensor, tokens: PlacedTokens) -> Tensor:
+        """Prompts (B, T, D) of texts to what each reads, (B, T, D)."""
+        normed = self.norm1(prompts)
+        queries = [self.text_position_query(normed), self.text_content_query(normed)]
+        positions = self.text_position_value(tokens.positions.to(tokens.content.dtype))
+        return self._read(prompts, queries, tokens, self.v_proj(tokens.content) + positions, None)
+
+    def _read(
+        self, prompts: Tensor, queries: list[Tensor], tokens: PlacedTokens, values: Tensor, prior: Tensor | None
+    ) -> Tensor:
+        positions = self.position_key(self.norm1(tokens.positions.to(tokens.content.dtype)))
+        keys = [positions.expand_as(tokens.content), self.content_key(tokens.content)]
+        # One product over both halves is the sum of the products of each.
+        query, key = (torch.cat([self._heads(half) for half in halves], dim=-1).float() for halves in (queries, keys))
+        value = self._heads(values).float()
+        with full_precision(query):
+            scale = value.shape[-1] ** -0.5
+            read = F.scaled_dot_product_attention(query, key, value, attn_mask=prior, scale=scale)
+        states = self.out_proj(read.to(prompts.dtype).transpose(-3, -2).flatten(-2)) + self.prompt_proj(prompts)
+        return states + self.fc2(F.gelu(self.fc1(self.norm2(states))))
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+
+
+class CLOCFirstPrompterLayer(nn.Module):
+    """The layer of pixclip-hf 0.1 (`prompter_layer="first"`): plain pre-norm self-attention of a prompt token and the
+    image tokens, whose positions are added to their content.
 
     What leaves the layer at its prompt token depends on the image tokens only through their keys and values: these are
-    computed once an image and serve every prompt, so that R prompts cost R queries. `read_all` computes every output
+    computed once per image and serve every prompt, so that R prompts cost R queries. `read_all` computes every output
     token instead.
     """
 
@@ -60,6 +182,16 @@ class CLOCPrompterLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.fc1 = ScaledLinear(width, intermediate_size)
         self.fc2 = ScaledLinear(intermediate_size, width)
+
+    @property
+    def identities(self) -> list[nn.Linear]:
+        """Projections that start as a multiple of the identity."""
+        return [self.q_proj, self.k_proj]
+
+    @property
+    def zeros(self) -> list[nn.Linear]:
+        """Projections that start at zero: none."""
+        return []
 
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
@@ -95,12 +227,11 @@ class CLOCPrompterLayer(nn.Module):
 
 
 class CLOCPrompter(nn.Module):
-    """Prompts over image tokens (CLOC, section 3.3): box prompts from the encodings of two corners, text prompts from
-    a caption's embedding; one transformer layer.
+    """Prompts over image tokens (CLOC, section 3.3): a region prompt from the mean position of a box or mask and the
+    encodings of two corners, a text prompt from a caption's embedding; one transformer layer.
 
-    The image tokens carry the Fourier features of their patch centres, in the basis of the corner encodings. A box
-    prompt also carries the mean of these features over the box, and the layer's query and key projections start as
-    multiples of the identity: a prompt therefore looks into its box from the first step. The paper says neither; from
+    Patches, corners and regions share one Fourier basis, and the layer's first position queries and keys are multiples
+    of the identity: a prompt therefore looks into its region from the first step. The paper does not say so; from
     random weights it decides whether shapes are learned in minutes.
     """
 
@@ -108,6 +239,8 @@ class CLOCPrompter(nn.Module):
         super().__init__()
         vision = config.vision_config
         width = vision.hidden_size
+        self.first_edition = config.prompter_layer == "first"
+        self.readout = config.region_readout
         self.positions = FourierPositions(width, config.position_scale)
         self.token_norm = nn.LayerNorm(width)
         if config.region_readout != "roi_align":
@@ -115,22 +248,50 @@ class CLOCPrompter(nn.Module):
             self.box_fc2 = nn.Linear(width, width)
         if config.grounding:
             self.text_prompt = ScaledLinear(config.projection_dim, width)
-        self.layer = CLOCPrompterLayer(
+        sizes = (
             width,
             config.prompter_num_attention_heads or vision.num_attention_heads,
             config.prompter_intermediate_size or vision.intermediate_size,
         )
+        if self.first_edition:
+            self.layer = CLOCFirstPrompterLayer(*sizes)
+        else:
+            self.layer = CLOCPrompterLayer(*sizes, prior=config.prompter_prior, texts=config.grounding)
 
-    def place(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Image tokens (B, N, D) of a patch grid, normalised and with their positions."""
-        positions = self.positions(patch_centers(grid, tokens.device))
-        return self.token_norm(tokens) + positions.to(tokens.dtype)
+    def place(self, tokens: Tensor, grid: tuple[int, int]) -> PlacedTokens:
+        """Image tokens (B, N, D) of a patch grid with their positions."""
+        return PlacedTokens(self.token_norm(tokens), self.positions(patch_centers(grid, tokens.device)))
 
-    def box_prompts(self, boxes: Tensor) -> Tensor:
-        """Boxes (B, R, 4), xyxy in [0, 1], to prompts (B, R, D)."""
+    def box_prompts(self, boxes: Tensor, grid: tuple[int, int]) -> RegionPrompts:
+        """Boxes (B, R, 4), xyxy in [0, 1], as prompts."""
+        return RegionPrompts(boxes, self.positions.over_boxes(boxes), box_coverage(boxes, grid))
+
+    def mask_prompts(self, masks: Tensor, grid: tuple[int, int]) -> RegionPrompts:
+        """Masks (B, R, H, W) as prompts."""
+        coverage = mask_patch_weights(masks, grid)
+        return RegionPrompts(mask_boxes(masks), self.positions.over_patches(coverage, grid), coverage)
+
+    def read_regions(self, regions: RegionPrompts, tokens: PlacedTokens) -> Tensor:
+        """What each region reads of its image: (B, R, D)."""
         dtype = self.box_fc1.weight.dtype
-        corners = self.positions(boxes.unflatten(-1, (2, 2))).flatten(-2).to(dtype)
-        return self.positions.over_boxes(boxes).to(dtype) + self.box_fc2(F.gelu(self.box_fc1(corners)))
+        corners = self.positions(regions.boxes.unflatten(-1, (2, 2))).flatten(-2).to(dtype)
+        prompts = regions.positions.to(dtype) + self.box_fc2(F.gelu(self.box_fc1(corners)))
+        if not self.first_edition:
+            return self.layer.read_regions(prompts, tokens, regions.coverage)
+        if self.readout == "mean":
+            return self.layer.read_all(prompts, _added(tokens)).mean(2)
+        return self.layer(prompts, _added(tokens))
+
+    def read_texts(self, text_embeds: Tensor, tokens: PlacedTokens) -> Tensor:
+        """What texts (B, T, projection_dim) read of each image: (B, T, D)."""
+        prompts = self.text_prompt(text_embeds)
+        if not self.first_edition:
+            return self.layer.read_texts(prompts, tokens)
+        return self.layer(prompts, _added(tokens))
+
+
+def _added(tokens: PlacedTokens) -> Tensor:
+    return tokens.content + tokens.positions.to(tokens.content.dtype)
 
 
 class CLOCBoxHead(nn.Module):
@@ -143,5 +304,5 @@ class CLOCBoxHead(nn.Module):
         self.fc2 = nn.Linear(width, 4)
 
     def forward(self, states: Tensor) -> Tensor:
-        """(..., D) to (..., 4): xyxy; centre and size lie in [0, 1]."""
+        """(..., D) to (..., 4): xyxy; center and size lie in [0, 1]."""
         return box_cxcywh_to_xyxy(self.fc2(F.gelu(self.fc1(self.norm(states)))).sigmoid())

@@ -31,6 +31,46 @@ def mask_patch_weights(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     return weights.reshape(*lead, grid[0] * grid[1])
 
 
+def box_coverage(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share of each patch that a box covers, exactly.
+
+    Args:
+        boxes (`(..., 4)`): xyxy in [0, 1].
+        grid: (rows, columns) of patches.
+
+    Returns:
+        `(..., rows * columns)` float32 in [0, 1].
+    """
+    rows, columns = grid
+    boxes = boxes.float()
+    shares = []
+    for patches, low, high in ((rows, boxes[..., 1:2], boxes[..., 3:4]), (columns, boxes[..., 0:1], boxes[..., 2:3])):
+        edges = torch.arange(patches, device=boxes.device, dtype=torch.float32)
+        overlap = torch.minimum(high * patches, edges + 1) - torch.maximum(low * patches, edges)
+        shares.append(overlap.clamp(0, 1))
+    return (shares[0][..., :, None] * shares[1][..., None, :]).flatten(-2)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Tight boxes of masks.
+
+    Args:
+        masks (`(..., H, W)`): non-zero inside the region.
+
+    Returns:
+        `(..., 4)` float32, xyxy in [0, 1]; zeros for an empty mask.
+    """
+    inside = masks != 0
+    sides = []
+    for present in (inside.any(-2), inside.any(-1)):
+        places = torch.arange(present.shape[-1], device=masks.device)
+        first = torch.where(present, places, present.shape[-1]).amin(-1)
+        behind = torch.where(present, places + 1, 0).amax(-1)
+        sides += [torch.minimum(first, behind).float() / present.shape[-1], behind.float() / present.shape[-1]]
+    left, right, top, bottom = sides
+    return torch.stack([left, top, right, bottom], dim=-1)
+
+
 def weighted_mean(tokens: Tensor, weights: Tensor) -> Tensor:
     """Mean of tokens `(B, N, D)` under weights `(B, R, N)`: `(B, R, D)`; zeros where all weights are zero."""
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)

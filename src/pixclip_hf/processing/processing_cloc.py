@@ -1,4 +1,4 @@
-"""Processor of CLOC: images, region boxes, and texts."""
+"""Processor of CLOC: images, region boxes or masks, and texts."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 
 from .image_processing_region import is_batch, load_images
-from .processing_geometry import place_boxes
-from .processing_regions import check_call, pad_regions, read_regions
+from .processing_geometry import place_boxes, sample_masks
+from .processing_regions import check_call, choose_prompt, pad_regions, read_regions
 from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, encode_texts
 
 
@@ -20,6 +20,9 @@ class CLOCProcessor(OptionalTokenizer):
         tokenizer: the tokenizer of the text tower; None for a model that takes pooled text states.
         text_model_name: the language model that a processor without a tokenizer expects those states from.
     """
+
+    # What may prompt a region, the usual one first.
+    prompts = ("box", "mask")
 
     def __init__(self, image_processor: Any, tokenizer: Any = None, text_model_name: str | None = None):
         super().__init__(image_processor, tokenizer)
@@ -39,6 +42,7 @@ class CLOCProcessor(OptionalTokenizer):
         padding: bool | str = True,
         return_tensors: str | None = "pt",
         return_regions: bool = False,
+        prompt: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """
@@ -50,9 +54,8 @@ class CLOCProcessor(OptionalTokenizer):
         Args:
             images: PIL image, array, tensor, path or URL, or a list of these (`load_images`).
             text: texts to compare with, one or a list of T.
-            masks: the regions, as PIL images, arrays, tensors, RLE dicts or polygons (`read_mask`); they become their
-                tight bounding boxes.
-            boxes: the regions as boxes (R, 4). Where masks are given too, the counts must match and the boxes count.
+            masks: the regions, as PIL images, arrays, tensors, RLE dicts or polygons (`read_mask`).
+            boxes: the regions as boxes (R, 4). Where masks are given too, the counts must match.
             region_text: a text for each region.
             box_format: "xyxy", "xywh" or "cxcywh".
             normalized: boxes are fractions of width and height in place of pixels.
@@ -62,12 +65,15 @@ class CLOCProcessor(OptionalTokenizer):
             return_tensors: "pt", "np", or None for numpy arrays.
             return_regions: add `regions`, plain Python: for each image a list of
                 `{"box": {"xmin", "ymin", "xmax", "ymax"}, "mask_area": int}` in original pixels.
+            prompt: what prompts the model: "box" (a mask becomes its tight box) or "mask" (a box becomes a rectangle).
+                May be left out where only masks or only boxes are given.
             kwargs: settings of the image processor for this call, such as `size`.
 
         Returns:
-            `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32, `region_boxes` (B, R, 4)
-            float32, xyxy in [0, 1] of the processed image, `region_attention_mask` (B, R) int64, `input_ids` and
-            `attention_mask` (T, L), `region_input_ids` and `region_text_attention_mask` (B, R, L).
+            `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32; `region_boxes` (B, R, 4)
+            float32, xyxy in [0, 1] of the processed image, or `region_masks` (B, R, H, W) bool, by what prompts;
+            `region_attention_mask` (B, R) int64; `input_ids` and `attention_mask` (T, L); `region_input_ids` and
+            `region_text_attention_mask` (B, R, L).
 
         Raises:
             TypeError, ValueError: bad input; the message names the argument with its index, the value, and what was
@@ -83,15 +89,20 @@ class CLOCProcessor(OptionalTokenizer):
             loaded = load_images(images, kwargs.get("input_data_format"))
             sizes = [(image.height, image.width) for image in loaded]
             geometries = self.image_processor.get_geometries(sizes, **kwargs)
-            regions = read_regions(masks, boxes, sizes, batched, "boxes", box_format, normalized)
+            prompt = choose_prompt(prompt, masks, boxes, self.prompts)
+            use = "masks" if prompt == "mask" else "boxes"
+            regions = read_regions(masks, boxes, sizes, batched, use, box_format, normalized)
             data["pixel_values"] = self.image_processor.render(loaded, geometries, **kwargs)
             if regions is not None:
                 counts = [len(entry.names) for entry in regions]
                 placed = [
                     place_boxes(entry.get_boxes(), geometry, entry.names)
+                    if prompt == "box"
+                    else sample_masks(entry.get_masks(), geometry, entry.names)
                     for geometry, entry in zip(geometries, regions, strict=True)
                 ]
-                data["region_boxes"], data["region_attention_mask"] = pad_regions(placed)
+                name = "region_boxes" if prompt == "box" else "region_masks"
+                data[name], data["region_attention_mask"] = pad_regions(placed)
             if return_regions:
                 data["regions"] = [entry.describe() for entry in regions]
         data.update(
@@ -102,7 +113,7 @@ class CLOCProcessor(OptionalTokenizer):
     @property
     def model_input_names(self) -> list[str]:
         """Keys that a call can return for the model."""
-        return ["pixel_values", "region_boxes", "region_attention_mask", *TEXT_INPUT_NAMES]
+        return ["pixel_values", "region_boxes", "region_masks", "region_attention_mask", *TEXT_INPUT_NAMES]
 
     def post_process_boxes(self, boxes: Any, target_sizes: Any) -> list[torch.Tensor]:
         """Boxes in [0, 1] of the processed images -> original pixels: `RegionImageProcessor.post_process_boxes`."""

@@ -9,7 +9,7 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from .image_processing_region import is_batch, load_images
 from .processing_geometry import Geometry, crop_geometry, sample_masks
-from .processing_regions import Regions, check_call, pad_regions, read_regions
+from .processing_regions import Regions, check_call, choose_prompt, pad_regions, read_regions
 from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, encode_texts
 
 
@@ -24,6 +24,9 @@ class PixCLIPProcessor(OptionalTokenizer):
         crop_scale: side of the square crop around a region, as a multiple of the longer side of its box, at least 1
             (branch 2 of PixCLIP, arXiv 2511.04601; 1.5 is reconstructed).
     """
+
+    # What may prompt a region: the model takes masks alone.
+    prompts = ("mask",)
 
     def __init__(
         self, image_processor: Any, tokenizer: Any = None, text_model_name: str | None = None, crop_scale: float = 1.5
@@ -48,6 +51,7 @@ class PixCLIPProcessor(OptionalTokenizer):
         padding: bool | str = True,
         return_tensors: str | None = "pt",
         return_regions: bool = False,
+        prompt: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """
@@ -60,8 +64,8 @@ class PixCLIPProcessor(OptionalTokenizer):
             images: PIL image, array, tensor, path or URL, or a list of these (`load_images`).
             text: texts to compare with, one or a list of T.
             masks: the regions, as PIL images, arrays, tensors, RLE dicts or polygons (`read_mask`).
-            boxes: the regions as boxes (R, 4); they become rectangular masks. Where both are given, the counts must
-                match and the masks count.
+            boxes: the regions as boxes (R, 4); they become rectangular masks. Where masks are given too, the counts
+                must match.
             region_text: a text for each region.
             box_format: "xyxy", "xywh" or "cxcywh".
             normalized: boxes are fractions of width and height in place of pixels.
@@ -72,6 +76,7 @@ class PixCLIPProcessor(OptionalTokenizer):
             return_tensors: "pt", "np", or None for numpy arrays.
             return_regions: add `regions`, plain Python: for each image a list of
                 `{"box": {"xmin", "ymin", "xmax", "ymax"}, "mask_area": int}` in original pixels.
+            prompt: what prompts the model, "mask"; must be said where masks and boxes are both given.
             kwargs: settings of the image processor for this call, such as `size`.
 
         Returns:
@@ -93,7 +98,9 @@ class PixCLIPProcessor(OptionalTokenizer):
             loaded = load_images(images, kwargs.get("input_data_format"))
             sizes = [(image.height, image.width) for image in loaded]
             geometries = self.image_processor.get_geometries(sizes, **kwargs)
-            regions = read_regions(masks, boxes, sizes, batched, "masks", box_format, normalized)
+            prompt = choose_prompt(prompt, masks, boxes, self.prompts)
+            use = "masks" if prompt == "mask" else "boxes"
+            regions = read_regions(masks, boxes, sizes, batched, use, box_format, normalized)
             data["pixel_values"] = self.image_processor.render(loaded, geometries, **kwargs)
             if regions is not None:
                 counts = [len(entry.names) for entry in regions]

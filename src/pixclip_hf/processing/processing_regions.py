@@ -333,6 +333,31 @@ def _count(values: Any, name: str, ndim: int) -> int:
     return len(values)
 
 
+def choose_prompt(prompt: str | None, masks: Any, boxes: Any, prompts: tuple[str, ...]) -> str:
+    """
+    What prompts the regions of a call: as said, else masks or boxes, whichever are given.
+
+    Args:
+        prompt: what the caller says, or None.
+        masks, boxes: as given, None where not.
+        prompts: what the model can be prompted by, the usual one first.
+
+    Raises:
+        ValueError: an unknown prompt, or none where masks and boxes are both given.
+    """
+    if prompt is not None:
+        if prompt not in prompts:
+            raise ValueError(f"prompt must be one of {', '.join(map(repr, prompts))}, got {prompt!r}")
+        return prompt
+    if masks is not None and boxes is not None:
+        raise ValueError(
+            f"prompt must say which of masks and boxes prompts the model where both are given: "
+            f"{' or '.join(map(repr, prompts))}, got None"
+        )
+    given = "box" if masks is None else "mask"
+    return given if given in prompts else prompts[0]
+
+
 def read_regions(
     masks: Any,
     boxes: Any,
