@@ -249,6 +249,60 @@ def test_a_file_that_did_not_change_is_read_once(tmp_path, monkeypatch):
     assert len(reads) == 2
 
 
+def write_parquet(folder, number=12):
+    scenes = scenes_dataset(number, size=32)
+    for shard in range(3):
+        part = scenes.shard(3, shard, contiguous=True)
+        part.to_parquet(folder / f"train-{shard:05d}-of-00003.parquet", batch_size=2)
+    return scenes
+
+
+def test_parquet_files_are_opened_by_their_footers(tmp_path, monkeypatch):
+    from pixclip_hf.data import parquet_shards
+
+    scenes, opened = write_parquet(tmp_path / "shards"), []
+    file = parquet_shards.pq.ParquetFile
+    monkeypatch.setattr(parquet_shards.pq, "ParquetFile", lambda path: opened.append(Path(path).name) or file(path))
+    records = load_records(str(tmp_path / "shards"))
+    assert len(records) == 12 and not opened
+    assert records[5]["regions"] == scenes[5]["regions"] and opened == ["train-00001-of-00003.parquet"]
+    assert records[2:10]["captions"] == scenes[2:10]["captions"] and len(opened) == 3
+    assert records.select([11, 3, 4, 0])["alt_text"] == [scenes[i]["alt_text"] for i in (11, 3, 4, 0)]
+    # Another process finds the copies.
+    again = pickle.loads(pickle.dumps(records))
+    assert again[8]["image"].tobytes() == scenes[8]["image"].tobytes() and len(opened) == 3
+    assert again[:0]["captions"] == []
+
+
+def test_an_edited_parquet_file_is_read_again(tmp_path):
+    write_parquet(tmp_path / "shards")
+    before = load_records(str(tmp_path / "shards"))
+    assert before[0]["regions"][0]["id"] == 0
+    path = tmp_path / "shards" / "train-00000-of-00003.parquet"
+    status = path.stat()
+    scenes_dataset(4, start=100, size=32).to_parquet(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = load_records(str(tmp_path / "shards"))
+    assert after[0]["regions"][0]["id"] == 800 and after._fingerprint != before._fingerprint
+
+
+def test_a_saved_dataset_that_was_edited_has_another_fingerprint(tmp_path):
+    scenes_dataset(2, size=32).save_to_disk(tmp_path / "saved")
+    before = load_records(str(tmp_path / "saved"))._fingerprint
+    assert load_records(str(tmp_path / "saved"))._fingerprint == before
+    (path,) = (tmp_path / "saved").glob("*.arrow")
+    path.write_bytes(path.read_bytes())
+    assert load_records(str(tmp_path / "saved"))._fingerprint != before
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    write_parquet(tmp_path / "shards")
+    path = tmp_path / "shards" / "train-00001-of-00003.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="train-00001-of-00003.parquet' cannot be read as Parquet"):
+        load_records(str(tmp_path / "shards"))
+
+
 def test_splits(tmp_path):
     test, train = scenes_dataset(2, split="test", size=32), scenes_dataset(3, size=32)
     datasets.DatasetDict(test=test, train=train).save_to_disk(tmp_path / "saved")

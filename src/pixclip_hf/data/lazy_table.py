@@ -6,7 +6,6 @@ shuffling, sharding, mapping, saving, worker processes and data loaders work as 
 """
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any, Protocol
 
 import datasets
@@ -19,18 +18,13 @@ _ROWS_AT_A_TIME = 100
 _ROWS_MEASURED = 20
 
 
-@lru_cache(maxsize=1)
-def _types() -> dict[str, pa.DataType]:
-    return {field.name: field.type for field in record_features().arrow_schema}
-
-
 class Rows(Protocol):
     """What makes rows. It can be pickled."""
 
     def __len__(self) -> int: ...
 
-    def read(self, position: int, names: Sequence[str]) -> dict[str, Any]:
-        """The fields of these names of one record, with the image encoded (`{"bytes", "path"}`)."""
+    def make(self, positions: Iterable[int], names: Sequence[str]) -> pa.Table:
+        """The fields of these names of the records at these positions, in the types of the record schema."""
 
 
 class LazyTable(TableBlock):
@@ -62,12 +56,8 @@ class LazyTable(TableBlock):
 
     def _make(self, positions: Iterable[int]) -> pa.Table:
         fields = list(self.columns_of_fields.values())
-        records = [self.rows.read(self._start + int(position), fields) for position in positions]
-        columns = {
-            name: pa.array([record[field] for record in records], _types()[field])
-            for name, field in self.columns_of_fields.items()
-        }
-        return table_cast(pa.table(columns), self._schema)
+        made = self.rows.make((self._start + int(position) for position in positions), fields)
+        return table_cast(made.rename_columns(self.column_names), self._schema)
 
     def fast_slice(self, offset: int = 0, length: int | None = None) -> pa.Table:
         if offset < 0:

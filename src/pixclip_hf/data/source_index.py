@@ -94,13 +94,13 @@ def build_index(key: str, rows: Callable[[Notes], Iterable[Row]]) -> Path:
         key: [`digest`] of all that decides the rows.
         rows: yields them, and fills in the notes.
     """
-    path = _folder() / f"{key}.arrow"
+    path = cache_folder() / f"{key}.arrow"
     return path if path.exists() else _write(rows, lambda _: path)
 
 
 def list_index(rows: Callable[[Notes], Iterable[Row]]) -> Path:
     """The index of rows that are listed anew whenever a source is opened, named by their own content."""
-    return _write(rows, lambda content: _folder() / f"{content}.arrow")
+    return _write(rows, lambda content: cache_folder() / f"{content}.arrow")
 
 
 def _write(rows: Callable[[Notes], Iterable[Row]], name: Callable[[str], Path]) -> Path:
@@ -108,7 +108,7 @@ def _write(rows: Callable[[Notes], Iterable[Row]], name: Callable[[str], Path]) 
     notes, sha, parts = Notes(), hashlib.sha256(), []
     try:
         for _ in range(2):
-            with tempfile.NamedTemporaryFile(dir=_folder(), suffix=".tmp", delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=cache_folder(), suffix=".tmp", delete=False) as file:
                 parts.append(Path(file.name))
         with pa.ipc.new_stream(str(parts[0]), _SCHEMA) as writer:
             for batch in _batches(rows(notes), lambda row: len(row.content or "")):
@@ -143,7 +143,8 @@ def _batches(rows: Iterable[Any], size: Callable[[Any], int]) -> Iterator[list[A
         yield batch
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """Where indexes lie."""
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE, "pixclip_hf")
@@ -182,7 +183,7 @@ class Groups:
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(dir=_folder())
+        self._folder = tempfile.TemporaryDirectory(dir=cache_folder())
         self._path = Path(self._folder.name, "texts.arrow")
         self._schema = pa.schema({"text": pa.large_string()})
         self._writer = pa.ipc.new_stream(str(self._path), self._schema)

@@ -75,7 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--source",
         nargs="+",
         metavar="WORD",
-        help="data of any format for all tasks: its kind and arguments, such as coco annotations=i.json images=val2017",
+        help="data of any format for all tasks: its kind and arguments, coco annotations=i.json images=val2017",
     )
     parser.add_argument("--output_dir", required=True, help="folder for results.json and results.md")
     parser.add_argument(

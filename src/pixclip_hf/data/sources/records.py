@@ -2,17 +2,20 @@
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from ...processing.processing_geometry import clip_boxes
 from ...processing.processing_regions import encode_rle, mask_box, read_mask
-from ...record import ORIENTATION
+from ...record import ORIENTATION, record_features
 from .base import AnnotatedImage, Source, in_pixels, readable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What the annotations of one item of millions may raise. XML errors are SyntaxErrors.
 BROKEN_ANNOTATION = (OSError, AttributeError, LookupError, TypeError, ValueError, SyntaxError)
@@ -127,16 +130,23 @@ class RecordRows:
     def __len__(self) -> int:
         return len(self.source)
 
-    def read(self, position: int, names: Sequence[str]) -> dict[str, Any]:
-        """The fields of these names.
+    def make(self, positions: Iterable[int], names: Sequence[str]) -> "pa.Table":
+        """The fields of these names of the records at these positions.
 
         Raises:
             ValueError: the annotations or the image of the item cannot be read, or don't belong together; the message
                 names the source and the item.
         """
+        import pyarrow as pa
+
+        records = [self._read(position, set(names)) for position in positions]
+        schema = record_features().arrow_schema
+        columns = (pa.array([record[name] for record in records], schema.field(name).type) for name in names)
+        return pa.table(dict(zip(names, columns, strict=True)))
+
+    def _read(self, position: int, names: set[str]) -> dict[str, Any]:
         try:
-            item = self.source.read(position)
-            return self._fields(item, set(names))
+            return self._fields(self.source.read(position), names)
         except BROKEN_ANNOTATION as error:
             raise ValueError(
                 f"Item {position} of {self.source} cannot be read: {type(error).__name__}: {error}"
