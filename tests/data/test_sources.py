@@ -28,7 +28,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def picture(path, color=(90, 120, 30), size=SIZE):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(path)
+    Image.new("RGB", size, color).save(path, compress_level=0)  # of one size, whatever the color
 
 
 def write_coco(folder, images=4, name="instances.json"):

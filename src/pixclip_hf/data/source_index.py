@@ -71,8 +71,8 @@ class Index:
         self.categories: list[str] = [name for note in notes for name in note["categories"]]
         self.position_of_category = {key: i for i, key in enumerate(key for n in notes for key in n["category_keys"])}
         self.left_out: Counter = sum((Counter(note["left_out"]) for note in notes), Counter())
-        self.digest = digest(note["digest"] for note in notes)
-        """Of all rows: what is listed, and in which order."""
+        self.digest = digest(notes)
+        """Of all rows and notes: what is listed, and in which order."""
 
     def __len__(self) -> int:
         return self.table.num_rows
