@@ -37,11 +37,10 @@ from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from ..data.schema import record_features
 from ..processing.image_processing_region import to_rgb
+from ..record import record_features
 
 Batch = dict[str, list]
-IDS_PER_IMAGE = 2**16  # where regions have no ids of their own, those of an image start at its position times this
 
 
 class Stage(Protocol):

@@ -1,5 +1,6 @@
 """The tasks by name: from a model and a folder of data to results."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def check_task(task: str, protocol: str | None = None) -> None:
 def run_task(
     encoder: CachedEncoder,
     task: str,
-    data_dir: str,
+    data_dir: str | Sequence[str],
     protocol: str | None = None,
     split: str | None = None,
     candidates: str = "objects",
@@ -63,7 +64,8 @@ def run_task(
     Args:
         encoder: a [`CachedEncoder`].
         task: one of [`TASKS`].
-        data_dir: a folder (see `image_sets.LAYOUTS`) or `scenes:N:SEED`.
+        data_dir: a folder (see `image_sets.LAYOUTS`), `scenes:N:SEED`, or the words of any source, as in
+            [`read_images`].
         protocol: `corrected`, `official` (of [`OFFICIAL_TASKS`]), or a name of `region_classification.PROTOCOLS`,
             which stands for `corrected` in every other task.
         split: of a dataset that has several.
@@ -98,7 +100,7 @@ def run_task(
 def _measure(
     encoder: CachedEncoder,
     task: str,
-    data_dir: str,
+    data_dir: str | Sequence[str],
     protocol: str | None,
     split: str | None,
     candidates: str,
@@ -106,12 +108,15 @@ def _measure(
     resamples: int,
     sensitivity_regions: int,
 ) -> list[Result]:
+    if not isinstance(data_dir, str) and len(data_dir) == 1:
+        (data_dir,) = data_dir
     if task == "scenes":
         refuse_split(split, data_dir, own="test")
         return [_scenes(encoder, data_dir, resamples)]
     if task != "region-classification" and protocol in PROTOCOLS:
         protocol = None
-    docci = task == "long-text-retrieval" and Path(data_dir, DOCCI_FILE).is_file()
+    in_folder = isinstance(data_dir, str)
+    docci = task == "long-text-retrieval" and in_folder and Path(data_dir, DOCCI_FILE).is_file()
     if docci and protocol == "official" and split is None:
         # PixCLIP's DOCCI script takes the first thousand lines of the file, whatever their split.
         split = "all"
