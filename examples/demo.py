@@ -12,16 +12,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from run_pretrain import main as run_pretrain
 from transformers import AutoModel, AutoProcessor, pipeline
 
+from pixclip_hf import RegionEncoder
 from pixclip_hf.cards import write_card
-from pixclip_hf.data.collator import region_inputs
 from pixclip_hf.data.scenes import all_descriptions, late_detail_pairs, make_scene, same_box_pairs
 from pixclip_hf.evaluation.report import markdown_table, share
-from pixclip_hf.evaluation.scenes import embed_texts, evaluate_scenes
+from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.processing.processing_regions import decode_rle
 from pixclip_hf.visualization import draw_regions, similarity_map
 
@@ -57,15 +55,16 @@ def train(model_type: str, seed: int, folder: Path) -> float:
 
 def draw(model, processor, folder: Path, seed: int) -> None:
     """regions.png: an unseen scene, the best texts of its regions, and where the model sees one of them."""
-    masked = processor.prompts[0] == "mask"
+    encoder = RegionEncoder(model, processor)
+    masked = encoder.prompt == "mask"
     find = same_box_pairs if masked else late_detail_pairs
     scene = next(scene for scene in (make_scene(i, "test", seed) for i in range(10**6)) if find(scene))
     regions = scene["regions"]
     candidates = [region["long_caption"] for region in regions] if masked else all_descriptions()
-    inputs = processor(images=[scene["image"]], **region_inputs([regions], processor.prompts[0]))
-    with torch.no_grad():
-        embeds = F.normalize(model.get_region_features(**inputs).pooler_output[0], dim=-1)
-    best = (embeds @ embed_texts(model, processor, candidates).T).topk(2 if masked else 3)
+    (embeds,) = encoder.encode_records([scene], convert_to_tensor=True)
+    best = (embeds @ encoder.encode_texts(candidates, batch_size=128, convert_to_tensor=True).T).topk(
+        2 if masked else 3
+    )
     names = [region["caption"] for region in regions] if masked else candidates
     texts = [
         [(names[index], score) for index, score in zip(indices, scores, strict=True)]
@@ -73,7 +72,7 @@ def draw(model, processor, folder: Path, seed: int) -> None:
     ]
     captions = {index: candidates[index] if masked else regions[index]["caption"] for index in find(scene)[0]}
     maps = {
-        regions[index]["caption"]: similarity_map(model, processor, scene["image"], caption)
+        regions[index]["caption"]: similarity_map(encoder, scene["image"], caption)
         for index, caption in captions.items()
     }
     draw_regions(

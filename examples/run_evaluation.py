@@ -10,7 +10,7 @@ On COCO, by the protocol of PixCLIP's published script, with an encoding cache t
     python examples/run_evaluation.py --model org/pixclip --tasks region-classification --data_dir data/coco \\
         --protocol official --cache_dir runs/cache --output_dir runs/evaluation
 
-Peers see a region as `--view` says (crop, blur, box, mask_pooled):
+A CLIP or SigLIP sees a region as `--view` says (crop, blur, box, mask_pooled):
 
     python examples/run_evaluation.py --model openai/clip-vit-base-patch16 --view mask_pooled \\
         --tasks region-classification --data_dir data/coco --output_dir runs/evaluation
@@ -26,27 +26,23 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 
-from pixclip_hf.evaluation.cache import CachedEncoder
-from pixclip_hf.evaluation.image_sets import LAYOUTS, read_images
+from pixclip_hf.encoders.cached import CachedEncoder
+from pixclip_hf.encoders.view_encoder import REGION_VIEWS, load_encoder
 from pixclip_hf.evaluation.intervals import RESAMPLES
-from pixclip_hf.evaluation.peers import REGION_VIEWS, load_encoder
 from pixclip_hf.evaluation.pictures import draw_pictures
-from pixclip_hf.evaluation.region_classification import PROTOCOLS
 from pixclip_hf.evaluation.report import Result, refuse_other_model, weights_digest, write_results
-from pixclip_hf.evaluation.tasks import SENSITIVITY_REGIONS, TASKS, check_task, run_task
+from pixclip_hf.evaluation.tasks import OPTIONS, PROTOCOLS, TASKS, check_task, run_task
 
 # Recorded beside the results.
 LIBRARIES = ("torch", "transformers", "pillow")
-# Tasks whose data can be drawn.
-PICTURED = ("region-classification", "region-retrieval", "image-text-retrieval", "long-text-retrieval")
 
 
 class ShowLayouts(argparse.Action):
     """Prints how data must lie, and ends."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        for task, layout in LAYOUTS.items():
-            print(f"{task}: {layout}\n")
+        for name, task in TASKS.items():
+            print(f"{name}: {task.layout}\n")
         parser.exit()
 
 
@@ -54,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hub id or folder")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--tasks", required=True, nargs="+", choices=TASKS)
+    parser.add_argument("--tasks", required=True, nargs="+", choices=tuple(TASKS))
     parser.add_argument(
         "--data_dir", required=True, nargs="+", help="folder or scenes:N:SEED: one for all tasks, or one for each"
     )
@@ -62,28 +58,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--protocol",
         default="corrected",
-        choices=("corrected", "official", *PROTOCOLS),
-        help="of published code or its paper; the others are of region-classification alone",
+        choices=PROTOCOLS,
+        help="what the paper says (corrected) or what its published script does (official); the others are protocols "
+        "of region-classification",
     )
     parser.add_argument("--split", help="of a dataset that has several")
-    parser.add_argument("--candidates", default="objects", choices=("objects", "detections"), help="of referring")
-    parser.add_argument(
-        "--region_text",
-        default="caption",
-        choices=("caption", "long_caption", "category"),
-        help="of region-retrieval and mask-sensitivity",
-    )
-    parser.add_argument("--view", default="crop", choices=REGION_VIEWS, help="how a peer sees a region")
+    for name, option in OPTIONS.items():
+        parser.add_argument(
+            f"--{name}", default=option.default, type=type(option.default), choices=option.choices, help=option.help
+        )
+    parser.add_argument("--view", default="crop", choices=REGION_VIEWS, help="how a CLIP or SigLIP sees a region")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_length", type=int, help="tokens that texts are cut to")
     parser.add_argument("--cache_dir", help="of embeddings, to go on after an interruption; none when left out")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap intervals; 0 for none")
-    parser.add_argument(
-        "--sensitivity_regions",
-        type=int,
-        default=SENSITIVITY_REGIONS,
-        help="regions whose prompts are changed beside region-classification; 0 for none",
-    )
     parser.add_argument("--pictures", action="store_true", help="add pictures of the first images (needs matplotlib)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -118,23 +106,25 @@ def main(argv: list[str] | None = None) -> list[Result]:
     encoder = load_encoder(
         arguments.model,
         view=arguments.view,
-        batch_size=arguments.batch_size,
         max_length=arguments.max_length,
-        dtype=arguments.dtype,
         revision=arguments.revision,
+        device=arguments.device,
+        dtype=arguments.dtype,
     )
-    encoder.model.to(arguments.device)
-    encoder = CachedEncoder(encoder, arguments.cache_dir, progress=not arguments.no_progress)
+    encoder = CachedEncoder(
+        encoder, arguments.cache_dir, progress=not arguments.no_progress, batch_size=arguments.batch_size
+    )
 
     # 2. The tasks. What is done is written at once: a later task may lack its data.
     settings = {
-        "view": getattr(encoder.encoder, "view", None),
+        "view": encoder.encoder.view,
         "max_length": encoder.encoder.text_limit,
         "dtype": arguments.dtype,
         "revision": getattr(encoder.encoder.model.config, "_commit_hash", None),
         "weights": weights_digest(saved(arguments.model, arguments.revision)),
         **{name: version(name) for name in LIBRARIES},
     }
+    options = {name: getattr(arguments, name) for name in OPTIONS}
     results, pictures = [], []
     for number, (task, data_dir) in enumerate(zip(arguments.tasks, data_dirs, strict=True), 1):
         results += run_task(
@@ -143,13 +133,11 @@ def main(argv: list[str] | None = None) -> list[Result]:
             data_dir,
             protocol=arguments.protocol,
             split=arguments.split,
-            candidates=arguments.candidates,
-            region_text=arguments.region_text,
             resamples=arguments.resamples,
-            sensitivity_regions=arguments.sensitivity_regions,
+            **options,
         )
-        if arguments.pictures and task in PICTURED:
-            data = read_images(task, data_dir, arguments.split)
+        if arguments.pictures and TASKS[task].pictured:
+            data = TASKS[task].read(data_dir, arguments.split, **options)
             name = task if arguments.tasks.count(task) == 1 else f"{task}-{number}"
             pictures += draw_pictures(encoder, data, arguments.output_dir, name)
         write_results(arguments.output_dir, arguments.model, results, pictures, settings)

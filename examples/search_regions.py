@@ -20,33 +20,28 @@ from typing import Any
 
 import datasets
 import faiss
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import pipeline
 
-from pixclip_hf.data.collator import region_inputs
+from pixclip_hf import RegionEncoder
 from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
+from pixclip_hf.images import IMAGE_SUFFIXES, open_image
 from pixclip_hf.training.from_scratch import small_model
 from pixclip_hf.visualization import draw_retrieval
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
-
-def load_model(name: str) -> tuple[Any, Any]:
-    """A model and its processor; an untrained one where the demo has not run yet."""
+def load_encoder(name: str) -> RegionEncoder:
+    """A saved model; an untrained one where the demo has not run yet."""
     if name == "runs/demo/cloc" and not Path(name).exists():
-        print(f"{name} is not there (`make demo`): the model is untrained, its hits mean nothing")
+        print(f"{name} is not there (`make demo`): the model is untrained, so what it finds is arbitrary")
         torch.manual_seed(0)
-        model, processor = small_model("cloc", scenes_tokenizer())
-    else:
-        model, processor = AutoModel.from_pretrained(name), AutoProcessor.from_pretrained(name)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+        return RegionEncoder(*small_model("cloc", scenes_tokenizer()))
+    return RegionEncoder.from_pretrained(name)
 
 
 def grid_boxes(width: int, height: int, counts: Sequence[int]) -> list[list[float]]:
@@ -75,10 +70,10 @@ def read_pictures(arguments: argparse.Namespace, names: set[str] | None = None) 
             yield {"name": str(index), "image": record["image"].convert("RGB"), "regions": regions}
         return
     detect = pipeline("object-detection", model=arguments.detector) if arguments.detector and not names else None
-    for path in sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in SUFFIXES):
+    for path in sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
         if names is not None and str(path) not in names:
             continue
-        image = Image.open(path).convert("RGB")
+        image = open_image(path)
         if names is not None:
             found = []
         elif detect is None:
@@ -92,40 +87,20 @@ def read_pictures(arguments: argparse.Namespace, names: set[str] | None = None) 
         yield {"name": str(path), "image": image, "regions": [{**region, "mask": None} for region in found]}
 
 
-@torch.no_grad()
-def embed_regions(model: Any, processor: Any, pictures: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
-    """Normalised embeddings `(R, D)` of the regions of each picture."""
-    regions = region_inputs([picture["regions"] for picture in pictures], processor.prompts[0])
-    inputs = processor(images=[picture["image"] for picture in pictures], **regions, return_tensors="pt")
-    features = model.get_region_features(**inputs.to(model.device)).pooler_output
-    rows = F.normalize(features.float(), dim=-1).cpu()
-    return [row[: len(picture["regions"])] for row, picture in zip(rows, pictures, strict=True)]
-
-
-@torch.no_grad()
-def embed_texts(model: Any, processor: Any, texts: Sequence[str]) -> np.ndarray:
-    """Normalised embeddings `(T, D)` of texts."""
-    inputs = processor(text=list(texts), return_tensors="pt").to(model.device)
-    return F.normalize(model.get_text_features(**inputs).pooler_output.float(), dim=-1).cpu().numpy()
-
-
-def embedded_tables(
-    model: Any, processor: Any, pictures: Iterator[dict[str, Any]], batch_size: int
-) -> Iterator[pa.Table]:
+def embedded_tables(encoder: RegionEncoder, pictures: Iterator[dict[str, Any]], batch_size: int) -> Iterator[pa.Table]:
     """The regions of `batch_size` pictures at a time, embedded: a row a region."""
     schema = pa.schema(
         {
             "picture": pa.string(),
             "box": pa.list_(pa.float32(), 4),
             "text": pa.string(),
-            "embedding": pa.list_(pa.float32(), model.config.projection_dim),
+            "embedding": pa.list_(pa.float32(), encoder.width),
         }
     )
     while batch := list(islice(pictures, batch_size)):
-        batch = [picture for picture in batch if picture["regions"]]
-        embeddings = embed_regions(model, processor, batch) if batch else []
+        embeddings = encoder.encode_records(batch, batch_size=batch_size, show_progress_bar=False)
         rows = [
-            {"picture": picture["name"], "box": region["box"], "text": region["text"], "embedding": embedding.numpy()}
+            {"picture": picture["name"], "box": region["box"], "text": region["text"], "embedding": embedding}
             for picture, of_picture in zip(batch, embeddings, strict=True)
             for region, embedding in zip(picture["regions"], of_picture, strict=True)
         ]
@@ -214,11 +189,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         parser.error(f"--output_dir {arguments.output_dir} holds an index already: name another folder or delete it")
     folder = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    model, processor = load_model(arguments.model)
+    encoder = load_encoder(arguments.model)
 
     # 1. Pictures to embeddings on disk, and the index over them.
     start = time.perf_counter()
-    write_shards(embedded_tables(model, processor, read_pictures(arguments), arguments.batch_size), folder)
+    write_shards(embedded_tables(encoder, read_pictures(arguments), arguments.batch_size), folder)
     embedded = time.perf_counter()
     regions = build_index(folder, arguments.index)
     indexed = time.perf_counter()
@@ -226,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # 2. Texts to hits.
     queries = arguments.query or list(dict.fromkeys(filter(None, regions["text"])))[:3]
     asked = time.perf_counter()
-    embeds = embed_texts(model, processor, queries)
+    embeds = encoder.encode_texts(queries, show_progress_bar=False)
     searched = time.perf_counter()
     scores, hits = regions.get_nearest_examples_batch("embedding", embeds, k=min(arguments.top, len(regions)))
     answered = time.perf_counter()

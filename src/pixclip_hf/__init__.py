@@ -40,8 +40,11 @@ _MODULE_OF_LAZY_NAME = {
     "train_tokenizer": ".data.tokenizer",
     "validate_record": ".data.schema",
     "RegionCollator": ".data.collator",
+    "RegionEncoder": ".encoders.region_encoder",
     "RegionTrainer": ".training.trainer",
     "TextEmbeddingCache": ".training.text_cache",
+    "ViewEncoder": ".encoders.view_encoder",
+    "load_encoder": ".encoders.view_encoder",
 }
 
 __all__ = [

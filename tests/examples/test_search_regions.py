@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pixclip_hf
 from pixclip_hf.data.scenes import make_scene, scenes_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def test_scenes(search, folder, tiny_cloc, monkeypatch):
     assert json.loads((folder / "out/report.json").read_text()) == report
     # The hits are those of a plain product.
     queries, rows = sheets[0]
-    embeds = search.embed_texts(*tiny_cloc, queries)
+    embeds = pixclip_hf.RegionEncoder(*tiny_cloc).encode_texts(queries)
     scores = embeds @ np.array(regions["embedding"], dtype=np.float32).T
     for row, own, query in zip(rows, scores, queries, strict=True):
         best = np.argsort(-own)[:4]

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..data.readers import load_records, read_expressions, read_instances
 from ..data.scenes import make_scene
+from ..images import StoredImage
 from ..processing.processing_regions import decode_rle, polygon_mask
-from .views import StoredImage
 
 Record = Mapping[str, Any]
 DOCCI_FILE = "docci_descriptions.jsonlines"

@@ -150,6 +150,8 @@ class CLOCVisionModel(CLOCPreTrainedModel):
     """The image side of CLOC: vision tower, image head, Prompter and region head. Loads from any [`CLOCModel`]
     checkpoint; it embeds images and boxes and takes no text."""
 
+    # One way to read a region: `get_region_features` takes no `mode`.
+    region_modes = ()
     _keys_to_ignore_on_load_unexpected = [
         r"^text_model\.", r"^text_projection\.", r"^logit_scale\.", r"^region_logit_scale\.", r"^box_head\.",
     ]  # fmt: skip

@@ -113,6 +113,8 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
     """The image side of PixCLIP: the mask-prompted vision tower and its head. Loads from any [`PixCLIPModel`]
     checkpoint; it embeds images and masks and takes no text."""
 
+    # Ways to read a region: the values of `mode` in `get_region_features`.
+    region_modes = REGION_MODES
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale\."]
 
     def __init__(self, config: PixCLIPConfig):
