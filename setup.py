@@ -38,6 +38,8 @@ setup(
     # The card templates stand in their own folder and travel inside the package.
     package_dir={"": "src", "pixclip_hf.hub_cards": "hub_cards"},
     packages=[*find_packages("src"), "pixclip_hf.hub_cards"],
+    py_modules=["pixclip_hf_command"],
+    entry_points={"console_scripts": ["pixclip-hf = pixclip_hf_command:main"]},
     package_data={"pixclip_hf.hub_cards": ["*.md"], "pixclip_hf.annotation": ["prompts/*.txt"]},
     install_requires=[
         f"torch{SUPPORTED['torch']}",

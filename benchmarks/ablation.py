@@ -3,8 +3,10 @@
     python benchmarks/ablation.py [--seeds 3] [--arms cloc/clip cloc/roi_align …] [--processes 2]
 
 Every arm trains from the same weights, scenes and batches as the base of its family, on the recipe of the demo with
-fewer steps. The table holds the mean difference to the base over seeds with its standard error, and what a paired
-t-test says at 95 %. What is done lies in runs/ablation and is not done again: 45 models with three seeds.
+fewer steps; PixCLIP's arms, but for `scratch`, start from the towers of the CLOC base of their seed. The first table
+holds the mean difference to the base over seeds with its standard error, and what a paired t-test says at 95 %; the
+second what one trained tower gives, read in four ways. Measures lie in benchmarks/measures, with the recipe that they
+are of: what is there is not done again, on whatever machine.
 
 Captions of VESL against n-grams of the alt text, on annotated data, are in benchmarks/vesl.py.
 """
@@ -14,7 +16,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,17 +33,16 @@ from pixclip_hf.evaluation.report import markdown_table
 from pixclip_hf.evaluation.scenes import CLIP_TOKENS, evaluate_scenes
 from pixclip_hf.modeling import modeling_cloc
 from pixclip_hf.modeling.modeling_batches import gathered_contrastive_loss
+from pixclip_hf.scenes.recipes import COMMON, RECIPES, start_from_towers
+from pixclip_hf.training import command
 from pixclip_hf.training.from_scratch import small_model
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from demo import COMMON, RECIPES  # noqa: E402
-from run_pretrain import main as run_pretrain  # noqa: E402
-
-STEPS = {"cloc": 900, "pixclip": 400}
+STEPS = {"cloc": 900, "pixclip": 300}
 TEST_IMAGES = 400
 FOLDER = Path("runs/ablation")
+MEASURES = Path("benchmarks/measures/ablation")
 # Fields of an arm that change its model; the others are about the table.
-TRAINED_WITH = ("config", "text_tokens", "before", "equal_texts_are_negatives")
+TRAINED_WITH = ("config", "text_tokens", "before", "equal_texts_are_negatives", "frozen_at_zero", "inherits")
 # Points that whole images may lose.
 NOT_WORSE = 1.0
 # Quantiles of Student's t for one side, of 1 to 9 degrees of freedom: 2 to 10 seeds.
@@ -62,6 +62,10 @@ class Arm:
         other: measure of this arm, where it is not that of the base.
         before: an arm that this one goes on from.
         equal_texts_are_negatives: of each other, in the region-text loss.
+        frozen_at_zero: weights of the Prompter's layer that stay zero.
+        inherits: a PixCLIP whose towers come from the CLOC base; else from random weights.
+        against: the arm that this one is compared with.
+        about_the_arm: the claim is that this arm is the better one.
     """
 
     claim: str
@@ -72,6 +76,10 @@ class Arm:
     other: str | None = None
     before: str | None = None
     equal_texts_are_negatives: bool = False
+    frozen_at_zero: tuple[str, ...] = ()
+    inherits: bool = True
+    against: str = "base"
+    about_the_arm: bool = False
 
 
 DESCRIBED, CAPTIONED, MASKED, DETAIL = (
@@ -80,8 +88,17 @@ DESCRIBED, CAPTIONED, MASKED, DETAIL = (
     "same_box_by_mask",
     "late_detail",
 )
+BY_MASK, GROUNDED, POOLED = (
+    "region_description_exact_mask",
+    "grounding_accuracy",
+    "region_description_exact_pooled",
+)
 CLIP = {"region_text_loss_weight": 0.0, "grounding_loss_weight": 0.0}
-BRANCH = (MASKED, DETAIL)
+BRANCH = (DESCRIBED, MASKED, DETAIL)
+BOXES, MASKS = ("--mask_prompt_share", "0"), ("--mask_prompt_share", "1")
+# The product of queries and keys of a region prompt, and its part that reads content.
+PRODUCT = ("position_query", "position_key", "content_query")
+CONTENT = ("content_query",)
 ARMS = {
     "cloc": {
         "base": Arm("", ()),
@@ -90,44 +107,90 @@ ARMS = {
         ),
         "clip_images": Arm("… and whole images no worse (by one point)", (CAPTIONED,), CLIP),
         "roi_align": Arm("the Prompter is better than RoIAlign", (DESCRIBED,), {"region_readout": "roi_align"}),
+        "no_prior": Arm("the coverage prior helps", (DESCRIBED, BY_MASK), {"prompter_prior": False}),
+        "first_layer": Arm(
+            "the layer is better than that of the first edition", (DESCRIBED, GROUNDED), {"prompter_layer": "first"}
+        ),
+        "prior_alone": Arm("queries and keys help beside the prior", (DESCRIBED, BY_MASK), frozen_at_zero=PRODUCT),
+        "positions_and_prior": Arm("content in the queries of regions helps", (DESCRIBED,), frozen_at_zero=CONTENT),
+        "positions_alone": Arm(
+            "the prior helps where regions look by position alone",
+            (DESCRIBED,),
+            {"prompter_prior": False},
+            frozen_at_zero=CONTENT,
+            against="positions_and_prior",
+        ),
+        "boxes_alone": Arm("masks among the prompts help boxes", (DESCRIBED,), arguments=BOXES),
+        "masks_alone": Arm("boxes among the prompts help masks", (BY_MASK,), arguments=MASKS),
+        "by_box": Arm("masks say more than boxes", (BY_MASK,), other=DESCRIBED),
+        "two_heads": Arm("8 heads are better than 2", (DESCRIBED,), {"prompter_num_attention_heads": 2}),
+        "four_heads": Arm("8 heads are better than 4", (DESCRIBED,), {"prompter_num_attention_heads": 4}),
         "no_grounding": Arm("the grounding loss helps", (DESCRIBED,), {"grounding_loss_weight": 0.0}),
         "no_filter": Arm("leaving out negatives of equal text helps", (DESCRIBED,), equal_texts_are_negatives=True),
         "similar_texts": Arm(
             "leaving out negatives of similar text (0.9), from random weights on, helps more",
             (DESCRIBED,),
             {"text_similarity_threshold": 0.9},
+            about_the_arm=True,
         ),
-        "two_regions": Arm("4 regions an image are better than 2", (DESCRIBED,), {}, ("--regions_per_image", "2")),
+        "two_regions": Arm("4 regions per image are better than 2", (DESCRIBED,), {}, ("--regions_per_image", "2")),
     },
     "pixclip": {
         "base": Arm("", ()),
+        "scratch": Arm("starting from trained towers helps", (*BRANCH, CAPTIONED), inherits=False),
+        "no_images": Arm(
+            "image captions keep whole images", (CAPTIONED, DESCRIBED), arguments=("--image_captions", "False")
+        ),
         "no_mask_text": Arm("branch 1 (mask and text) helps", BRANCH, {"mask_text_loss_weight": 0.0}),
         "no_crop_text": Arm("branch 2 (crops) helps", BRANCH, {"crop_text_loss_weight": 0.0}),
-        "no_local_global": Arm("branch 3 (local and global) helps", BRANCH, {"local_global_loss_weight": 0.0}),
-        # What is cut off is all that late details differ in: that row holds by construction where the base learns.
-        "cut_captions": Arm("long captions are better than cut ones", BRANCH, text_tokens=CLIP_TOKENS),
+        "no_local_global": Arm(
+            "branch 3 (local and global) helps", (*BRANCH, POOLED), {"local_global_loss_weight": 0.0}
+        ),
+        # What is cut is all that late details differ in: that row holds by construction where the base learns.
+        "cut_captions": Arm("long captions are better than cut ones", (MASKED, DETAIL), text_tokens=CLIP_TOKENS),
         "short": Arm("", (), {}, ("--region_text", "caption")),
         "lora": Arm("", (), {}, ("--lora_r", "8"), before="short"),
         "frozen": Arm(
-            "LoRA on the text tower is better than a frozen one", BRANCH, {}, ("--freeze_text",), before="short"
+            "LoRA on the text tower is better than a frozen one",
+            (MASKED, DETAIL),
+            {},
+            ("--freeze_text",),
+            before="short",
+            against="lora",
         ),
     },
 }
-# What an arm is held against, where it is not the base of its family.
-AGAINST = {"frozen": "lora"}
-# An arm without a training of its own.
-SAME_MODEL = {"clip_images": "clip"}
+# Arms without a training of their own.
+SAME_MODEL = {"clip_images": "clip", "by_box": "base"}
 
 
 def start(family: str, arm: Arm, seed: int, folder: Path) -> None:
-    """The untrained model of an arm: weights of the seed, the same in every arm of a family."""
+    """The model of an arm before its training: weights of the seed, the same in every arm of a family; for PixCLIP the
+    towers of the CLOC base of that seed, where the arm inherits."""
     torch.manual_seed(seed)
+    if family == "pixclip" and arm.inherits:
+        start_from_towers(trained("cloc", "base", seed), folder)
+        model, processor = (part.from_pretrained(folder) for part in (AutoModel, AutoProcessor))
+        for name, value in arm.config.items():
+            setattr(model.config, name, value)
+        if arm.text_tokens is not None:
+            processor.tokenizer.model_max_length = arm.text_tokens
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return
     tokenizer = scenes_tokenizer()
     model, processor = small_model(family, tokenizer)
-    for name, value in arm.config.items():
-        setattr(model.config, name, value)
-    if arm.config.get("region_readout") == "roi_align":
-        del model.prompter.box_fc1, model.prompter.box_fc2
+    if arm.config:
+        # Built by its own configuration; what the arm has of the base has the weights of the base.
+        weights, config = model.state_dict(), model.config
+        for name, value in arm.config.items():
+            setattr(config, name, value)
+        torch.manual_seed(seed)
+        model = type(model)(config)
+        model.load_state_dict({**model.state_dict(), **{n: w for n, w in weights.items() if n in model.state_dict()}})
+    with torch.no_grad():
+        for name in arm.frozen_at_zero:
+            getattr(model.prompter.layer, name).weight.zero_()
     if arm.text_tokens is not None:
         processor.tokenizer.model_max_length = arm.text_tokens
     model.save_pretrained(folder)
@@ -141,33 +204,45 @@ def distinct_texts(rows, texts, scale, ids, *arguments, **options):
     return gathered_contrastive_loss(rows, texts, scale, ids, *arguments, **options)
 
 
-def done_before(folder: Path, recipe: dict) -> dict[str, float] | None:
+def freezing(names: tuple[str, ...]) -> Callable:
+    """The training program's own freezing, and that of weights of the Prompter's layer."""
+    freeze = command.freeze
+
+    def freeze_more(model, arguments) -> None:
+        freeze(model, arguments)
+        for name in names:
+            getattr(model.prompter.layer, name).requires_grad_(False)
+
+    return freeze_more
+
+
+def done_before(file: Path, recipe: dict) -> dict[str, float] | None:
     """Measures that [`keep`] wrote, if it did.
 
     Raises:
         ValueError: they are of another recipe.
     """
-    file = folder / "metrics.json"
     if not file.is_file():
         return None
     found = json.loads(file.read_text())
     if found["recipe"] != json.loads(json.dumps(recipe)):
-        raise ValueError(f"{file} is of another recipe, {found['recipe']}, not {recipe}: move {folder} away.")
+        raise ValueError(f"{file} is of another recipe, {found['recipe']}, not {recipe}: move it away.")
     return found["metrics"]
 
 
-def keep(folder: Path, recipe: dict, metrics: dict[str, float]) -> None:
+def keep(file: Path, recipe: dict, metrics: dict[str, float]) -> None:
     """Writes the measures of a model, and how it was made."""
-    (folder / "metrics.json").write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n")
 
 
 def plan(family: str, name: str, seed: int) -> tuple[Path, dict]:
-    """Folder and recipe of an arm's model."""
+    """Where the measures of an arm's model go, and its recipe."""
     name = SAME_MODEL.get(name, name)
     arm = ARMS[family][name]
     arguments = ["--max_steps", str(STEPS[family]), *RECIPES[family][2:], *COMMON, *arm.arguments]
     changes = {key: value for key, value in asdict(arm).items() if key in TRAINED_WITH}
-    return FOLDER / family / f"{name}-{seed}", {"arguments": arguments, "test_images": TEST_IMAGES, **changes}
+    return MEASURES / family / f"{name}-{seed}.json", {"arguments": arguments, "test_images": TEST_IMAGES, **changes}
 
 
 def run(family: str, name: str, seed: int) -> dict[str, float]:
@@ -176,40 +251,65 @@ def run(family: str, name: str, seed: int) -> dict[str, float]:
     Raises:
         ValueError: it was done with another recipe.
     """
-    arm = ARMS[family][SAME_MODEL.get(name, name)]
-    folder, recipe = plan(family, name, seed)
-    if (metrics := done_before(folder, recipe)) is not None:
+    file, recipe = plan(family, name, seed)
+    if (metrics := done_before(file, recipe)) is not None:
         return metrics
+    metrics = measured(trained(family, SAME_MODEL.get(name, name), seed), seed)
+    keep(file, recipe, metrics)
+    return metrics
+
+
+def measured(folder: Path, seed: int) -> dict[str, float]:
+    """Measures of a saved model on unseen scenes."""
+    model, processor = (part.from_pretrained(folder) for part in (AutoModel, AutoProcessor))
+    return evaluate_scenes(model, processor, [make_scene(i, "test", seed) for i in range(TEST_IMAGES)])
+
+
+def trained(family: str, name: str, seed: int) -> Path:
+    """Folder of an arm's trained model; trained where it is not there. Its measures may come from another machine."""
+    arm, folder = ARMS[family][name], FOLDER / family / f"{name}-{seed}"
+    recipe = plan(family, name, seed)[1]
+    if done_before(folder / "recipe.json", recipe) is not None:
+        return folder / "trained"
     if arm.before is None:
         begin = folder / "start"
         start(family, arm, seed, begin)
     else:
-        run(family, arm.before, seed)
-        begin = FOLDER / family / f"{arm.before}-{seed}" / "trained"
+        begin = trained(family, arm.before, seed)
     loss = distinct_texts if arm.equal_texts_are_negatives else gathered_contrastive_loss
-    with patch.object(modeling_cloc, "gathered_contrastive_loss", loss):
-        run_pretrain(
+    with (
+        patch.object(modeling_cloc, "gathered_contrastive_loss", loss),
+        patch.object(command, "freeze", freezing(arm.frozen_at_zero)),
+    ):
+        command.main(
             ["--model_type", family, "--model_name_or_path", str(begin), "--output_dir", str(folder / "trained")]
             + ["--seed", str(seed), "--scenes_seed", str(seed), "--disable_tqdm", "True", *recipe["arguments"]]
         )
-    model, processor = (part.from_pretrained(folder / "trained") for part in (AutoModel, AutoProcessor))
-    metrics = evaluate_scenes(model, processor, [make_scene(i, "test", seed) for i in range(TEST_IMAGES)])
-    keep(folder, recipe, metrics)
-    return metrics
+    keep(folder / "recipe.json", recipe, {})
+    return folder / "trained"
 
 
 def needed(chosen: list[str], seeds: int) -> list[list[tuple[str, str, int]]]:
-    """The models that rows are made of, each once, seed by seed; first those that start anew, then those that go on
-    from one of them."""
-    waves: list[list[tuple[str, str, int]]] = [[], []]
+    """The models that rows are made of, each once, seed by seed; in waves, so that what a model goes on from is there:
+    first CLOC and what starts from random weights, then PixCLIP from CLOC's towers, then what goes on from those."""
+    waves: list[list[tuple[str, str, int]]] = [[], [], []]
+
+    def add(family: str, name: str, seed: int) -> int:
+        arm = ARMS[family][name]
+        depth = 0
+        if arm.before is not None:
+            depth = 1 + add(family, arm.before, seed)
+        elif family == "pixclip" and arm.inherits:
+            depth = 1 + add("cloc", "base", seed)
+        if (family, name, seed) not in waves[depth]:
+            waves[depth].append((family, name, seed))
+        return depth
+
     for seed in range(seeds):
         for row in chosen:
             family, name = row.split("/")
-            for arm in (AGAINST.get(name, "base"), SAME_MODEL.get(name, name)):
-                before = ARMS[family][arm].before
-                for wave, model in ((0, before), (1, arm)) if before else ((0, arm),):
-                    if (family, model, seed) not in waves[wave]:
-                        waves[wave].append((family, model, seed))
+            for one in (ARMS[family][name].against, SAME_MODEL.get(name, name)):
+                add(family, one, seed)
     return waves
 
 
@@ -254,15 +354,14 @@ def gain(differences: list[float], margin: float = 0.0) -> tuple[float, float, s
 
 def compare(family: str, name: str, seeds: int) -> list[list[str]]:
     """Rows of the table: claim, both measures, the difference over paired seeds, and what it says."""
-    arm, against = ARMS[family][name], AGAINST.get(name, "base")
+    arm, against = ARMS[family][name], ARMS[family][name].against
     own, base = ([run(family, one, seed) for seed in range(seeds)] for one in (name, against))
     rows = []
     for measure in arm.measures:
         of_own = [100 * metrics[arm.other or measure] for metrics in own]
         of_base = [100 * metrics[measure] for metrics in base]
         differences = [one - other for one, other in zip(of_base, of_own, strict=True)]
-        # A claim is about the base; this one is about the arm itself.
-        if name == "similar_texts":
+        if arm.about_the_arm:
             differences = [-difference for difference in differences]
         mean, error, verdict = gain(differences, NOT_WORSE if name == "clip_images" else 0.0)
         sides = [
@@ -271,6 +370,33 @@ def compare(family: str, name: str, seeds: int) -> list[list[str]]:
         ]
         rows.append([arm.claim, f"`{measure}`", *sides, f"{mean:+.1f} ± {error:.1f}", verdict])
     return rows
+
+
+def one_tower(seeds: int) -> list[list[str]]:
+    """Rows of the second table: regions described from the tower of the CLOC base, seed by seed, in four ways."""
+    cloc, pixclip = ([run(family, "base", seed) for seed in range(seeds)] for family in ("cloc", "pixclip"))
+    before = [inherited(seed) for seed in range(seeds)]
+    rows = []
+    for label, runs, measure in (
+        ("Prompter by mask, one pass per image", cloc, BY_MASK),
+        ("mask-pooled features, as inherited", before, POOLED),
+        ("mask-pooled features, after PixCLIP's training", pixclip, POOLED),
+        ("mask-prompted pass, after PixCLIP's training", pixclip, DESCRIBED),
+    ):
+        mean, error, _ = gain([100 * metrics[measure] for metrics in runs])
+        rows.append([label, f"{mean:.1f} ± {error:.1f} %"])
+    return rows
+
+
+def inherited(seed: int) -> dict[str, float]:
+    """Measures of the PixCLIP base before its training."""
+    file, recipe = MEASURES / "pixclip" / f"inherited-{seed}.json", plan("cloc", "base", seed)[1]
+    if (metrics := done_before(file, recipe)) is None:
+        folder = FOLDER / "pixclip" / f"inherited-{seed}"
+        start("pixclip", ARMS["pixclip"]["base"], seed, folder)
+        metrics = measured(folder, seed)
+        keep(file, recipe, metrics)
+    return metrics
 
 
 def main() -> None:
@@ -287,6 +413,9 @@ def main() -> None:
     rows = [row for name in chosen for row in compare(*name.split("/"), arguments.seeds)]
     header = ["claim", "measure", "base", "changed", f"for the claim, {arguments.seeds} seeds", "here"]
     table = markdown_table(header, rows)
+    if arguments.arms is None:
+        header = [f"one trained tower, {arguments.seeds} seeds", f"`{DESCRIBED}`"]
+        table += f"\n\n{markdown_table(header, one_tower(arguments.seeds))}"
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "table.md").write_text(table + "\n")
     print(table)

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,10 +36,8 @@ from pixclip_hf.evaluation.report import markdown_table
 from pixclip_hf.evaluation.retrieval import retrieval_recall
 from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.modeling.modeling_regions import box_iou
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from demo import COMMON, RECIPES  # noqa: E402
-from run_pretrain import main as run_pretrain  # noqa: E402
+from pixclip_hf.scenes.recipes import COMMON, RECIPES
+from pixclip_hf.training.command import main as run_pretrain
 
 ARMS = {
     "true captions": None,
@@ -55,7 +52,7 @@ CLAIMS = (
 )
 STEPS = 700
 TRAIN_IMAGES, TEST_IMAGES = 4000, 400
-FOLDER = Path("runs/vesl")
+FOLDER, MEASURED = Path("runs/vesl"), Path("benchmarks/measures/vesl")
 CHECKED_IMAGES = 500
 MEASURES = {
     "region_description_exact": "region description, exact of 256 (chance 0.4 %)",
@@ -124,9 +121,9 @@ def check_texts(folder: Path, seed: int) -> dict[str, float]:
 
 
 def plan(name: str, seed: int) -> tuple[Path, dict]:
-    """Folder and recipe of an arm's model."""
+    """Where the measures of an arm's model go, and its recipe."""
     arguments = ARMS[name]
-    return FOLDER / f"{name.replace(' ', '_')}-{seed}", {
+    return MEASURED / f"{name.replace(' ', '_')}-{seed}.json", {
         # VESL gives regions no category.
         "arguments": ["--max_steps", str(STEPS), *RECIPES["cloc"][2:], *COMMON, "--region_text", "caption"],
         "annotation": arguments and asdict(arguments),
@@ -142,9 +139,10 @@ def run(name: str, seed: int) -> dict[str, float]:
         ValueError: it was done with another recipe.
     """
     arguments = ARMS[name]
-    folder, recipe = plan(name, seed)
-    if (metrics := done_before(folder, recipe)) is not None:
+    file, recipe = plan(name, seed)
+    if (metrics := done_before(file, recipe)) is not None:
         return metrics
+    folder = FOLDER / file.stem
     if arguments is None:
         data = ["--scenes_train_images", str(TRAIN_IMAGES), "--scenes_seed", str(seed)]
     else:
@@ -156,7 +154,7 @@ def run(name: str, seed: int) -> dict[str, float]:
     metrics = evaluate(folder / "trained", seed)
     if arguments is not None:
         metrics |= check_texts(folder, seed)
-    keep(folder, recipe, metrics)
+    keep(file, recipe, metrics)
     return metrics
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,6 +13,7 @@ from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.data.schema import validate_record
+from pixclip_hf.training.command import build_parser, main
 
 ROOT = Path(__file__).parents[1]
 DOCS = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
@@ -26,14 +26,6 @@ SHORT = [
 
 def blocks(name, language):
     return re.findall(rf"```{language}\n(.*?)```", DOCS[name], flags=re.S)
-
-
-@pytest.fixture
-def main():
-    sys.path.insert(0, str(ROOT / "examples"))
-    from run_pretrain import main
-
-    return main
 
 
 @pytest.fixture
@@ -54,16 +46,15 @@ def places(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(block, main):
+def run(block):
     """A command of a guide, in this process."""
     words = shlex.split(block.replace("\\\n", " "))
     if words[:2] == ["accelerate", "launch"]:
         assert words[2] == "--config_file" and Path(words[3]).is_file()
-        words = words[4:]
-    else:
-        assert words.pop(0) == "python"
-    assert words[0] == "examples/run_pretrain.py" and Path(words[0]).is_file()
-    return main(words[1:] + SHORT)
+        assert words[4] == "examples/run_pretrain.py" and Path(words[4]).is_file()
+        return main(words[5:] + SHORT)
+    assert words[:2] == ["pixclip-hf", "train"]
+    return main(words[2:] + SHORT)
 
 
 def write_coco(folder):
@@ -99,7 +90,7 @@ def write_image_folder(folder):
     (folder / "labelled-photos" / "metadata.jsonl").write_text("\n".join(lines))
 
 
-def test_data_guide(places, main, monkeypatch):
+def test_data_guide(places, monkeypatch):
     annotated = write_coco(places)
     write_image_folder(places)
     pushed = []
@@ -118,21 +109,21 @@ def test_data_guide(places, main, monkeypatch):
     own = names["own"]
     validate_record(own[2])
     assert own[2]["regions"][0]["caption"] == make_scene(2, size=32)["regions"][0]["caption"]
-    trainers = [run(block, main) for block in blocks("data", "bash")]
+    trainers = [run(block) for block in blocks("data", "bash")]
     assert len(trainers) == 2 and all(trainer.state.global_step == 1 for trainer in trainers)
     # The tar that the guide writes is one that the stream reads.
     (places / "tars").mkdir()
     (places / "train-00000.tar").rename(places / "tars" / "train-00000.tar")
     command = blocks("data", "bash")[1].replace("my-regions", "tars").replace("runs/streamed", "runs/tars")
-    trainer = run(command, main)
+    trainer = run(command)
     assert trainer.state.global_step == 1 and trainer._stream.delivered == 1
 
 
-def test_finetuning_guide(places, main):
+def test_finetuning_guide(places):
     records = scenes_dataset(8, size=32)
     for shard in range(2):
         records.shard(2, shard).to_parquet(places / "my-regions" / f"train-{shard}.parquet")
-    trainers = [run(block, main) for block in blocks("finetune", "bash")]
+    trainers = [run(block) for block in blocks("finetune", "bash")]
     assert len(trainers) == 6 and all(trainer.state.global_step == 1 for trainer in trainers)
     frozen, lora, cloc, more, *recipes = trainers
     assert not any(p.requires_grad for p in frozen.model.text_model.parameters())
@@ -152,25 +143,16 @@ def test_what_the_guides_name_exists():
         assert (ROOT / "docs" / path).exists(), path
 
 
-def test_every_argument_of_the_guides_exists(main):
-    import run_pretrain
-    from transformers import HfArgumentParser, TrainingArguments
-
-    kinds = (
-        run_pretrain.ModelArguments, run_pretrain.DataArguments, run_pretrain.LoraArguments,
-        run_pretrain.LossArguments, run_pretrain.OptimizerArguments, TrainingArguments,
-    )  # fmt: skip
-    known = set(HfArgumentParser(kinds)._option_string_actions)
+def test_every_argument_of_the_guides_exists():
+    known = set(build_parser()._option_string_actions)
     launcher = {"--config_file", "--machine_rank"}
     guides = (DOCS["finetune"], DOCS["data"])
     named = {name for text in guides for name in re.findall(r"(?<![\w-])--\w+", text)} - launcher
     assert len(named) > 25 and named <= known, named - known
 
 
-def test_claims_name_arms_of_the_ablation(monkeypatch):
+def test_claims_name_arms_of_the_ablation():
     """Each arm of a command, each claim and measure of the table."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
     from ablation import ARMS
 
     named = re.findall(r"\b(cloc|pixclip)/(\w+)", DOCS["claims"])

@@ -1,17 +1,11 @@
 """Exported halves against the models they come from, on other shapes than the example's; graphs without a break."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from builders import FAMILIES, VISION_MODELS, build_batch, build_model, build_texts, region_key
+from transformers.exporters import ExportedModel
 
-sys.path.insert(0, str(Path(__file__).parent / "modeling"))
-
-from builders import FAMILIES, VISION_MODELS, build_batch, build_model, build_texts, region_key  # noqa: E402
-from transformers.exporters import ExportedModel  # noqa: E402
-
-from pixclip_hf.export import TextHalf, export_image_half, export_text_half  # noqa: E402
+from pixclip_hf.export import TextHalf, export_image_half, export_text_half
 
 CASES = [("cloc", "prompted"), ("pixclip", "prompted"), ("pixclip", "pooled")]
 CLOSE = {"atol": 1e-4, "rtol": 0}

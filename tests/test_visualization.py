@@ -10,7 +10,14 @@ from PIL import Image
 import pixclip_hf
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.processing.processing_regions import decode_rle
-from pixclip_hf.visualization import draw_heat_map, draw_matrix, draw_regions, draw_retrieval, similarity_map
+from pixclip_hf.visualization import (
+    draw_answers,
+    draw_heat_map,
+    draw_matrix,
+    draw_regions,
+    draw_retrieval,
+    similarity_map,
+)
 
 
 @pytest.mark.parametrize("family", ("cloc", "pixclip"))
@@ -49,6 +56,58 @@ def test_draw_regions(masked, tmp_path):
     # The regions' own colours are in the picture: outlines, numbers and texts.
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert (pixels == (0xE6, 0x19, 0x4B)).all(-1).sum() > 50
+
+
+def test_right_and_wrong_answers_are_marked(tmp_path, monkeypatch):
+    """What is written on the page: a mark per region, and the right text behind a wrong one."""
+    from matplotlib.axes import Axes
+
+    written = []
+    original = Axes.text
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, s, **k: written.append((x, s)) or original(self, x, y, s, **k)
+    )
+    scenes = [make_scene(i, "test") for i in range(5)]
+    boxes = [[region["box"] for region in scene["regions"]] for scene in scenes]
+    truths = [[region["caption"] for region in scene["regions"]] for scene in scenes]
+    answers = [list(row) for row in truths]
+    answers[3][0] = "a dotted $_{ thing"
+    images = [scene["image"] for scene in scenes]
+    draw_answers(tmp_path / "page.png", images, boxes, answers, truths, columns=3, title="five scenes")
+    page = Image.open(tmp_path / "page.png")
+    assert page.width > 600 and page.height > 600
+    texts = "\n".join(s for _, s in written)
+    regions = sum(map(len, boxes))
+    assert texts.count("✓") == regions - 1 and texts.count("✗") == 1
+    assert f"1 ✗ a dotted $_{{ thing\n      is {truths[3][0]}" in texts
+
+    written.clear()
+    best = [[(answer, 0.5), ("another", 0.1)] for answer in answers[3]]
+    draw_regions(tmp_path / "one.png", images[3], boxes[3], best, {}, truths=truths[3])
+    lines = [s for _, s in written]
+    assert sum("✗" in line for line in lines) == 1 and sum("✓" in line for line in lines) == len(boxes[3]) - 1
+    assert f"    is {truths[3][0]}" in lines
+
+
+def test_numbers_of_regions_in_one_place_stand_side_by_side(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    places = {}
+    original = Axes.text
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, s, **k: places.update({s: (x, y)}) or original(self, x, y, s, **k)
+    )
+    box = [10.0, 12.0, 30.0, 40.0]
+    draw_answers(tmp_path / "same.png", [make_scene(0)["image"]], [[box, box]], [["a", "b"]], [["a", "b"]])
+    assert places["1"] != places["2"] and places["1"][1] == places["2"][1]
+
+
+def test_answers_that_do_not_fit_their_regions(tmp_path):
+    image = make_scene(0)["image"]
+    with pytest.raises(ValueError, match="Image 0 has 1 regions, 2 answers and 1 truths"):
+        draw_answers(tmp_path / "x.png", [image], [[[0, 0, 9, 9]]], [["a", "b"]], [["a"]])
+    with pytest.raises(ValueError, match="`images` must hold at least one image"):
+        draw_answers(tmp_path / "x.png", [], [], [], [])
 
 
 def test_draw_one_region_without_maps(tmp_path):

@@ -23,10 +23,14 @@ TRAINING_FIELDS = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
     "bf16", "fp16", "seed",
 )  # fmt: skip
+# A page of scenes that the demo draws beside its front picture.
+PAGE = "scenes.png"
 # Entries of metrics.json that describe the run and not the model.
 _RUN_ENTRIES = ("seed", "train_steps", "train_seconds")
+# Measures of the towers that the model inherited: another model.
+_OF_TOWERS = "towers_"
 # Measures that are shares of right decisions.
-_ACCURACIES = ("region_description_", "crop_", "same_box", "late_detail")
+_ACCURACIES = ("region_description_", "crop_", "same_box", "late_detail", "grounding_accuracy")
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 
@@ -114,6 +118,7 @@ def write_card(
         has_text=config.get("text_config", True) is not None,
         text_model_name=config.get("text_model_name"),
         picture=_picture(folder, evaluation_folder, evaluation.get("pictures", [])),
+        page=PAGE if (folder / PAGE).is_file() else None,
         results=results,
         # The measures of the demo; those of a task on scenes have its name in front.
         scenes=any(result.dataset_type == "scenes" and ":" not in result.metric_name for result in results),
@@ -258,7 +263,7 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
         for key, value in metrics.items():
             hard = key.startswith("hard_")
             measure = key.removeprefix("hard_")
-            if _is_measure(measure, value) and measure not in _RUN_ENTRIES:
+            if _is_measure(measure, value) and measure not in _RUN_ENTRIES and not measure.startswith(_OF_TOWERS):
                 setting = "hard" if hard else metrics.get("setting")
                 results.append(_evaluation(measure, value, dataset, setting, metrics.get("split")))
     for result in evaluation.get("results", []):

@@ -1,8 +1,9 @@
 """Publishing to the Hugging Face Hub: a model or a dataset with its card, in one commit."""
 
+import argparse
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,11 +11,26 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects
+from transformers import AutoModel, AutoProcessor
 
-from .cards import dataset_shards, is_hub_id, write_card, write_dataset_card
+from .cards import PAGE, dataset_shards, is_hub_id, write_card, write_dataset_card
+from .command_help import HelpFormatter
 
+DESCRIPTION = """\
+Publishes a trained model: weights, configuration, processor, tokenizer, code, and a card filled from its run.
+
+  pixclip-hf publish --model runs/demo/cloc --repo_id org/cloc --dry_run
+  pixclip-hf publish --model runs/demo/cloc --repo_id org/cloc --license apache-2.0 --private
+
+The output of a LoRA run is published as adapters, whose base is on the Hub, or as a whole model:
+
+  pixclip-hf publish --model runs/lora --repo_id org/cloc-lora --base_model org/cloc
+  pixclip-hf publish --model runs/lora --repo_id org/cloc-tuned --merge
+
+The token is that of `hf auth login`, or HF_TOKEN.
+"""
 # What of a run's folder goes along to the Hub.
-RUN_FILES = ("metrics.json", "report.md", "regions.png")
+RUN_FILES = ("metrics.json", "report.md", "regions.png", PAGE)
 # Files of an earlier push that would be taken for part of this one, if it has no such file itself.
 STALE_FILES = {
     "model": ["*.safetensors", "*.safetensors.index.json", "*.py", "config.json", "adapter_config.json"],
@@ -208,6 +224,65 @@ def _save_adapters(model: Any, folder: Path, base_model: str | None) -> None:
         model.save_pretrained(folder)
     finally:
         settings.base_model_name_or_path = recorded
+
+
+def load_model(folder: str | PathLike) -> tuple[Any, Any]:
+    """Model and processor of a folder; adapters come wrapped around their base."""
+    processor = AutoProcessor.from_pretrained(folder)
+    adapters = Path(folder, "adapter_config.json")
+    if not adapters.is_file():
+        return AutoModel.from_pretrained(folder), processor
+    from peft import PeftModel
+
+    base = AutoModel.from_pretrained(json.loads(adapters.read_text())["base_model_name_or_path"])
+    return PeftModel.from_pretrained(base, folder), processor
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`pixclip-hf publish`.
+
+    Args:
+        argv: arguments of the command line; those of the process when None.
+
+    Raises:
+        ValueError: as [`write_folder`].
+    """
+    parser = argparse.ArgumentParser(prog="pixclip-hf publish", description=DESCRIPTION, formatter_class=HelpFormatter)
+    parser.add_argument(
+        "--model", required=True, help="output folder of a training run, or a folder of save_pretrained"
+    )
+    parser.add_argument("--repo_id", required=True, help="organization/name on the Hub")
+    parser.add_argument("--dry_run", action="store_true", help="write the folder and push nothing")
+    parser.add_argument("--output_dir", help="folder of a dry run; runs/publish/<repo_id> by default")
+    parser.add_argument(
+        "--private", action="store_true", default=None, help="make a private repository, if there is none yet"
+    )
+    parser.add_argument("--revision", help="branch to push to; main by default")
+    parser.add_argument("--base_model", help="Hub id of the model that adapters belong to")
+    parser.add_argument("--merge", action="store_true", help="add the adapters into the weights")
+    parser.add_argument("--license", help="license identifier of the Hub, for the card")
+    parser.add_argument("--language", nargs="+", help="language codes, for the card")
+    parser.add_argument("--datasets", nargs="+", help="Hub ids of the training data; what the run recorded by default")
+    parser.add_argument("--evaluation_folder", help="output folder of an evaluation of this model, for the card")
+    parser.add_argument("--max_shard_size", default="5GB", help="weights above this size are split into files")
+    arguments = parser.parse_args(argv)
+
+    model, processor = load_model(arguments.model)
+    names = ("base_model", "merge", "license", "language", "datasets", "evaluation_folder", "max_shard_size")
+    options = {name: getattr(arguments, name) for name in names} | {"run_folder": arguments.model}
+    if arguments.dry_run:
+        folder = arguments.output_dir or Path("runs/publish", arguments.repo_id)
+        print(f"written: {write_folder(model, processor, folder, arguments.repo_id, **options)}")
+    else:
+        commit = publish(
+            model,
+            processor,
+            arguments.repo_id,
+            private=arguments.private,
+            revision=arguments.revision,
+            **options,
+        )
+        print(f"published: {commit.commit_url}")
 
 
 __all__ = ["publish", "publish_dataset", "write_card", "write_dataset_card", "write_folder"]

@@ -53,6 +53,7 @@ def draw_regions(
     maps: Mapping[str, np.ndarray],
     masks: Sequence[np.ndarray] | None = None,
     title: str = "",
+    truths: Sequence[str] | None = None,
 ) -> None:
     """Writes a picture: the image with numbered regions, the best texts of each, and similarity maps.
 
@@ -64,10 +65,10 @@ def draw_regions(
         maps: for each text its [`similarity_map`].
         masks: of the regions `(H, W)`; outlined in place of the boxes.
         title: above the picture.
+        truths: the right text of each region, where it is known: a best text is then marked ✓ or ✗, and a wrong one is
+            followed by the right one.
     """
     figure_class = _figure_class()
-    from matplotlib.patches import Rectangle
-
     columns = 2 + len(maps)
     figure = figure_class(figsize=(3.6 * columns, 4.2), layout="constrained")
     axes = figure.subplots(1, columns, width_ratios=[1, 1.15] + [1] * len(maps))
@@ -76,18 +77,8 @@ def draw_regions(
     for axis in axes:
         axis.set_axis_off()
 
-    axes[0].imshow(image, extent=(0, width, height, 0), interpolation="nearest")
+    _show_regions(axes[0], image, boxes, masks)
     axes[0].set_title("regions", fontsize=10)
-    for number, (x0, y0, x1, y1) in enumerate(boxes):
-        colour = REGION_COLOURS[number % len(REGION_COLOURS)]
-        if masks is None:
-            axes[0].add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2.2))
-        else:
-            padded = np.pad(np.asarray(masks[number], dtype=float), 1)
-            grid = np.arange(-0.5, width + 1), np.arange(-0.5, height + 1)
-            axes[0].contour(*grid, padded, levels=[0.5], colors=[colour], linewidths=2.2)
-        label = {"color": "white", "fontsize": 9, "fontweight": "bold", "va": "top"}
-        axes[0].text(x0, y0, str(number + 1), bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5}, **label)
 
     axes[1].set_title("best texts", fontsize=10)
     y = 0.98
@@ -95,9 +86,14 @@ def draw_regions(
         colour = REGION_COLOURS[number % len(REGION_COLOURS)]
         for rank, (text, score) in enumerate(best):
             line = fill(f"{score:.2f}  {text}", 44, subsequent_indent="        ")
-            head = f"{number + 1}  " if rank == 0 else "    "
+            mark = "" if truths is None else f"{_mark(text, truths[number])} "
+            head = f"{number + 1}  {mark}" if rank == 0 else "    "
             style = {"fontweight": "bold", "color": colour} if rank == 0 else {"color": "#444444"}
             axes[1].text(0, y, head + line, fontsize=8.5, va="top", transform=axes[1].transAxes, **style, **LITERAL)
+            y -= 0.055 * (1 + line.count("\n"))
+        if truths is not None and best[0][0] != truths[number]:
+            line = fill(f"is {truths[number]}", 44, subsequent_indent="        ")
+            axes[1].text(0, y, f"    {line}", fontsize=8.5, va="top", transform=axes[1].transAxes, **LITERAL)
             y -= 0.055 * (1 + line.count("\n"))
         y -= 0.02
 
@@ -107,6 +103,83 @@ def draw_regions(
         axis.set_title(fill(f"“{text}”", 34), fontsize=9, **LITERAL)
         figure.colorbar(drawn, ax=axis, shrink=0.7)
     figure.savefig(path, dpi=110)
+
+
+def draw_answers(
+    path: str | Path,
+    images: Sequence[Image.Image],
+    boxes: Sequence[Sequence[Sequence[float]]],
+    answers: Sequence[Sequence[str]],
+    truths: Sequence[Sequence[str]],
+    masks: Sequence[Sequence[np.ndarray]] | None = None,
+    title: str = "",
+    columns: int = 4,
+) -> None:
+    """Writes a page of images with numbered regions, and below each what was answered: ✓ or ✗, and the right text
+    where the answer is wrong.
+
+    Args:
+        path: of the PNG file.
+        images: RGB.
+        boxes: of the regions of each image, xyxy in pixels.
+        answers, truths: a text per region, for each image.
+        masks: of the regions `(H, W)`; outlined in place of the boxes.
+        title: above the page.
+        columns: images side by side.
+
+    Raises:
+        ValueError: no image, or not one answer and one truth per region.
+    """
+    if not images:
+        raise ValueError("`images` must hold at least one image, got none.")
+    for i, (rows, given, right) in enumerate(zip(boxes, answers, truths, strict=True)):
+        if not len(rows) == len(given) == len(right):
+            raise ValueError(f"Image {i} has {len(rows)} regions, {len(given)} answers and {len(right)} truths.")
+    rows = -(-len(images) // columns)
+    lines = max(sum(1 + (a != t) for a, t in zip(*pair, strict=True)) for pair in zip(answers, truths, strict=True))
+    figure = _figure_class()(figsize=(2.9 * columns, rows * (2.6 + 0.17 * lines)), layout="constrained")
+    figure.suptitle(title, fontsize=11, **LITERAL)
+    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.6, 0.17 * lines] * rows)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    for i, image in enumerate(images):
+        shown, told = (grid[2 * (i // columns) + part, i % columns] for part in (0, 1))
+        _show_regions(shown, image, boxes[i], None if masks is None else masks[i])
+        text = []
+        for number, (answer, truth) in enumerate(zip(answers[i], truths[i], strict=True)):
+            text.append(f"{number + 1} {_mark(answer, truth)} {answer}")
+            if answer != truth:
+                text.append(f"      is {truth}")
+        told.text(0, 1, "\n".join(text), fontsize=8, va="top", transform=told.transAxes, **LITERAL)
+    figure.savefig(path, dpi=110)
+
+
+def _mark(answer: str, truth: str) -> str:
+    return "✓" if answer == truth else "✗"
+
+
+def _show_regions(
+    axis: Any, image: Image.Image, boxes: Sequence[Sequence[float]], masks: Sequence[np.ndarray] | None
+) -> None:
+    """The image with its numbered regions; numbers of regions that begin in one place stand side by side."""
+    from matplotlib.patches import Rectangle
+
+    width, height = image.size
+    axis.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
+    corners: list[tuple[float, float]] = []
+    for number, (x0, y0, x1, y1) in enumerate(boxes):
+        colour = REGION_COLOURS[number % len(REGION_COLOURS)]
+        if masks is None:
+            axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2.2))
+        else:
+            padded = np.pad(np.asarray(masks[number], dtype=float), 1)
+            grid = np.arange(-0.5, width + 1), np.arange(-0.5, height + 1)
+            axis.contour(*grid, padded, levels=[0.5], colors=[colour], linewidths=2.2)
+        shift = 0.07 * width * corners.count((x0, y0))
+        corners.append((x0, y0))
+        label = {"color": "white", "fontsize": 9, "fontweight": "bold", "va": "top"}
+        box = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
+        axis.text(x0 + shift, y0, str(number + 1), bbox=box, **label)
 
 
 def draw_heat_map(path: str | Path, image: Image.Image, text: str, values: np.ndarray) -> None:

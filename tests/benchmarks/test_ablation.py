@@ -11,17 +11,14 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, AutoProcessor
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def ablation(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
     import ablation
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ablation, "STEPS", {"cloc": 1, "pixclip": 1})
+    monkeypatch.setattr(ablation, "RECIPES", {name: ("--max_steps", "1") for name in ("cloc", "pixclip")})
     monkeypatch.setattr(ablation, "TEST_IMAGES", 12)
     small = ["--scenes_train_images", "16", "--per_device_train_batch_size", "4", "--use_cpu"]
     monkeypatch.setattr(ablation, "COMMON", [*ablation.COMMON, *small])
@@ -37,7 +34,12 @@ def test_arms_start_from_the_same_weights(ablation, tmp_path):
         base = AutoModel.from_pretrained(tmp_path / family / "base").state_dict()
         for name, arm in arms.items():
             model = AutoModel.from_pretrained(tmp_path / family / name)
-            assert all(torch.equal(base[key], value) for key, value in model.state_dict().items())
+            zero = [f"prompter.layer.{part}.weight" for part in arm.frozen_at_zero]
+            for key, value in model.state_dict().items():
+                if key in zero:
+                    assert not value.any()
+                elif key in base and arm.inherits:
+                    assert torch.equal(base[key], value), (name, key)
             for field, value in arm.config.items():
                 assert getattr(model.config, field) == value
             limit = AutoProcessor.from_pretrained(tmp_path / family / name).tokenizer.model_max_length
@@ -60,8 +62,12 @@ def test_every_arm_gives_a_row(ablation, monkeypatch, capsys):
     for row, (claim, measure) in zip(rows, claims, strict=True):
         assert row.startswith(f"| {claim} | `{measure}` |")
         assert row.split("|")[-2].strip() in ("holds", "does not hold at this scale", "not decided")
-    trained = {path.parent.name for path in Path("runs/ablation").glob("*/*/metrics.json")}
-    assert len(trained) == 2 * (7 + 8) - 2  # both families have a base of the same name
+    measured = list(Path("benchmarks/measures/ablation").glob("*/*.json"))
+    models = sum(len(arms) for arms in ablation.ARMS.values()) - len(ablation.SAME_MODEL)
+    # The base of PixCLIP before its training, and no model that others only go on from.
+    assert len(measured) == 2 * (models + 1 - 1)
+    tower = [line for line in lines if line.startswith(("| Prompter by mask", "| mask-p"))]
+    assert len(tower) == 4
 
 
 def test_differences_are_paired(ablation, monkeypatch):
@@ -110,33 +116,36 @@ def test_verdict_is_a_t_test(ablation):
 
 def test_needed_models_come_once_and_after_what_they_go_on_from(ablation):
     names = [f"{family}/{name}" for family, arms in ablation.ARMS.items() for name, arm in arms.items() if arm.claim]
-    first, then = ablation.needed(names, 3)
-    assert len(first + then) == len(set(first + then)) == 3 * (7 + 8)
-    assert {name for _, name, _ in then} == {"lora", "frozen"}
-    assert ("pixclip", "short", 2) in first
-    assert not {"clip_images"} & {name for _, name, _ in first}
+    first, then, last = ablation.needed(names, 3)
+    models = sum(len(arms) for arms in ablation.ARMS.values()) - len(ablation.SAME_MODEL)
+    assert len(first + then + last) == len({*first, *then, *last}) == 3 * models
+    assert {name for _, name, _ in last} == {"lora", "frozen"}
+    assert ("pixclip", "short", 2) in then and ("pixclip", "scratch", 2) in first
+    assert {family for family, _, _ in then} == {"pixclip"}
+    assert not {"clip_images", "by_box"} & {name for _, name, _ in first}
 
 
 def test_waves_run_side_by_side(ablation, tmp_path):
     """A folder and, in the next wave, one inside it: the second fails where it does not wait for the first."""
     outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
     waves = [[(outer,), (tmp_path / "other",)], [(inner,)]]
-    ablation.side_by_side(os.mkdir, lambda folder: (folder, {}), waves, 2)
+    ablation.side_by_side(os.mkdir, lambda folder: (folder / "x.json", {}), waves, 2)
     assert inner.is_dir()
     with pytest.raises(FileExistsError):
-        ablation.side_by_side(os.mkdir, lambda folder: (folder, {}), [[(outer,)]], 2)
+        ablation.side_by_side(os.mkdir, lambda folder: (folder / "x.json", {}), [[(outer,)]], 2)
     # What is done is left alone.
-    ablation.keep(outer, {}, {"exact": 0.5})
-    ablation.side_by_side(os.mkdir, lambda folder: (folder, {}), [[(outer,)]], 2)
+    ablation.keep(outer / "x.json", {}, {"exact": 0.5})
+    ablation.side_by_side(os.mkdir, lambda folder: (folder / "x.json", {}), [[(outer,)]], 2)
 
 
 def test_measures_of_another_recipe_are_refused(ablation, tmp_path):
     recipe = {"arguments": ["--max_steps", "1"], "config": {"weight": 0.0}, "before": None}
-    assert ablation.done_before(tmp_path, recipe) is None
-    ablation.keep(tmp_path, recipe, {"exact": 0.25})
-    assert ablation.done_before(tmp_path, recipe) == {"exact": 0.25}
-    with pytest.raises(ValueError, match="is of another recipe.*move .* away"):
-        ablation.done_before(tmp_path, {**recipe, "arguments": ["--max_steps", "2"]})
+    file = tmp_path / "family" / "arm-0.json"
+    assert ablation.done_before(file, recipe) is None
+    ablation.keep(file, recipe, {"exact": 0.25})
+    assert ablation.done_before(file, recipe) == {"exact": 0.25}
+    with pytest.raises(ValueError, match="is of another recipe.*move it away"):
+        ablation.done_before(file, {**recipe, "arguments": ["--max_steps", "2"]})
 
 
 def test_filter_of_equal_texts_is_all_that_changes(ablation):

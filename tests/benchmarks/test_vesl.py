@@ -11,13 +11,10 @@ from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.scenes import make_scene
 
 pytest.importorskip("spacy")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def vesl(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
     import vesl
 
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, LlamaConfig, LlamaModel, pipeline
 
 from pixclip_hf.conversion import tokenizer as tokenizers
-from pixclip_hf.conversion.__main__ import main
+from pixclip_hf.conversion.command import main
 from pixclip_hf.conversion.convert import convert
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"

@@ -10,7 +10,7 @@ from conversion_references import build_clip, eva_checkpoint, openai_state
 from safetensors.torch import load_file, save_file
 
 from pixclip_hf.conversion import convert as module
-from pixclip_hf.conversion.__main__ import main
+from pixclip_hf.conversion.command import main
 from pixclip_hf.conversion.convert import PLANS, convert
 
 SUFFIXES = (".pt", ".safetensors")

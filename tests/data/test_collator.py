@@ -15,7 +15,7 @@ class Recorder:
     """A processor that keeps what it is called with."""
 
     def __init__(self, masked=False):
-        self.model_input_names = ["pixel_values", "region_masks" if masked else "region_boxes"]
+        self.prompts = ("mask",) if masked else ("box", "mask")
 
     def __call__(self, **arguments):
         self.arguments = arguments
@@ -171,18 +171,39 @@ def test_a_region_without_mask_is_its_rectangle():
     scene = make_scene(0, size=32)
     mask = scene["regions"][0]["mask"]
     regions = [{"box": [1.0, 2.0, 9.0, 7.0], "mask": None}, {"box": [0.0, 0.0, 5.0, 5.0], "mask": mask}]
-    assert region_inputs(Recorder(masked=True), [regions]) == {"masks": [[[[1, 2, 9, 2, 9, 7, 1, 7]], mask]]}
-    assert region_inputs(Recorder(), [regions]) == {"boxes": [[[1, 2, 9, 7], [0, 0, 5, 5]]]}
+    assert region_inputs([regions], "mask") == {"masks": [[[[1, 2, 9, 2, 9, 7, 1, 7]], mask]]}
+    assert region_inputs([regions], "box") == {"boxes": [[[1, 2, 9, 7], [0, 0, 5, 5]]]}
 
 
 def test_rectangles_become_exact_masks(tiny_pixclip):
     _, processor = tiny_pixclip
     regions = [[{"box": [4.0, 8.0, 20.0, 12.0], "mask": None}]]
     image = Image.new("RGB", (32, 32))
-    masks = processor(images=[image], **region_inputs(processor, regions))["region_masks"]
+    masks = processor(images=[image], **region_inputs(regions, "mask"))["region_masks"]
     expected = np.zeros((32, 32), dtype=bool)
     expected[8:12, 4:20] = True
     assert np.array_equal(masks[0, 0].numpy(), expected)
+
+
+def test_a_share_of_the_batches_prompts_by_masks():
+    collator = RegionCollator(Recorder(), mask_prompt_share=0.25)
+    records = [record([region(number)], key=(0, number)) for number in range(400)]
+    prompts = []
+    for one in records:
+        collator([one])
+        prompts.append("masks" if "masks" in collator.processor.arguments else "boxes")
+        assert len(collator.processor.arguments.keys() & {"masks", "boxes"}) == 1
+    assert 0.18 < prompts.count("masks") / 400 < 0.32
+    by_box = RegionCollator(Recorder())
+    for one, prompt in zip(records[:20], prompts, strict=False):
+        collator([one])
+        assert prompt in collator.processor.arguments
+        # What prompts is drawn apart: regions and texts are those of any other share.
+        by_box([one])
+        assert by_box.processor.arguments["region_text"] == collator.processor.arguments["region_text"]
+        assert "boxes" in by_box.processor.arguments
+    with pytest.raises(ValueError, match="`mask_prompt_share` must be 1"):
+        RegionCollator(Recorder(masked=True), mask_prompt_share=0.5)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +214,8 @@ def test_rectangles_become_exact_masks(tiny_pixclip):
         ({"whole_image_share": 1.1}, r"`whole_image_share` must lie in \[0, 1\], got 1.1"),
         ({"whole_image_share": -0.1}, "`whole_image_share`"),
         ({"whole_image_share": float("nan")}, "`whole_image_share`"),
+        ({"mask_prompt_share": 1.5}, r"`mask_prompt_share` must lie in \[0, 1\], got 1.5"),
+        ({"mask_prompt_share": -0.5}, "`mask_prompt_share`"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -211,12 +211,14 @@ def test_modes_are_those_that_the_model_declares(tiny_cloc, tiny_pixclip, scenes
     encoder = RegionEncoder(*tiny_pixclip)
     assert encoder.modes == ("prompted", "pooled")
     with torch.no_grad():
-        pooled = tiny_pixclip[0].get_region_features(
-            **tiny_pixclip[1](images=image, masks=masks), mode="pooled"
-        ).pooler_output[0]
+        pooled = (
+            tiny_pixclip[0]
+            .get_region_features(**tiny_pixclip[1](images=image, masks=masks), mode="pooled")
+            .pooler_output[0]
+        )
     found = encoder.encode_regions(image, masks=masks, mode="pooled", convert_to_tensor=True)
     torch.testing.assert_close(found, F.normalize(pooled, dim=-1), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="`mode` must be one of none, got 'pooled'"):
+    with pytest.raises(ValueError, match="`mode` is not an option of CLOCModel, got 'pooled'"):
         RegionEncoder(*tiny_cloc).encode_regions(image, masks=masks, mode="pooled")
 
 
@@ -271,9 +273,9 @@ def test_bad_input_is_named(encoder, scenes, tmp_path):
         encoder.encode_regions(images)
     with pytest.raises(ValueError, match="`boxes` must hold a list for each of the 5 images, got 4"):
         encoder.encode_regions(images, boxes=boxes[:4])
-    with pytest.raises(ValueError, match="`prompt` must be one of .*, got 'point'"):
+    with pytest.raises(ValueError, match="`prompt` of .*Model must be one of .*, got 'point'"):
         encoder.encode_regions(images, boxes=boxes, prompt="point")
-    with pytest.raises(ValueError, match="`prompt` must be one of .*, got 'point'"):
+    with pytest.raises(ValueError, match="`prompt` of .*Model must be one of .*, got 'point'"):
         RegionEncoder(encoder.model, encoder.processor, prompt="point")
     boxes[3][1] = [8, 8, 4, 12]
     for options in ({}, {"num_workers": 1}):

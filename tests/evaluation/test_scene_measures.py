@@ -13,6 +13,7 @@ from pixclip_hf.evaluation.scenes import (
     description_accuracy,
     embed_crops,
     evaluate_scenes,
+    grounding_hits,
     measure_scenes,
     pair_accuracy,
 )
@@ -20,6 +21,8 @@ from pixclip_hf.training.from_scratch import small_model
 
 IMAGE_MEASURES = {"image_to_text_recall@1", "text_to_image_recall@1", "image_count"}
 DESCRIPTION_MEASURES = {f"region_description_{name}" for name in ("exact", "texture", "colour", "shape", "count")}
+MASK_MEASURES = {"region_description_exact_mask", "same_box_by_mask_caption", "same_box_by_mask_caption_count"}
+GROUNDING_MEASURES = {"grounding_accuracy", "grounding_accuracy_count"}
 PAIRS = ("same_box_by_mask", "late_detail", "late_detail_cut_77", "crop_same_box", "crop_late_detail")
 
 
@@ -58,6 +61,56 @@ def test_pair_accuracy_and_ties():
     assert pair_accuracy(regions, records, texts, pairs) == ((1 + 0 + 0.5 + 0.5 + 1 + 1) / 6, 6)
     share, count = pair_accuracy(regions, records, texts, lambda record: [])
     assert math.isnan(share) and count == 0
+
+
+class LooksUp:
+    """Grounds a text where a table says."""
+
+    def __init__(self, boxes):
+        self.boxes = boxes
+
+    def find_boxes(self, image, texts):
+        return torch.tensor([self.boxes[image, text] for text in texts])
+
+
+def test_grounding_counts_captions_that_name_one_region():
+    def scene(image, *regions):
+        return {"image": image, "regions": [{"caption": caption, "box": box} for caption, box in regions]}
+
+    records = [
+        scene(
+            "a", ("disc", [0.0, 0.0, 10.0, 10.0]), ("star", [20.0, 20.0, 30.0, 40.0]), ("ring", [0.0, 0.0, 9.0, 9.0])
+        ),
+        scene("b", ("disc", [0.0, 0.0, 8.0, 8.0]), ("disc", [8.0, 8.0, 16.0, 16.0])),
+        scene("c", ("disc", [0.0, 0.0, 8.0, 8.0]), ("disc", [8.0, 8.0, 16.0, 16.0]), ("star", [1.0, 1.0, 5.0, 5.0])),
+    ]
+    found = {
+        # Half of the union is a hit, a little less is none.
+        ("a", "disc"): [0.0, 0.0, 10.0, 5.0],
+        ("a", "star"): [20.0, 20.0, 30.0, 29.9],
+        ("a", "ring"): [20.0, 20.0, 30.0, 40.0],
+        ("c", "star"): [1.0, 1.0, 5.0, 5.0],
+    }
+    hits, groups = grounding_hits(LooksUp(found), records)
+    assert hits.tolist() == [1, 0, 0, 1] and groups.tolist() == [0, 0, 0, 2]
+
+
+def test_the_measures_by_mask_are_prompted_by_masks(tiny_cloc, scenes):
+    """Where all boxes are the whole image, boxes know nothing of the regions: the measures by mask stay."""
+    encoder = CachedEncoder(RegionEncoder(*tiny_cloc), progress=False, batch_size=4)
+    whole = [
+        {**scene, "regions": [{**region, "box": [0.0, 0.0, 32.0, 32.0]} for region in scene["regions"]]}
+        for scene in scenes
+    ]
+    for prompt, equal in (("box", False), ("mask", True)):
+        own, other = (torch.cat(encoder.encode_records(records, prompt=prompt)) for records in (scenes, whole))
+        assert torch.equal(own, other) == equal
+    metrics, blind = (measure_scenes(encoder, records, 0)[0] for records in (scenes, whole))
+    assert metrics["region_description_exact_mask"] == blind["region_description_exact_mask"]
+    by_mask = CachedEncoder(RegionEncoder(*tiny_cloc, prompt="mask"), progress=False, batch_size=4)
+    assert (
+        measure_scenes(by_mask, scenes, 0)[0]["region_description_exact"] == metrics["region_description_exact_mask"]
+    )
 
 
 @pytest.mark.parametrize("family", ("cloc", "pixclip"))
@@ -105,9 +158,11 @@ def test_evaluate_scenes(family, scenes, tokenizer):
     model.train()
     metrics = evaluate_scenes(model, processor, iter(scenes))
     assert model.training
-    names = IMAGE_MEASURES | DESCRIPTION_MEASURES | {"crop_description_exact"}
+    names = IMAGE_MEASURES | DESCRIPTION_MEASURES | MASK_MEASURES | {"crop_description_exact"}
     if family == "pixclip":
-        names |= {*PAIRS, *(f"{name}_count" for name in PAIRS)}
+        names |= {*PAIRS, *(f"{name}_count" for name in PAIRS), "region_description_exact_pooled"}
+    else:
+        names |= GROUNDING_MEASURES
     assert metrics.keys() == names
     for name, value in metrics.items():
         if name.endswith("count"):

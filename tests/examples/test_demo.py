@@ -2,31 +2,26 @@
 
 import json
 import sys
-from pathlib import Path
 
+import demo
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import AutoProcessor
 
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.training.from_scratch import small_model
 
+OTHERS = ("hard", "train", "towers")
+PAIRS = ("same_box_by_mask", "late_detail", "late_detail_cut_77", "crop_same_box", "crop_late_detail")
 KEYS = {
-    "cloc": {"region_description_exact"},
-    "pixclip": {"same_box_by_mask", "late_detail", "late_detail_cut_77"},
+    "cloc": {"region_description_exact", "region_description_exact_mask", "grounding_accuracy"},
+    "pixclip": {"region_description_exact", "region_description_exact_pooled", *PAIRS},
 }
-
-
-@pytest.fixture(scope="module")
-def demo():
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    import demo
-
-    return demo
 
 
 @pytest.fixture(params=("cloc", "pixclip"))
@@ -46,41 +41,53 @@ def small(family, tokenizer):
     return model.eval(), processor
 
 
-def test_report(family, small, demo, tmp_path):
+def test_report(family, small, tmp_path):
     metrics, hard = (
         evaluate_scenes(*small, [make_scene(i, "test", setting=setting) for i in range(12)])
         for setting in ("default", "hard")
     )
     assert metrics.keys() >= KEYS[family]
-    metrics = {**metrics, "train_steps": 7, "train_seconds": 61.4, "seed": 3, "image_count": 12}
-    if family == "pixclip":  # too few scenes to be sure of a pair
-        for name in ("same_box_by_mask", "late_detail", "late_detail_cut_77", "crop_same_box", "crop_late_detail"):
-            hard[name], hard[f"{name}_count"] = 0.25, 8
-            metrics[name], metrics[f"{name}_count"] = 0.9, 100
-    text = demo.report(family, metrics, hard, tmp_path)
+    run = {"train_steps": 7, "train_seconds": 61.4, "seed": 3, "image_count": 12}
+    for measured in (metrics, hard):  # too few scenes to be sure of a pair
+        for name in ("same_box_by_mask_caption", *(PAIRS if family == "pixclip" else ())):
+            measured[name], measured[f"{name}_count"] = (0.9, 100) if measured is metrics else (0.25, 8)
+    metrics = {**metrics, **run, **{f"hard_{name}": value for name, value in hard.items()}}
+    text = demo.report(family, metrics, tmp_path)
     assert (tmp_path / "report.md").read_text() == text
-    assert "7 steps in 61 s, seed 3" in text and "12 unseen scenes" in text and "(regions.png)" in text
+    assert "7 steps in 61 s, seed 3" in text and "12 unseen scenes" in text
+    assert "(regions.png)" in text and "(scenes.png)" in text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert {len(row) for row in rows} == {4} and len(rows) == 2 + {"cloc": 7, "pixclip": 7}[family]
+    # No measure is left out of the report.
+    shares = [name for name in metrics if isinstance(metrics[name], float) and name.split("_")[0] not in OTHERS]
+    repeated = ["region_description_exact_mask"] if family == "pixclip" else []
+    counts = [name for name in shares if name.endswith("_count")]
+    assert {len(row) for row in rows} == {4}
+    assert len(rows) == 2 + len(shares) - len(repeated) - len(counts)
     cells = {row[0]: row[1:] for row in rows}
     assert cells["image to caption, recall@1"][2] == "8.3 %"
     if family == "pixclip":
-        assert cells["same box, told apart by the mask"] == ["90.0 ± 3.0 % of 100", "25.0 ± 15.3 % of 8", "50 %"]
+        same_box = cells["same box, told apart by the mask and long captions"]
+        assert same_box == ["90.0 ± 3.0 % of 100", "25.0 ± 15.3 % of 8", "50 %"]
         # What ties fix has no error.
         assert cells["… with the texts cut to 77 tokens"] == ["90.0 % of 100", "25.0 % of 8", "50 %"]
+        inherited = {**metrics, **{f"towers_{name}": value for name, value in metrics.items()}, "towers_seconds": 30.2}
+        text = demo.report(family, inherited, tmp_path)
+        assert "7 steps in 61 s from towers trained in 30 s, seed 3" in text and "inherited towers" in text
     else:
         count = metrics["region_description_count"]
-        assert cells["region description, exact of 256"][0].endswith(f"% of {count}")
+        assert cells["region described by box, exact of 256"][0].endswith(f"% of {count}")
 
 
-def test_draw(family, small, demo, tmp_path):
-    demo.draw(*small, tmp_path, seed=0)
-    picture = Image.open(tmp_path / "regions.png")
-    assert picture.format == "PNG" and picture.width > picture.height > 200
-    assert np.asarray(picture.convert("RGB")).std() > 10
+def test_pictures(family, small, tmp_path):
+    demo.draw_front(*small, tmp_path, seed=0)
+    demo.draw_page(*small, tmp_path, seed=0, count=3)
+    for name in ("regions.png", "scenes.png"):
+        picture = Image.open(tmp_path / name)
+        assert picture.format == "PNG" and picture.width > 200 and picture.height > 200
+        assert np.asarray(picture.convert("RGB")).std() > 10
 
 
-def test_use_pipeline(family, small, demo, tmp_path, capsys):
+def test_use_pipeline(family, small, tmp_path, capsys):
     for part in small:
         part.save_pretrained(tmp_path)
     demo.use_pipeline(tmp_path, seed=0)
@@ -91,10 +98,13 @@ def test_use_pipeline(family, small, demo, tmp_path, capsys):
         assert line.startswith(region["caption"]) and line.endswith("128 numbers, norm 1.000")
 
 
-def test_whole(family, demo, tmp_path, monkeypatch, capsys):
+FEW = ("--max_steps", "2", "--per_device_train_batch_size", "2", "--scenes_train_images", "4", "--use_cpu")
+
+
+def test_whole(family, tmp_path, monkeypatch, capsys):
     """Everything that a run leaves behind, and that its card shows it."""
-    few = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--scenes_train_images", "4"]
-    monkeypatch.setitem(demo.RECIPES, family, [*few, "--scenes_eval_images", "2", "--use_cpu"])
+    for name in demo.RECIPES:
+        monkeypatch.setitem(demo.RECIPES, name, (*FEW, "--scenes_eval_images", "2"))
     monkeypatch.setattr(demo, "TEST_IMAGES", 12)
     monkeypatch.setattr(sys, "argv", ["demo.py", "--model", family, "--seed", "3", "--output_dir", str(tmp_path)])
     demo.main()
@@ -106,13 +116,57 @@ def test_whole(family, demo, tmp_path, monkeypatch, capsys):
         (result.metric_name.replace(" ", "_"), result.dataset_config): result.metric_value
         for result in card.data.eval_results
     }
-    key = "region_description_exact" if family == "cloc" else "image_to_text_recall@1"
-    assert measured[key, None] == round(metrics[key], 4) and measured[key, "hard"] == round(metrics[f"hard_{key}"], 4)
-    assert "| steps | 2 |" in card.text and "| scenes_seed | 3 |" in card.text and "(regions.png)" in card.text
-    assert {"run_arguments.json", "report.md", "regions.png"} <= {path.name for path in folder.iterdir()}
+    for key in ("region_description_exact", "image_to_text_recall@1"):
+        assert measured[key, None] == round(metrics[key], 4)
+        assert measured[key, "hard"] == round(metrics[f"hard_{key}"], 4)
+    assert not any(name.startswith("towers") for name, _ in measured)
+    assert "| steps | 2 |" in card.text and "| scenes_seed | 3 |" in card.text
+    assert "(regions.png)" in card.text and "(scenes.png)" in card.text
+    left = {"run_arguments.json", "report.md", "regions.png", "scenes.png", "stage.json"}
+    assert left <= {path.name for path in folder.iterdir()}
+    if family == "pixclip":
+        assert metrics["towers_seconds"] > 0 and (folder / "towers" / "stage.json").is_file()
+        assert 0 <= metrics["towers_region_description_exact"] <= 1
 
 
-def test_recipes_name_their_steps(demo):
+def test_towers_are_reused_by_recipe_seed_and_code(tmp_path, monkeypatch):
+    from pixclip_hf.scenes import recipes
+
+    monkeypatch.setitem(demo.RECIPES, "cloc", FEW)
+    stage = demo.train_stage("cloc", 3, tmp_path)
+    assert stage["seconds"] > 0 and demo.find_stage("cloc", 3, tmp_path) == stage
+    assert demo.find_stage("cloc", 4, tmp_path) is None and demo.find_stage("cloc", 3, tmp_path / "none") is None
+    with monkeypatch.context() as change:
+        change.setitem(demo.RECIPES, "cloc", (*FEW, "--warmup_steps", "1"))
+        assert demo.find_stage("cloc", 3, tmp_path) is None
+    with monkeypatch.context() as change:
+        change.setattr(recipes, "code_version", lambda: "another")
+        assert demo.find_stage("cloc", 3, tmp_path) is None
+    assert demo.find_stage("cloc", 3, tmp_path) == stage
+
+
+def test_pixclip_starts_equal_to_its_towers(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    cloc, processor = small_model("cloc", tokenizer)
+    for part in (cloc.eval(), processor):
+        part.save_pretrained(tmp_path / "cloc")
+    model = demo.start_from_towers(tmp_path / "cloc", tmp_path / "start")
+    scene = make_scene(0, "test")
+    texts = [region["long_caption"] for region in scene["regions"]]
+    inputs = processor(images=scene["image"], text=texts)
+    masks = {"masks": [region["mask"] for region in scene["regions"]]}
+    regions = AutoProcessor.from_pretrained(tmp_path / "start")(images=scene["image"], **masks)
+    with torch.no_grad():
+        image = cloc.get_image_features(inputs["pixel_values"]).pooler_output
+        assert torch.equal(model.get_image_features(inputs["pixel_values"]).pooler_output, image)
+        found = model.get_region_features(**regions).pooler_output[0]
+        torch.testing.assert_close(found, image.expand_as(found), atol=1e-6, rtol=0)
+        given = inputs["input_ids"], inputs["attention_mask"]
+        expected = cloc.get_text_features(*given).pooler_output
+        assert torch.equal(model.get_text_features(*given).pooler_output, expected)
+
+
+def test_recipes_name_their_steps():
     """`report` and `metrics.json` read the number of steps from the recipe."""
     for recipe in demo.RECIPES.values():
         assert recipe[0] == "--max_steps" and int(recipe[1]) > 0

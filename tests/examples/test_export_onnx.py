@@ -1,18 +1,14 @@
 """The export example: both halves on disk, close to the model."""
 
-from pathlib import Path
-
+import export_onnx
 import pytest
 
 
 @pytest.mark.parametrize("family", ("cloc", pytest.param("pixclip", marks=pytest.mark.slow)))
 @pytest.mark.parametrize("format", ("torch", pytest.param("onnx", marks=pytest.mark.slow)))
-def test_export(family, format, request, tmp_path, monkeypatch, capsys):
+def test_export(family, format, request, tmp_path, capsys):
     if format == "onnx":
         pytest.importorskip("onnxruntime", reason="needs pip install pixclip-hf[onnx]")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
-    import export_onnx
-
     for part in request.getfixturevalue(f"tiny_{family}"):
         part.save_pretrained(tmp_path / "model")
     out = tmp_path / "out"

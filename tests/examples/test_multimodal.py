@@ -1,9 +1,8 @@
 """CLOC inside multimodal language models: the two examples, and what they hand over."""
 
-import sys
-from pathlib import Path
-
+import llava_vision_tower
 import pytest
+import region_tokens_llm
 import torch
 from transformers import AutoModel, AutoProcessor, LlamaForCausalLM, LlavaForConditionalGeneration
 
@@ -13,10 +12,6 @@ from pixclip_hf.data.scenes import make_scene
 
 @pytest.fixture(scope="module")
 def examples():
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    import llava_vision_tower
-    import region_tokens_llm
-
     return llava_vision_tower, region_tokens_llm
 
 

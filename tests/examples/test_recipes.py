@@ -1,7 +1,6 @@
 """Recipes and accelerate configurations: each runs two steps on tiny stand-ins, and says what it says."""
 
 import json
-import sys
 from pathlib import Path
 
 import datasets
@@ -11,24 +10,18 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from conftest import TEXT_CONFIG, VISION_CONFIG
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaModel
+from run_pretrain import main
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, HfArgumentParser, LlamaConfig, LlamaModel
 from transformers.integrations import integration_utils
 
 from pixclip_hf.data.scenes import scenes_dataset
 from pixclip_hf.data.streaming import RecordStream
-from pixclip_hf.training import recipe_arguments
+from pixclip_hf.training import ModelArguments, recipe_arguments
+from pixclip_hf.training.command import build_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
 LAUNCHERS = sorted((EXAMPLES / "accelerate").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def main():
-    sys.path.insert(0, str(EXAMPLES))
-    from run_pretrain import main
-
-    return main
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +55,7 @@ def stand_ins(tmp_path, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipes_run(recipe, main, stand_ins, tmp_path):
+def test_recipes_run(recipe, stand_ins, tmp_path):
     said = yaml.safe_load(recipe.read_text())
     trainer = main([str(recipe), *stand_ins("llm" if said["model_type"] == "pixclip" else "clip")])
     assert trainer.state.global_step == 2 and isinstance(trainer.train_dataset, RecordStream)
@@ -88,18 +81,13 @@ def test_recipes_run(recipe, main, stand_ins, tmp_path):
     # From scratch where the recipe says so.
     same = torch.equal(
         CLIPModel.from_pretrained(tmp_path / "clip").vision_model.embeddings.class_embedding,
-        main_start(main, recipe, stand_ins, said).vision_model.embeddings.class_embedding,
+        main_start(recipe, stand_ins, said).vision_model.embeddings.class_embedding,
     )
     assert same != said.get("random_weights", False)
 
 
-def main_start(main, recipe, stand_ins, said):
+def main_start(recipe, stand_ins, said):
     """The model that the recipe begins with."""
-    from run_pretrain import build_model
-    from transformers import HfArgumentParser
-
-    from pixclip_hf.training import ModelArguments
-
     argv = recipe_arguments(recipe) + stand_ins("llm" if said["model_type"] == "pixclip" else "clip")
     parsed = HfArgumentParser(ModelArguments).parse_args_into_dataclasses(argv, return_remaining_strings=True)
     return build_model(parsed[0])[0]
@@ -122,7 +110,7 @@ def test_a_recipe_as_arguments(tmp_path):
         recipe_arguments(recipe)
 
 
-def test_a_recipe_with_an_unknown_argument(main, tmp_path):
+def test_a_recipe_with_an_unknown_argument(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"output_dir: {tmp_path}\nlearning_rat: 1.0e-4\nno_such_thing: 1\n")
     with pytest.raises((ValueError, SystemExit)):
@@ -144,7 +132,7 @@ def test_launchers_are_what_accelerate_takes(path):
         assert arguments.zero_stage == 2
 
 
-def test_logs_reach_what_report_to_names(main, tmp_path, monkeypatch):
+def test_logs_reach_what_report_to_names(tmp_path, monkeypatch):
     """The callback that stands for TensorBoard gets losses, parts, rates and throughput."""
     from transformers import TrainerCallback
 
@@ -176,7 +164,7 @@ def test_logs_reach_what_report_to_names(main, tmp_path, monkeypatch):
         (["--layer_decay", "2"], r"`layer_decay` must lie in \(0, 1\], got 2.0"),
     ],
 )
-def test_bad_arguments(given, message, main, tmp_path):
+def test_bad_arguments(given, message, tmp_path):
     sizes = ["--scenes_train_images", "2", "--scenes_eval_images", "2", "--image_size", "32", "--use_cpu"]
     with pytest.raises(ValueError, match=message):
         main(["--output_dir", str(tmp_path / "run"), *sizes, *given])

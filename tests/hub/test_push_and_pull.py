@@ -51,18 +51,16 @@ def error_of(function, *arguments, **options):
             error = error.__cause__ or error.__context__
         return " <- ".join(causes)
 """
-PUBLISH = f"""
-import json, sys
-sys.path.insert(0, {str(ROOT / "examples")!r})
+PUBLISH = """
+import json
 import pixclip_hf
-from publish import main
-from pixclip_hf.hub import publish_dataset
+from pixclip_hf.hub import main, publish_dataset
 
-commits = {{}}
-parts = {{
-    name: [auto.from_pretrained(f"runs/demo/{{name}}") for auto in (AutoModel, AutoProcessor)]
+commits = {}
+parts = {
+    name: [auto.from_pretrained(f"runs/demo/{name}") for auto in (AutoModel, AutoProcessor)]
     for name in ("cloc", "pixclip")
-}}
+}
 commits["cloc"] = pixclip_hf.publish(*parts["cloc"], "team/cloc", license="apache-2.0").oid
 pixclip_hf.publish(*parts["pixclip"], "team/pixclip", private=True, run_folder="runs/demo/pixclip")
 for part in parts["pixclip"]:
@@ -326,7 +324,7 @@ def test_the_snippets_of_the_readme(world):
     assert len(snippets) == 2
     world.author.run("\n".join(snippets))
     assert world.hub.repositories["model", "org/cloc"].private
-    for command in re.findall(r"^python examples/publish.py (.*)", section, flags=re.M):
+    for command in re.findall(r"^pixclip-hf publish (.*)", section, flags=re.M):
         arguments = command.split("#")[0].split()
         folder = arguments[arguments.index("--model") + 1]
         arguments[arguments.index("--model") + 1] = {"runs/lora": "lora"}.get(folder, folder)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,10 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 import pixclip_hf
 from pixclip_hf.hub import write_folder
+from pixclip_hf.training.command import main
 
 PACKAGE = Path(pixclip_hf.__file__).parent
 TRAVELLING = ("modeling", "processing", "pipelines")
-EXAMPLES = Path(__file__).parents[2] / "examples"
 FEATURES, CLASSES = TASKS = ("region-feature-extraction", "zero-shot-region-classification")
 BOXES = [[2, 3, 20, 18], [0, 0, 9, 9]]
 LABELS = ["dark", "bright"]
@@ -79,9 +78,6 @@ def place(tmp_path_factory):
     for part in build("PixCLIP", "clip", text=False):
         part.save_pretrained(place / "saved" / "without text")
     write_folder(*build("CLOC", "clip"), place / "saved" / "sharded", "org/name", max_shard_size="20KB")
-    sys.path.insert(0, str(EXAMPLES))
-    from run_pretrain import main
-
     main([
         "--model_type", "pixclip", "--output_dir", str(place / "saved" / "run"), "--max_steps", "1",
         "--save_steps", "1", "--per_device_train_batch_size", "2", "--scenes_train_images", "4",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from builders import build_model, build_texts
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -131,6 +132,26 @@ def test_equals_its_siglip(vision, dtype, family, towers, pixels):
     expected = getattr(expected, "pooler_output", expected)
     assert model.config.projection_dim == 32 and expected.std() > 0.05
     assert torch.equal(model.get_image_features(pixels).pooler_output, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("vision", ["clip", "siglip"])
+@pytest.mark.parametrize("source", ["cloc", "pixclip"])
+def test_a_region_model_gives_its_towers(vision, source, family, pixels, tmp_path):
+    old = build_model(source, vision, "llama", text_pooling="mean", text_projection="linear", bidirectional=True)
+    old.save_pretrained(tmp_path)
+    if (source, family) == ("pixclip", "cloc"):
+        with pytest.raises(ValueError, match="left over .*mask_weight"):
+            MODELS[family].from_vision_text_pretrained(tmp_path, tmp_path, text_projection="linear")
+        return
+    new = MODELS[family].from_vision_text_pretrained(tmp_path, tmp_path, text_projection="linear")
+    assert (new.config.text_pooling, new.config.bidirectional) == ("mean", True)
+    ids, mask = build_texts(3)
+    assert torch.equal(new.get_image_features(pixels).pooler_output, old.get_image_features(pixels).pooler_output)
+    texts = [model.get_text_features(ids, mask).pooler_output for model in (old, new)]
+    assert torch.equal(*texts)
+    assert new.logit_scale() == old.logit_scale()
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ def test_mask_forms_give_the_same_batch(processor_class, form):
 @both
 def test_region_values(processor_class):
     processor = build(processor_class)
-    batch = processor(IMAGE_A, masks=[MASK_A])
+    batch = processor(IMAGE_A, masks=[MASK_A], prompt=processor.prompts[0])
     if processor_class is CLOCProcessor:
         expected = np.array([[[12 / 60, 5 / 40, 33 / 60, 25 / 40]]])
         np.testing.assert_allclose(batch["region_boxes"].numpy(), expected, atol=1e-7)
@@ -107,11 +107,25 @@ def test_region_values(processor_class):
 @both
 def test_masks_and_boxes_together(processor_class):
     processor = build(processor_class)
-    batch = processor(IMAGE_B, masks=[MASK_B], boxes=[BOX_C])
-    alone = {"masks": [MASK_B]} if processor_class is PixCLIPProcessor else {"boxes": [BOX_C]}
-    assert_same(batch, processor(IMAGE_B, **alone))
-    with pytest.raises(ValueError, match="masks and boxes"):
-        processor(IMAGE_B, masks=[MASK_B], boxes=[BOX_B, BOX_C])
+    given = {"mask": {"masks": [MASK_B]}, "box": {"boxes": [BOX_C]}}
+    for prompt in processor.prompts:
+        batch = processor(IMAGE_B, masks=[MASK_B], boxes=[BOX_C], prompt=prompt)
+        assert_same(batch, processor(IMAGE_B, **given[prompt]))
+        with pytest.raises(ValueError, match="masks and boxes"):
+            processor(IMAGE_B, masks=[MASK_B], boxes=[BOX_B, BOX_C], prompt=prompt)
+    with pytest.raises(ValueError, match="prompt must say which of masks and boxes"):
+        processor(IMAGE_B, masks=[MASK_B], boxes=[BOX_C])
+    with pytest.raises(ValueError, match="prompt must be one of .*'mask', got 'point'"):
+        processor(IMAGE_B, masks=[MASK_B], prompt="point")
+
+
+def test_boxes_and_masks_prompt_cloc_as_what_they_are_or_as_what_is_said():
+    processor = build(CLOCProcessor)
+    by_mask, by_box = processor(IMAGE_A, masks=[MASK_A]), processor(IMAGE_A, boxes=[BOX_A])
+    assert set(by_mask) - set(by_box) == {"region_masks"} and set(by_box) - set(by_mask) == {"region_boxes"}
+    assert torch.equal(by_mask["region_masks"], build(PixCLIPProcessor)(IMAGE_A, masks=[MASK_A])["region_masks"])
+    assert_same(processor(IMAGE_A, boxes=[BOX_A], prompt="mask"), by_mask)
+    assert_same(processor(IMAGE_A, masks=[MASK_A], prompt="box"), by_box)
 
 
 @both
@@ -131,12 +145,13 @@ def test_an_image_without_regions_in_a_batch(processor_class, nothing):
 @both
 def test_batch_equals_one_by_one(processor_class):
     processor = build(processor_class)
-    batch = processor([IMAGE_A, IMAGE_B], masks=[[MASK_A], [MASK_B, ~MASK_B]])
-    for i, (image, masks) in enumerate([(IMAGE_A, [MASK_A]), (IMAGE_B, [MASK_B, ~MASK_B])]):
-        single = processor(image, masks=masks)
-        for key in ("pixel_values", region_key(processor_class)):
-            row = batch[key][i] if key == "pixel_values" else batch[key][i, : len(masks)]
-            assert torch.equal(row, single[key][0])
+    for prompt in processor.prompts:
+        batch = processor([IMAGE_A, IMAGE_B], masks=[[MASK_A], [MASK_B, ~MASK_B]], prompt=prompt)
+        for i, (image, masks) in enumerate([(IMAGE_A, [MASK_A]), (IMAGE_B, [MASK_B, ~MASK_B])]):
+            single = processor(image, masks=masks, prompt=prompt)
+            for key in ("pixel_values", "region_masks" if prompt == "mask" else "region_boxes"):
+                row = batch[key][i] if key == "pixel_values" else batch[key][i, : len(masks)]
+                assert torch.equal(row, single[key][0])
 
 
 @both

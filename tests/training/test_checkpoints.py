@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
@@ -16,14 +15,14 @@ from transformers import TrainingArguments
 from pixclip_hf.data.collator import RegionCollator
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.training import RegionTrainer, last_checkpoint
+from pixclip_hf.training.command import main
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 # Killed while it writes its third checkpoint: weights, optimiser and random state lie there, its state does not.
 KILLED = """
 import os, signal, sys
 import torch
 from transformers import TrainerState
-import run_pretrain
+from pixclip_hf.training.command import main
 
 torch.set_num_threads(1)
 save = TrainerState.save_to_json
@@ -34,7 +33,7 @@ def save_or_die(self, path):
     save(self, path)
 
 TrainerState.save_to_json = save_or_die
-run_pretrain.main(sys.argv[1:])
+main(sys.argv[1:])
 """
 
 
@@ -45,8 +44,6 @@ run_pretrain.main(sys.argv[1:])
 def test_killed_and_resumed(family, more, tmp_path, monkeypatch):
     """Three steps an epoch: the checkpoint of step 4 lies inside the second. Dropout draws random numbers."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.syspath_prepend(EXAMPLES)
-    from run_pretrain import main
 
     def options(folder):
         return [
@@ -58,7 +55,6 @@ def test_killed_and_resumed(family, more, tmp_path, monkeypatch):
 
     whole = main(options(tmp_path / "whole"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), *filter(None, sys.path)])
     command = [sys.executable, "-c", KILLED, *options(tmp_path / "killed")]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

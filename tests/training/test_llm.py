@@ -183,11 +183,7 @@ def test_gguf_is_the_language_model(smollm2):
 @pytest.mark.timeout(600)
 def test_smollm2_with_lora_from_end_to_end(smollm2, tmp_path):
     """Bidirectional, mean pooling: train, save, reload, merge, publish."""
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-    from run_pretrain import main
+    from pixclip_hf.training.command import main
 
     torch.manual_seed(0)
     tiny = without_text("pixclip", text_hidden_size=576)

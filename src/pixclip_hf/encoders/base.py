@@ -37,8 +37,8 @@ class BaseEncoder:
     grounds = False
 
     def __init__(self, model: Any, processor: Any, prompt: str | None = None, max_length: int | None = None):
-        self._check("prompt", prompt, self.prompts)
         self.model, self.processor = model.eval(), processor
+        self._check("prompt", prompt, self.prompts)
         self.prompt = prompt or self.prompts[0]
         self.max_length = max_length
         self._embedded_texts = EmbeddedTexts()
@@ -283,10 +283,13 @@ class BaseEncoder:
             return logger.getEffectiveLevel() in (python_logging.INFO, python_logging.DEBUG)
         return show_progress_bar
 
-    @staticmethod
-    def _check(name: str, value: str | None, known: Sequence[str]) -> None:
-        if value is not None and value not in known:
-            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known)) or 'none'}, got {value!r}.")
+    def _check(self, name: str, value: str | None, known: Sequence[str]) -> None:
+        if value is None or value in known:
+            return
+        kind = type(self.model).__name__
+        if not known:
+            raise ValueError(f"`{name}` is not an option of {kind}, got {value!r}.")
+        raise ValueError(f"`{name}` of {kind} must be one of {', '.join(map(repr, known))}, got {value!r}.")
 
 
 def _length(regions: Any) -> int:

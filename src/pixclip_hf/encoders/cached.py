@@ -107,6 +107,7 @@ class CachedEncoder:
         show: Callable[[Image.Image, Mapping[str, Any]], Record] | None = None,
         name: str = "regions",
         prompt: str | None = None,
+        mode: str | None = None,
     ) -> list[Tensor]:
         """`(R, D)` of the regions of each record.
 
@@ -115,16 +116,16 @@ class CachedEncoder:
             show: from an image and a region to the record of that region alone, as in `views`; the whole record is
                 embedded as it is when None.
             name: of what is shown; part of the shard's name, and in the progress bar.
-            prompt: what prompts the regions of whole records, the encoder's own prompt when None.
+            prompt, mode: of whole records, as in [`RegionEncoder.encode_regions`].
         """
 
         def encode(part: Sequence[Record]) -> list[Tensor]:
             if show is None:
-                return self.encoder.encode_records(part, prompt=prompt, **self._options)
+                return self.encoder.encode_records(part, prompt=prompt, mode=mode, **self._options)
             return [self._encode_shown(record, show) for record in part]
 
         found = []
-        name = name if prompt is None else f"{name} by {prompt}"
+        name += "".join(f", {option}" for option in (prompt, mode) if option is not None)
         for rows, lengths in self._shards(records, name, encode, _record_key):
             found += rows.split(lengths)
         return found

@@ -69,6 +69,7 @@ class Encoder(Protocol):
         show_progress_bar: bool | None = None,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
+        mode: str | None = None,
     ) -> list[Any]:
         """A `(R, D)` for the regions of each record of the schema."""
         ...

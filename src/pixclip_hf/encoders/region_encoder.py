@@ -98,13 +98,14 @@ class RegionEncoder(BaseEncoder):
         show_progress_bar: bool | None = None,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
+        mode: str | None = None,
     ) -> list[Embeddings]:
         """Embeds the regions of records: `(R, D)` for each.
 
         Args:
             records: with `image` and `regions`, each region with `box` and `mask`, as in the record schema. A region
                 without a mask prompts by the rectangle of its box where masks prompt.
-            prompt, batch_size, num_workers, show_progress_bar, convert_to_tensor, normalize_embeddings: as in
+            prompt, batch_size, num_workers, show_progress_bar, convert_to_tensor, normalize_embeddings, mode: as in
                 [`RegionEncoder.encode_regions`].
         """
         self._check("prompt", prompt, self.prompts)
@@ -118,6 +119,7 @@ class RegionEncoder(BaseEncoder):
             show_progress_bar=show_progress_bar,
             convert_to_tensor=convert_to_tensor,
             normalize_embeddings=normalize_embeddings,
+            mode=mode,
         )
 
     @property

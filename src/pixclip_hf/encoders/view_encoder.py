@@ -87,6 +87,7 @@ class ViewEncoder(BaseEncoder):
         show_progress_bar: bool | None = None,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
+        mode: str | None = None,
     ) -> list[Embeddings]:
         """As [`RegionEncoder.encode_records`]; a view looks at box and mask."""
         return self.encode_regions(
@@ -99,6 +100,7 @@ class ViewEncoder(BaseEncoder):
             show_progress_bar=show_progress_bar,
             convert_to_tensor=convert_to_tensor,
             normalize_embeddings=normalize_embeddings,
+            mode=mode,
         )
 
     @torch.no_grad()

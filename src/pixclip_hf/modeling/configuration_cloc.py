@@ -152,9 +152,9 @@ class CLOCConfig(SavesPipelines, PreTrainedConfig):
         # A default read into a missing field would load the weights into other math.
         if "prompter_layer" not in config_dict and "prompter_layer" not in kwargs:
             raise ValueError(
-                "This CLOC configuration has no `prompter_layer`: it was saved by pixclip-hf 0.1, whose Prompter layer "
-                'is another. Pass `prompter_layer="first"` to `from_pretrained` to load it with that layer, or train '
-                "it anew."
+                "This CLOC configuration has no `prompter_layer`: it was saved by pixclip-hf 0.1, whose Prompter "
+                'computes something else. Pass `prompter_layer="first"` to `from_pretrained` to load it as it was, or '
+                "train a new model."
             )
         given = {name: kwargs.pop(name) for name in ("prompter_layer",) if name in kwargs}
         return super().from_dict({**config_dict, **given}, **kwargs)

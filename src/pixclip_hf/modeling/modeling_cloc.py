@@ -302,7 +302,8 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         if prompt is None:
             if region_boxes is not None and region_masks is not None:
                 raise ValueError(
-                    "`prompt` must be 'box' or 'mask' where `region_boxes` and `region_masks` are both given, got None."
+                    "`prompt` must be 'box' or 'mask' where both `region_boxes` and `region_masks` are given, "
+                    "got None."
                 )
             prompt = "box" if region_masks is None else "mask"
         check_choice("prompt", prompt, self.config.prompts)
@@ -355,11 +356,12 @@ class CLOCModel(CLOCVisionModel):
         """A model that inherits its towers, and what lies behind them where it fits.
 
         Args:
-            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), Hub id or
-                folder. Its projection becomes `visual_projection` (SigLIP's, which has none, the identity), so that
-                image features equal those of the checkpoint.
-            text: CLIP text tower (alone or in a composite), any text encoder, or any decoder LLM. The projection of a
-                CLIP becomes `text_projection` when that is `"linear"`; when `vision` and `text` are one CLIP and both
+            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), or a CLOC
+                or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (SigLIP's, which has none,
+                the identity), so that image features equal those of the checkpoint.
+            text: CLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or PixCLIP,
+                which says how its text tower is pooled. The projection of a CLIP or a region model becomes
+                `text_projection` when that is `"linear"`; when `vision` and `text` are one checkpoint and both
                 projections fit, `logit_scale` is inherited too. None builds the model without a text tower: it needs
                 `text_hidden_size` and takes pooled states.
             kwargs: `dtype` of the whole model (float32 when not given; `"auto"` is that of the checkpoints, the wider

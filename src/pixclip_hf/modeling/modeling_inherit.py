@@ -1,4 +1,5 @@
-"""Weights inherited from existing towers: a CLIP or SigLIP on the image side, any text model on the other."""
+"""Weights inherited from existing towers: a CLIP, SigLIP or region model on the image side, any text model on the
+other."""
 
 import math
 from dataclasses import dataclass, fields
@@ -16,7 +17,7 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 MAIN_INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 EXPECTED = {
-    "vision": "a CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint",
+    "vision": "a CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (or a CLOC or PixCLIP)",
     "text": "a CLIP text tower, a text encoder or a decoder",
 }
 POSITIONS = "embeddings.position_embedding.weight"
@@ -137,10 +138,12 @@ def take_tower(source: Source, whole: PreTrainedModel) -> Tower:
     model = source.tower(whole)
     projection = getattr(whole, "visual_projection" if source.side == "vision" else "text_projection", None)
     weight = projection.weight if source.composite and isinstance(projection, nn.Linear) else None
-    if model.config.model_type == "siglip_vision_model":
+    if weight is None and model.config.model_type == "siglip_vision_model":
         # SigLIP compares what leaves its pooling head: no projection is the identity.
         weight = torch.eye(model.config.hidden_size, dtype=model.dtype)
     log_scale = getattr(whole, "logit_scale", None)
+    # A region model keeps it in a module of its own.
+    log_scale = getattr(log_scale, "log_scale", log_scale)
     return Tower(model, weight, log_scale if isinstance(log_scale, Tensor) else None)
 
 
@@ -250,10 +253,17 @@ def _text_positions(source: Source, count: int) -> int:
 
 
 def _projection_dim(source: Source) -> dict[str, int]:
-    if source.tower_config.model_type == "siglip_vision_model":
-        return {"projection_dim": source.tower_config.hidden_size}
     found = getattr(source.config, "projection_dim", None)
+    if found is None and source.tower_config.model_type == "siglip_vision_model":
+        found = source.tower_config.hidden_size
     return {} if found is None else {"projection_dim": found}
+
+
+def _text_fields(source: Source | None) -> dict[str, Any]:
+    """How a region model reads its text tower; other checkpoints do not say."""
+    if source is None or not hasattr(source.config, "text_pooling"):
+        return {}
+    return {name: getattr(source.config, name) for name in ("text_pooling", "bidirectional")}
 
 
 def model_from_towers(
@@ -296,7 +306,9 @@ def model_from_towers(
             raise ValueError("`max_position_embeddings` needs a text tower, got `text=None`.")
         text_config["max_position_embeddings"] = _text_positions(text_source, max_position_embeddings)
     config = config_class(
-        vision_config=vision_config, text_config=text_config, **(_projection_dim(vision_source) | kwargs)
+        vision_config=vision_config,
+        text_config=text_config,
+        **(_projection_dim(vision_source) | _text_fields(text_source) | kwargs),
     )
     with torch.device("meta"), init.no_init_weights():
         model_class(config)

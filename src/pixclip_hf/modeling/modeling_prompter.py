@@ -1,4 +1,4 @@
-"""The Prompter of CLOC: region and text prompts that read the image tokens of one pass, and the box head behind them."""
+"""The Prompter of CLOC: region and text prompts read the image tokens of one pass; and the box head behind it."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -163,7 +163,7 @@ class CLOCPrompterLayer(nn.Module):
 
 
 class CLOCFirstPrompterLayer(nn.Module):
-    """The layer of the first edition (`prompter_layer="first"`): plain pre-norm self-attention of a prompt token and the
+    """The layer of pixclip-hf 0.1 (`prompter_layer="first"`): plain pre-norm self-attention of a prompt token and the
     image tokens, whose positions are added to their content.
 
     What leaves the layer at its prompt token depends on the image tokens only through their keys and values: these are

@@ -70,10 +70,8 @@ class _BucketedOutputs:
         images = iter(self.loader)
         size = self.batch_size
         while window := list(map(self._owned, islice(images, 1 if size == 1 else _BUCKET_BATCHES * size))):
-            order = sorted(range(len(window)), key=lambda i: window[i]["region_attention_mask"].shape[1])
             outputs: list[dict[str, Any]] = [{}] * len(window)
-            for start in range(0, len(order), size):
-                rows = order[start : start + size]
+            for rows in _rows_of_batches(window, size):
                 batch = self.forward(collate_images([window[i] for i in rows]))
                 for row, i in enumerate(rows):
                     outputs[i] = {
@@ -87,6 +85,16 @@ class _BucketedOutputs:
         if not self.loader.num_workers:
             return item
         return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in item.items()}
+
+
+def _rows_of_batches(window: list[dict[str, Any]], size: int) -> Iterator[list[int]]:
+    """Which images share a batch: of one kind of prompt, with about as many regions."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for i, item in enumerate(window):
+        kinds.setdefault(tuple(sorted(item)), []).append(i)
+    for rows in kinds.values():
+        rows.sort(key=lambda i: window[i]["region_attention_mask"].shape[1])
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _is_one_image(inputs: Any) -> bool:
@@ -139,12 +147,14 @@ class RegionPipeline(Pipeline):
         box_format: str | None = None,
         normalized: bool | None = None,
         mode: str | None = None,
+        prompt: str | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params = {
             "boxes": boxes,
             "masks": masks,
             "box_format": box_format,
             "normalized": normalized,
+            "prompt": prompt,
         }
         # The model's keyword arguments go on to the vision tower, which would swallow a `mode`.
         if mode is not None and not self.model.region_modes:
@@ -244,6 +254,8 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
                 image.
             box_format (`str`): `"xyxy"` (default), `"xywh"` or `"cxcywh"`.
             normalized (`bool`): boxes in [0, 1] of the image instead of pixels.
+            prompt (`str`): `"box"` or `"mask"`: what prompts the model, where both are given or it is not the one that
+                is (CLOC takes either, PixCLIP masks).
             mode (`str`): PixCLIP only: `"prompted"` (one pass a region) or `"pooled"` (one pass an image).
             normalize (`bool`): L2-normalised embeddings (default), or the model's own lengths.
             return_tensors (`bool`): a float32 tensor (R, D) an image instead of dicts.

@@ -27,7 +27,8 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         """Scores texts against regions.
 
         Args:
-            inputs, boxes, masks, box_format, normalized, mode, batch_size: as in [`RegionFeatureExtractionPipeline`].
+            inputs, boxes, masks, box_format, normalized, prompt, mode, batch_size: as in
+                [`RegionFeatureExtractionPipeline`].
             candidate_labels (`list[str]`): the T texts to choose from, of any length.
             hypothesis_template (`str`): where `{}` stands, a label is put in; `"{}"` by default.
             text_states (`torch.Tensor`): (T, D_text) pooled states of the texts, in place of encoding them: for a

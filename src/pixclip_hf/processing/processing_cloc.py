@@ -70,9 +70,10 @@ class CLOCProcessor(OptionalTokenizer):
             kwargs: settings of the image processor for this call, such as `size`.
 
         Returns:
-            `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32, `region_boxes` (B, R, 4)
-            float32, xyxy in [0, 1] of the processed image, or `region_masks` (B, R, H, W) bool,
-            `region_attention_mask` (B, R) int64, `input_ids` and `attention_mask` (T, L), `region_input_ids` and `region_text_attention_mask` (B, R, L).
+            `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32; `region_boxes` (B, R, 4)
+            float32, xyxy in [0, 1] of the processed image, or `region_masks` (B, R, H, W) bool, by what prompts;
+            `region_attention_mask` (B, R) int64; `input_ids` and `attention_mask` (T, L); `region_input_ids` and
+            `region_text_attention_mask` (B, R, L).
 
         Raises:
             TypeError, ValueError: bad input; the message names the argument with its index, the value, and what was

@@ -12,6 +12,8 @@ import yaml
 class ModelArguments:
     """Which model to train, and from what weights: a checkpoint, two towers, or random."""
 
+    _argument_group_name = "model"
+
     model_type: str = field(default="cloc", metadata={"help": "`cloc` or `pixclip`.", "choices": ["cloc", "pixclip"]})
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint of this package to go on from: Hub id or folder."}
@@ -103,6 +105,8 @@ class ModelArguments:
 class DataArguments:
     """What to train on, and how batches are drawn from it."""
 
+    _argument_group_name = "data"
+
     dataset_name: str = field(
         default="scenes", metadata={"help": "`scenes`, or a dataset in the record schema: Hub id or folder."}
     )
@@ -169,8 +173,10 @@ class DataArguments:
 class LoraArguments:
     """LoRA on the text tower; everything else of the model trains in full."""
 
-    lora_r: int = field(default=0, metadata={"help": "Rank; 0 is off."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale is alpha / r."})
+    _argument_group_name = "LoRA"
+
+    lora_r: int = field(default=0, metadata={"help": "Rank of the adapters; 0 trains without LoRA."})
+    lora_alpha: int = field(default=32, metadata={"help": "The adapters are scaled by `lora_alpha` / `lora_r`."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of the adapters."})
     lora_target_modules: str | None = field(
         default=None, metadata={"help": "Regular expression on module names; the attention projections by default."}
@@ -181,13 +187,17 @@ class LoraArguments:
 class LossArguments:
     """How the contrastive losses of a large batch fit into memory."""
 
+    _argument_group_name = "loss"
+
     gradient_cache_chunks: int = field(
         default=1,
-        metadata={"help": "Parts that a batch passes the model in; loss and gradients stay those of the whole."},
+        metadata={
+            "help": "Parts in which a batch passes through the model; loss and gradients are the whole batch's."
+        },
     )
     contrastive_tile_size: int | None = field(
         default=None,
-        metadata={"help": "Sets the field of the model's configuration: tiles of this edge, or 0."},
+        metadata={"help": "Edge of the tiles of the contrastive losses; 0 is off, automatic by default."},
     )
 
 
@@ -195,11 +205,50 @@ class LossArguments:
 class OptimizerArguments:
     """Learning rates of the parts, relative to `learning_rate`: see [`parameter_groups`]."""
 
-    vision_lr_scale: float = field(default=1.0, metadata={"help": "Of the vision tower, without its mask projection."})
-    text_lr_scale: float = field(default=1.0, metadata={"help": "Of the text tower."})
-    layer_decay: float = field(
-        default=1.0, metadata={"help": "A tower's block learns so much slower than the block above it; 1 is off."}
+    _argument_group_name = "learning rates"
+
+    vision_lr_scale: float = field(
+        default=1.0,
+        metadata={
+            "help": "Learning rate of the vision tower, without its mask projection, relative to `learning_rate`."
+        },
     )
+    text_lr_scale: float = field(
+        default=1.0, metadata={"help": "Learning rate of the text tower, relative to `learning_rate`."}
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Learning rate of each block of a tower, relative to the block above it; 1 is off."},
+    )
+
+
+@dataclass
+class EarlyStoppingArguments:
+    """When a training that no longer improves ends: see [`early_stopping`]."""
+
+    _argument_group_name = "early stopping"
+
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after this many evaluations in a row without a better `metric_for_best_model`; off by "
+            "default. Needs `eval_strategy` and `load_best_model_at_end`."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much the metric must change to count as better."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(f"`early_stopping_patience` must be at least 1, got {self.early_stopping_patience}.")
+        if self.early_stopping_threshold < 0:
+            raise ValueError(f"`early_stopping_threshold` must be at least 0, got {self.early_stopping_threshold}.")
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError(
+                f"`early_stopping_threshold` needs `early_stopping_patience`, got {self.early_stopping_threshold} "
+                "alone."
+            )
 
 
 def recipe_arguments(path: str | Path) -> list[str]:

@@ -19,7 +19,10 @@ MODEL_CLASSES = {
 
 
 def small_model(
-    model_type: str, tokenizer: PreTrainedTokenizerBase, image_size: int = 64
+    model_type: str,
+    tokenizer: PreTrainedTokenizerBase,
+    image_size: int = 64,
+    vision_model_type: str = "clip_vision_model",
 ) -> tuple[CLOCModel | PixCLIPModel, CLOCProcessor | PixCLIPProcessor]:
     """A model of about a million parameters and its processor: patches of 8 pixels, four vision and two text layers.
 
@@ -27,6 +30,8 @@ def small_model(
         model_type: `"cloc"` or `"pixclip"`.
         tokenizer: its vocabulary, special tokens and `model_max_length` shape the text tower.
         image_size: side of the images in pixels, a multiple of 8.
+        vision_model_type: `"clip_vision_model"`, whose class token is the image, or `"siglip_vision_model"`, whose
+            pooling head reads the patches.
 
     Raises:
         ValueError: an unknown `model_type`.
@@ -45,7 +50,7 @@ def small_model(
     }
     config = config_class(
         vision_config={
-            "model_type": "clip_vision_model",
+            "model_type": vision_model_type,
             "num_hidden_layers": 4,
             "image_size": image_size,
             "patch_size": 8,
@@ -73,7 +78,7 @@ def small_model(
 
 
 def start_vision_tower(model: CLOCModel | PixCLIPModel) -> None:
-    """Starts a CLIP vision tower so that it can learn in minutes.
+    """Starts a CLIP or SigLIP vision tower so that it can learn in minutes.
 
     CLIP's own start has small patch weights, which Adam's first steps shake about, positions at a fourteenth of the
     patches' scale, and all but uniform attention. Here patch weights are three times as large, positions are 2-D sines
@@ -83,14 +88,16 @@ def start_vision_tower(model: CLOCModel | PixCLIPModel) -> None:
     embeddings = model.vision_model.embeddings
     side = embeddings.image_size // embeddings.patch_size
     with torch.no_grad():
-        embeddings.patch_embedding.weight.mul_(3)
-        embeddings.position_embedding.weight[1:] = 1.5 * sincos_2d(side, embeddings.embed_dim)
+        has_class_token = hasattr(embeddings, "class_embedding")
+        if has_class_token:
+            embeddings.patch_embedding.weight.mul_(3)
+        embeddings.position_embedding.weight[-side * side :] = 1.5 * sincos_2d(side, embeddings.embed_dim)
         for layer in model.vision_model.encoder.layers:
             queries, keys = layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight
             scale = 1.5 * queries.shape[1] ** -0.5
             queries.normal_(std=scale)
             keys.normal_(std=0.3 * scale).add_(queries)
-        if isinstance(model, PixCLIPModel):
+        if has_class_token and isinstance(model, PixCLIPModel):
             # The class token looks at what the mask marks: both point into one direction.
             direction = torch.randn(embeddings.embed_dim)
             embeddings.class_embedding.copy_(0.5 * direction)

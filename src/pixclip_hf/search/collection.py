@@ -1,0 +1,110 @@
+"""Where the regions of a collection come from: annotations, an object detector, or a grid of windows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import pipeline
+
+from ..data.readers import load_records
+from ..data.scenes import make_scene
+from ..images import IMAGE_SUFFIXES, open_image
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Images and their regions.
+
+    Args:
+        images: folder of images, read with all its subfolders.
+        dataset: folder or Hub id of a dataset in the record schema, in place of `images`.
+        split: of the dataset.
+        scenes: number of drawn scenes, where neither `images` nor `dataset` is given.
+        detector: object detector of transformers that proposes the regions of `images`, in place of a grid.
+        detector_threshold: least score of its boxes.
+        grid: windows per side of an image; each number is a size of window.
+
+    Raises:
+        ValueError: both `images` and `dataset`, or `images` that is not a folder.
+    """
+
+    images: str | None = None
+    dataset: str | None = None
+    split: str = "train"
+    scenes: int = 200
+    detector: str | None = None
+    detector_threshold: float = 0.3
+    grid: Sequence[int] = (1, 3, 7)
+
+    def __post_init__(self) -> None:
+        if self.images is not None and self.dataset is not None:
+            raise ValueError(f"`images` and `dataset` exclude each other, got {self.images!r} and {self.dataset!r}.")
+        if self.images is not None and not Path(self.images).is_dir():
+            raise ValueError(f"`images` must be a folder, got {self.images!r}.")
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The images one by one.
+
+        Yields:
+            `name`, `image` (RGB) and `regions`, each with a `box` (xyxy, pixels), a `mask` or None, and `text`, what
+            it is known to show, or None.
+        """
+        if self.images is None:
+            for index, record in enumerate(self._records()):
+                regions = [{**region, "text": region["caption"] or region["category"]} for region in record["regions"]]
+                yield {"name": str(index), "image": open_image(record["image"]), "regions": regions}
+            return
+        detect = pipeline("object-detection", model=self.detector) if self.detector else None
+        for path in self._paths():
+            image = open_image(path)
+            if detect is None:
+                found = [{"box": box, "text": None} for box in grid_boxes(*image.size, self.grid)]
+            else:
+                corners = ("xmin", "ymin", "xmax", "ymax")
+                found = [
+                    {"box": [float(hit["box"][corner]) for corner in corners], "text": hit["label"]}
+                    for hit in detect(image, threshold=self.detector_threshold)
+                ]
+            yield {"name": str(path), "image": image, "regions": [{**region, "mask": None} for region in found]}
+
+    def open_images(self, names: set[str]) -> dict[str, Image.Image]:
+        """The images of these names, RGB.
+
+        Raises:
+            FileNotFoundError: an image of the collection is no longer where it was.
+        """
+        if self.images is None:
+            found = {
+                str(index): open_image(record["image"])
+                for index, record in enumerate(self._records())
+                if str(index) in names
+            }
+        else:
+            found = {str(path): open_image(path) for path in self._paths() if str(path) in names}
+        if missing := sorted(names - found.keys()):
+            raise FileNotFoundError(
+                f"{len(missing)} images of the collection are no longer there, {missing[0]!r} among them. Relative "
+                "paths begin at the folder in which the regions were embedded."
+            )
+        return found
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        if self.dataset is not None:
+            yield from load_records(self.dataset, self.split)
+        else:
+            yield from (make_scene(index, "test") for index in range(self.scenes))
+
+    def _paths(self) -> list[Path]:
+        return sorted(path for path in Path(self.images).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def grid_boxes(width: int, height: int, counts: Sequence[int]) -> list[list[float]]:
+    """Windows that overlap by half, for each of `counts` as many along either side; 1 is the whole image."""
+    boxes = []
+    for count in counts:
+        side = 2 / (count + 1)
+        steps = [side / 2 * step for step in range(count)]
+        boxes += [[x * width, y * height, (x + side) * width, (y + side) * height] for y in steps for x in steps]
+    return boxes

@@ -1,0 +1,347 @@
+"""`pixclip-hf train`: from arguments to a trained model with its card in one folder."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers.utils import logging
+
+from .. import __version__
+from ..cards import write_card
+from ..command_help import HelpFormatter
+from ..data.collator import RegionCollator
+from ..data.readers import load_records
+from ..data.scenes import scenes_dataset
+from ..data.streaming import RecordStream, stream_records
+from ..data.tokenizer import scenes_tokenizer
+from .arguments import (
+    DataArguments,
+    EarlyStoppingArguments,
+    LoraArguments,
+    LossArguments,
+    ModelArguments,
+    OptimizerArguments,
+    recipe_arguments,
+)
+from .checkpoints import last_checkpoint
+from .early_stopping import early_stopping
+from .from_scratch import MODEL_CLASSES, small_model
+from .llm import attach_text_model, quantize_text_model
+from .lora import add_lora
+from .optimizer import optimizer_for
+from .text_cache import TextEmbeddingCache
+from .trainer import RegionTrainer
+
+logger = logging.get_logger(__name__)
+
+DESCRIPTION = """\
+Trains CLOC or PixCLIP with the Hugging Face Trainer.
+
+From random weights on drawn scenes, a few minutes on two CPU cores:
+
+  pixclip-hf train --model_type cloc --output_dir runs/cloc --max_steps 200
+
+From a CLIP and an LLM with LoRA on the LLM, on a dataset in the record schema (a Hub id or a folder of Parquet files):
+
+  pixclip-hf train --model_type pixclip --vision_model_name_or_path openai/clip-vit-base-patch16 \\
+      --text_model_name_or_path meta-llama/Llama-3.2-1B --lora_r 16 --dataset_name org/regions \\
+      --output_dir runs/pixclip --per_device_train_batch_size 64 --learning_rate 1e-4 --bf16
+
+With the settings of a paper, from a recipe, on several GPUs. What follows the recipe overrides it:
+
+  accelerate launch --config_file examples/accelerate/8_gpus.yaml examples/run_pretrain.py \\
+      examples/recipes/cloc_vit_b16.yaml --dataset_name org/regions --output_dir runs/cloc
+
+With a frozen LLM whose states of all texts are computed once and kept in a folder for later runs:
+
+  pixclip-hf train --model_type pixclip --vision_model_name_or_path openai/clip-vit-base-patch16 \\
+      --text_model_name_or_path meta-llama/Llama-3.2-1B --config_overrides '{"bidirectional": true}' \\
+      --text_max_length 512 --text_cache caches/text --dataset_name org/regions --output_dir runs/pixclip
+
+Its checkpoints leave the LLM out and take `text_states`; the final model contains the LLM and takes texts.
+
+A run that finds a checkpoint in its output folder continues from it. `--do_eval` evaluates without training unless
+`--do_train` or `--eval_strategy` is given too. The options that come first below are those of TrainingArguments in
+transformers; the groups behind them are this command's own.
+"""
+
+
+def build_model(arguments: ModelArguments):
+    """Model and processor, from a checkpoint, from two towers, or small and random; and the cache of text states, if
+    there is to be one."""
+    overrides = arguments.config_overrides or {}
+    cache = None
+    if arguments.text_cache is not None:
+        model, processor, cache = build_model_on_cache(arguments, overrides)
+    elif arguments.model_name_or_path is not None:
+        model = AutoModel.from_pretrained(arguments.model_name_or_path, **overrides)
+        processor = AutoProcessor.from_pretrained(arguments.model_name_or_path)
+    elif arguments.vision_model_name_or_path is not None:
+        _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
+        towers = arguments.vision_model_name_or_path, arguments.text_model_name_or_path
+        model = model_class.from_vision_text_pretrained(*towers, **overrides)
+        if arguments.random_weights:
+            model = model_class(model.config)
+        processor = processor_class.from_vision_text_pretrained(*towers)
+    else:
+        model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size)
+    if arguments.text_max_length is not None:
+        processor.tokenizer.model_max_length = arguments.text_max_length
+    return model, processor, cache
+
+
+def build_model_on_cache(arguments: ModelArguments, overrides: dict):
+    """A model without its text tower, the processor, and a cache of the states that the text tower gives."""
+    name, vision = arguments.model_name_or_path, arguments.vision_model_name_or_path
+    _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
+    if name is not None:
+        config = AutoConfig.from_pretrained(name, **overrides)
+        processor = AutoProcessor.from_pretrained(name)
+        # The text tower that the checkpoint holds, or the one that it was made without.
+        source = config.text_model_name if config.text_config is None else name
+        if source is None:
+            raise ValueError(f"`text_cache` needs a text model, and {name!r} neither has nor names one.")
+    else:
+        source = arguments.text_model_name_or_path
+        config = model_class.config_class(text_config=None, text_hidden_size=1, **overrides)
+        processor = processor_class.from_vision_text_pretrained(vision, source)
+    length = arguments.text_max_length
+    if length is None and processor.tokenizer is not None:
+        length = processor.tokenizer.model_max_length
+    cache = TextEmbeddingCache(
+        arguments.text_cache,
+        source,
+        pooling=config.text_pooling,
+        max_length=length,
+        bidirectional=config.bidirectional,
+        dtype=getattr(torch, arguments.text_cache_dtype),
+        quantization=arguments.text_quantization,
+    )
+    if processor.tokenizer is None:
+        processor.tokenizer = cache.tokenizer
+    names = {"text_hidden_size": cache.width, "text_model_name": cache.text_model}
+    if name is not None:
+        cache.check(config)
+        config.text_config, config.text_model_name = None, cache.text_model
+        return AutoModel.from_pretrained(name, config=config), processor, cache
+    return model_class.from_vision_text_pretrained(vision, None, **names, **overrides), processor, cache
+
+
+def freeze(model, arguments: ModelArguments):
+    """What of the towers trains, and how."""
+    new = [
+        value for name, value in model.vision_model.named_parameters() if name.endswith(("mask_weight", "mask_bias"))
+    ]
+    if arguments.freeze_vision and new and not any(value.any() for value in new):
+        raise ValueError(
+            "`--freeze_vision` would leave the mask projection at zero, where no mask changes an embedding. "
+            "`--vision_lr_scale 0` leaves the tower as it is and trains the mask projection."
+        )
+    model.vision_model.requires_grad_(not arguments.freeze_vision)
+    if model.text_model is not None:
+        model.text_model.requires_grad_(not arguments.freeze_text)
+    for tower, checkpointed in (
+        (model.vision_model, arguments.vision_gradient_checkpointing),
+        (model.text_model, arguments.text_gradient_checkpointing),
+    ):
+        if checkpointed and tower is not None:
+            tower.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def build_datasets(arguments: DataArguments, image_size: int, seed: int):
+    """Training and evaluation records."""
+    if arguments.dataset_name == "scenes":
+        options = {"size": image_size, "setting": arguments.scenes_setting, "seed": arguments.scenes_seed}
+        train = scenes_dataset(arguments.scenes_train_images, split=arguments.train_split, **options)
+        return train, scenes_dataset(arguments.scenes_eval_images, split=arguments.eval_split or "test", **options)
+    if arguments.streaming:
+        train = RecordStream(
+            stream_records(arguments.dataset_name, arguments.train_split),
+            seed,
+            arguments.shuffle_buffer,
+            arguments.max_corrupt_share,
+        )
+    else:
+        train = load_records(arguments.dataset_name, arguments.train_split)
+    return train, load_records(arguments.dataset_name, arguments.eval_split) if arguments.eval_split else None
+
+
+def save_run_arguments(
+    model: ModelArguments,
+    data: DataArguments,
+    lora: LoraArguments,
+    loss: LossArguments,
+    optimizer: OptimizerArguments,
+    stopping: EarlyStoppingArguments,
+    training: TrainingArguments,
+):
+    """run_arguments.json: the settings that the model card shows."""
+    collator = data.collator_arguments(model.model_type)
+    of_streams = () if data.streaming else ("streaming", "shuffle_buffer", "max_corrupt_share")
+    said = {name: value for name, value in asdict(data).items() if name not in of_streams}
+    content = {
+        "model": asdict(model),
+        "data": said | {name: collator[name] for name in collator if name in said},
+        "lora": asdict(lora),
+        "loss": asdict(loss),
+        "optimizer": asdict(optimizer),
+        "early_stopping": asdict(stopping),
+        # Without the values of tokens; settings that are no plain values become text.
+        "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
+    }
+    Path(training.output_dir, "run_arguments.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def build_parser() -> HfArgumentParser:
+    return HfArgumentParser(
+        (
+            ModelArguments,
+            DataArguments,
+            LoraArguments,
+            LossArguments,
+            OptimizerArguments,
+            EarlyStoppingArguments,
+            TrainingArguments,
+        ),
+        prog="pixclip-hf train",
+        usage="pixclip-hf train [RECIPE.yaml] --output_dir FOLDER [--ARGUMENT VALUE ...]",
+        description=DESCRIPTION,
+        formatter_class=HelpFormatter,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> Trainer:
+    """Trains, saves and evaluates as the arguments say.
+
+    Args:
+        argv: arguments of the command line, with the path of a recipe in front or without; those of the process when
+            None.
+
+    Returns:
+        The trainer, with the model as it was saved and the log of the run.
+
+    Raises:
+        ValueError: arguments that exclude each other or lack one that they need.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    logger.info(f"pixclip_hf {__version__}")
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        argv = recipe_arguments(argv[0]) + argv[1:]
+    (
+        model_arguments,
+        data_arguments,
+        lora_arguments,
+        loss_arguments,
+        optimizer_arguments,
+        stopping_arguments,
+        training_arguments,
+    ) = build_parser().parse_args_into_dataclasses(argv, look_for_args_file=False)
+    callbacks = early_stopping(stopping_arguments, training_arguments)
+
+    # 1. Model and processor.
+    set_seed(training_arguments.seed)
+    quantization = model_arguments.text_quantization
+    if model_arguments.text_cache is not None and (lora_arguments.lora_r or data_arguments.streaming):
+        raise ValueError("`text_cache` excludes `lora_r`, which changes the states, and `streaming`.")
+    if quantization is not None and model_arguments.text_cache is None and not lora_arguments.lora_r:
+        raise ValueError(f"`text_quantization` needs `lora_r` or `text_cache`, got {quantization!r} alone.")
+    model, processor, cache = build_model(model_arguments)
+    model_arguments.model_type = model.config.model_type  # a checkpoint has its own
+    if loss_arguments.contrastive_tile_size is not None:
+        model.config.contrastive_tile_size = loss_arguments.contrastive_tile_size
+    if lora_arguments.lora_r:
+        if not model.name_or_path:
+            # Adapters name the model below them: one that was made here must lie somewhere.
+            model.name_or_path = str(Path(training_arguments.output_dir, "base").resolve())
+            model.save_pretrained(model.name_or_path, is_main_process=training_arguments.should_save)
+            if training_arguments.should_save:
+                processor.save_pretrained(model.name_or_path)
+        if quantization is not None:
+            model = quantize_text_model(model, quantization)
+    freeze(model, model_arguments)
+    if lora_arguments.lora_r:
+        model = add_lora(
+            model,
+            lora_arguments.lora_r,
+            lora_arguments.lora_alpha,
+            lora_arguments.lora_dropout,
+            lora_arguments.lora_target_modules,
+        )
+
+    if model_arguments.compile_towers:
+        # In place, so that names, checkpoints and adapters stay as they are.
+        for name, module in model.named_modules():
+            if name.split(".")[-1] in ("vision_model", "text_model"):
+                module.compile(backend=model_arguments.compile_towers)
+
+    # 2. Data: records in, batches out of the collator.
+    train_dataset, eval_dataset = build_datasets(
+        data_arguments, processor.image_processor.size["height"], training_arguments.seed
+    )
+    if training_arguments.do_eval and eval_dataset is None:
+        raise ValueError(f"An evaluation on {data_arguments.dataset_name!r} needs `--eval_split`, got None.")
+    collator = RegionCollator(
+        processor,
+        seed=training_arguments.seed,
+        text_cache=cache,
+        **data_arguments.collator_arguments(model_arguments.model_type),
+    )
+    if cache is not None:
+        cache.fill(text for records in (train_dataset, eval_dataset or ()) for text in collator.texts(records))
+
+    # 3. Train, from the last checkpoint of the output folder if there is one.
+    trainer = RegionTrainer(
+        model,
+        training_arguments,
+        data_collator=collator,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        callbacks=callbacks,
+        gradient_cache_chunks=loss_arguments.gradient_cache_chunks,
+        optimizer_cls_and_kwargs=optimizer_for(model, training_arguments, optimizer_arguments),
+    )
+    # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
+    during_training = training_arguments.eval_strategy != "no"
+    trains = training_arguments.do_train or during_training or not training_arguments.do_eval
+    if trains:
+        checkpoint = training_arguments.resume_from_checkpoint or last_checkpoint(training_arguments.output_dir)
+        if cache is not None and checkpoint is not None:
+            cache.check(AutoConfig.from_pretrained(checkpoint))
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
+
+        # 4. Save: weights (of a LoRA run: adapters), configuration, processor, code and log in one folder.
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            save_run_arguments(
+                model_arguments,
+                data_arguments,
+                lora_arguments,
+                loss_arguments,
+                optimizer_arguments,
+                stopping_arguments,
+                training_arguments,
+            )
+
+    # 5. Evaluate.
+    if eval_dataset is not None and training_arguments.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    # 6. A model that was trained on cached states gets its text tower back, and is saved anew.
+    if cache is not None and trains and trainer.is_world_process_zero():
+        whole = attach_text_model(AutoModel.from_pretrained(training_arguments.output_dir), cache.text_model)
+        whole.save_pretrained(training_arguments.output_dir)
+
+    # 7. The model card, from these records.
+    if trains and trainer.is_world_process_zero():
+        write_card(training_arguments.output_dir, training_arguments.output_dir, model_type=model_arguments.model_type)
+    return trainer
