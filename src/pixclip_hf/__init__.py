@@ -5,7 +5,7 @@ Importing the package registers its configurations, models, processors and pipel
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .versions import check_versions
 
@@ -27,6 +27,17 @@ from .pipelines.zero_shot_region_classification import ZeroShotRegionClassificat
 from .processing.image_processing_region import RegionImageProcessor
 from .processing.processing_cloc import CLOCProcessor
 from .processing.processing_pixclip import PixCLIPProcessor
+
+if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
+    from .data.collator import RegionCollator
+    from .data.scenes import make_scene, scenes_dataset
+    from .data.schema import record_features, validate_record
+    from .data.tokenizer import scenes_tokenizer, train_tokenizer
+    from .encoders.region_encoder import RegionEncoder
+    from .encoders.view_encoder import ViewEncoder, load_encoder
+    from .hub import publish
+    from .training.text_cache import TextEmbeddingCache
+    from .training.trainer import RegionTrainer
 
 __version__ = "0.1.0"
 
@@ -62,9 +73,22 @@ __all__ = [
     "PixCLIPPreTrainedModel",
     "PixCLIPProcessor",
     "PixCLIPVisionModel",
+    "RegionCollator",
+    "RegionEncoder",
     "RegionFeatureExtractionPipeline",
     "RegionImageProcessor",
+    "RegionTrainer",
+    "TextEmbeddingCache",
+    "ViewEncoder",
     "ZeroShotRegionClassificationPipeline",
+    "load_encoder",
+    "make_scene",
+    "publish",
+    "record_features",
+    "scenes_dataset",
+    "scenes_tokenizer",
+    "train_tokenizer",
+    "validate_record",
 ]
 
 

@@ -9,8 +9,6 @@ from PIL import Image, ImageOps
 
 from .processing.image_processing_region import load_images, to_rgb
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-
 
 @dataclass(frozen=True)
 class StoredImage:

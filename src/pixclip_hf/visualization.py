@@ -132,9 +132,9 @@ def draw_answers(
     """
     if not images:
         raise ValueError("`images` must hold at least one image, got none.")
-    for i, (rows, given, right) in enumerate(zip(boxes, answers, truths, strict=True)):
-        if not len(rows) == len(given) == len(right):
-            raise ValueError(f"Image {i} has {len(rows)} regions, {len(given)} answers and {len(right)} truths.")
+    for i, (regions, given, right) in enumerate(zip(boxes, answers, truths, strict=True)):
+        if not len(regions) == len(given) == len(right):
+            raise ValueError(f"Image {i} has {len(regions)} regions, {len(given)} answers and {len(right)} truths.")
     rows = -(-len(images) // columns)
     lines = max(sum(1 + (a != t) for a, t in zip(*pair, strict=True)) for pair in zip(answers, truths, strict=True))
     figure = _figure_class()(figsize=(2.9 * columns, rows * (2.6 + 0.17 * lines)), layout="constrained")

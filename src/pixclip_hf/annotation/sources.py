@@ -13,11 +13,12 @@ from PIL import Image
 
 from ..data.readers import load_records
 from ..data.scenes import make_scene
+from ..images import open_image
 from ..processing.processing_geometry import clip_boxes
 from ..processing.processing_regions import encode_rle, mask_box, read_mask
 from . import source_formats
 from .source_formats import AnnotatedImage, Source
-from .stages import Batch, add_counts, open_batch, open_image, reject
+from .stages import Batch, add_counts, open_batch, reject
 
 # Kind -> (the rest of its name, what it opens).
 _FORMS = {

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.whole_files import whole_file
 from ..images import StoredImage, open_image
 from ..pipelines.text_embeddings import WeightsState, weights_state
 from .protocol import Encoder, Record
@@ -166,10 +167,8 @@ class CachedEncoder:
             embeds, lengths = torch.cat(rows).contiguous(), [len(row) for row in rows]
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # Under its own name only when it is whole: a run may end at any time.
-                unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-                save_file({"embeds": embeds, "lengths": torch.tensor(lengths)}, unfinished)
-                unfinished.replace(path)
+                with whole_file(path) as unfinished:  # a run may end at any time
+                    save_file({"embeds": embeds, "lengths": torch.tensor(lengths)}, unfinished)
             yield embeds, lengths
 
 

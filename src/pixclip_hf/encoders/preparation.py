@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..images import StoredImage, open_image
 
 # What a bad input raises, and what is raised again with the number of its image.
-_NAMED_ERRORS = (FileNotFoundError, TypeError, ValueError)
+_NAMED_ERRORS = (FileNotFoundError, OSError, TypeError, ValueError)
 
 
 def as_images(images: Any) -> tuple[Sequence[Any], bool]:
@@ -56,7 +56,7 @@ def prepare_part(call: Callable[..., Any], part: tuple[Sequence[int], list[Any],
     """`call(images=[...], **regions)` of a part of [`Parts`], its images opened.
 
     Raises:
-        FileNotFoundError, TypeError, ValueError: as `call`; the message names the image by its index.
+        OSError, TypeError, ValueError: as `call`; the message names the image by its index.
     """
     numbers, images, regions = part
     try:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from ..processing.processing_pixclip import CROP_SCALE
 from ..processing.processing_regions import box_mask, encode_rle, read_mask
 
 Region = Mapping[str, Any]
-CROP_SCALE = 1.5
 # Of PixCLIP's published COCO script: white border around the whole image, in pixels.
 OFFICIAL_BORDER = 600
 # Of ReCLIP's and Alpha-CLIP's referring expression scripts, in pixels.

@@ -15,11 +15,11 @@ from ..encoders.protocol import Record
 from ..encoders.region_encoder import RegionEncoder
 from ..encoders.views import square_crop
 from ..modeling.modeling_regions import box_iou
+from ..processing.processing_pixclip import CROP_SCALE
 from .intervals import mean_interval
 from .retrieval import rank_right_keys
 
 CLIP_TOKENS = 77
-CROP_SCALE = 1.5
 GROUNDED_IOU = 0.5
 DESCRIBED = ("texture", "colour", "shape")
 

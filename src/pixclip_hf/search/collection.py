@@ -10,7 +10,9 @@ from transformers import pipeline
 
 from ..data.readers import load_records
 from ..data.scenes import make_scene
-from ..images import IMAGE_SUFFIXES, open_image
+from ..images import open_image
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Collection:
             yield from (make_scene(index, "test") for index in range(self.scenes))
 
     def _paths(self) -> list[Path]:
-        return sorted(path for path in Path(self.images).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        return sorted(path for path in Path(self.images or "").rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def grid_boxes(width: int, height: int, counts: Sequence[int]) -> list[list[float]]:
