@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
     from .data.scenes import make_scene, scenes_dataset
     from .data.sources import load_records
     from .data.tokenizer import scenes_tokenizer, train_tokenizer
+    from .encoders.region_encoder import RegionEncoder
+    from .encoders.view_encoder import ViewEncoder, load_encoder
     from .hub import publish
     from .record import record_features, validate_record
     from .training.text_cache import TextEmbeddingCache
@@ -51,8 +53,11 @@ _MODULE_OF_LAZY_NAME = {
     "train_tokenizer": ".data.tokenizer",
     "validate_record": ".record",
     "RegionCollator": ".data.collator",
+    "RegionEncoder": ".encoders.region_encoder",
     "RegionTrainer": ".training.trainer",
     "TextEmbeddingCache": ".training.text_cache",
+    "ViewEncoder": ".encoders.view_encoder",
+    "load_encoder": ".encoders.view_encoder",
 }
 
 __all__ = [
@@ -71,11 +76,14 @@ __all__ = [
     "PixCLIPProcessor",
     "PixCLIPVisionModel",
     "RegionCollator",
+    "RegionEncoder",
     "RegionFeatureExtractionPipeline",
     "RegionImageProcessor",
     "RegionTrainer",
     "TextEmbeddingCache",
+    "ViewEncoder",
     "ZeroShotRegionClassificationPipeline",
+    "load_encoder",
     "load_records",
     "make_scene",
     "publish",

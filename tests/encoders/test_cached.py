@@ -9,10 +9,10 @@ from PIL import Image
 from stand_ins import tiny_clip
 
 from pixclip_hf.data.scenes import make_scene, scenes_dataset
-from pixclip_hf.evaluation.cache import CachedEncoder, fingerprint
-from pixclip_hf.evaluation.encoders import RegionEncoder
-from pixclip_hf.evaluation.peers import PeerEncoder
-from pixclip_hf.evaluation.views import StoredImage
+from pixclip_hf.encoders.cached import CachedEncoder, fingerprint
+from pixclip_hf.encoders.region_encoder import RegionEncoder
+from pixclip_hf.encoders.view_encoder import ViewEncoder
+from pixclip_hf.images import StoredImage
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def scenes():
 
 
 def encode(encoder, scenes):
-    images = encoder.embed_images([scene["image"] for scene in scenes])
-    regions = encoder.embed_regions(scenes)
-    texts = encoder.embed_texts([region["caption"] for scene in scenes for region in scene["regions"]])
+    images = encoder.encode_images([scene["image"] for scene in scenes])
+    regions = encoder.encode_records(scenes)
+    texts = encoder.encode_texts([region["caption"] for scene in scenes for region in scene["regions"]])
     return images, regions, texts
 
 
@@ -50,20 +50,22 @@ def test_a_second_run_reads_what_the_first_wrote(family, request, scenes, tmp_pa
 
 
 def test_an_interrupted_run_goes_on(tiny_cloc, scenes, tmp_path):
-    encoder = RegionEncoder(*tiny_cloc, batch_size=2)
-    images, embed = [scene["image"] for scene in scenes], encoder.embed_images
+    encoder = RegionEncoder(*tiny_cloc)
+    images, embed = [scene["image"] for scene in scenes], encoder.encode_images
 
-    def fail_at_the_third(part, unscaled):
+    def fail_at_the_third(part, **options):
         if part[0].tobytes() == images[2].tobytes():
             raise KeyboardInterrupt
-        return embed(part, unscaled)
+        return embed(part, **options)
 
-    encoder.embed_images = fail_at_the_third
+    encoder.encode_images = fail_at_the_third
     with pytest.raises(KeyboardInterrupt):
-        CachedEncoder(encoder, tmp_path, shard_size=2, progress=False).embed_images(images)
-    encoder.embed_images = embed
+        CachedEncoder(encoder, tmp_path, shard_size=2, progress=False).encode_images(images)
+    encoder.encode_images = embed
     again = CachedEncoder(encoder, tmp_path, shard_size=2, progress=False)
-    torch.testing.assert_close(again.embed_images(images), embed(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        again.encode_images(images), embed(images, convert_to_tensor=True), atol=1e-5, rtol=1e-5
+    )
     assert again.computed == 2
 
 
@@ -76,17 +78,17 @@ def test_what_changes_is_computed_anew(tiny_pixclip, scenes, tmp_path):
         return encoder.computed
 
     def regions(encoder):
-        return encoder.embed_regions(scenes)
+        return encoder.encode_records(scenes)
 
     assert computed(regions) == 1 and computed(regions) == 0
     # A mask, a name of what is shown, the settings, the processor, the weights.
     scenes[0]["regions"][0]["mask"] = scenes[0]["regions"][1]["mask"]
     assert computed(regions) == 1 and computed(regions) == 0
-    assert computed(lambda encoder: encoder.embed_regions(scenes, name="crops")) == 1
+    assert computed(lambda encoder: encoder.encode_records(scenes, name="crops")) == 1
     assert computed(regions, max_length=5) == 1
     images = [scene["image"] for scene in scenes]
     for unscaled in (False, True):
-        assert computed(lambda encoder, unscaled=unscaled: encoder.embed_images(images, unscaled)) == 1
+        assert computed(lambda encoder, unscaled=unscaled: encoder.encode_images(images, unscaled)) == 1
     processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     assert computed(regions) == 1 and computed(regions) == 0
     with torch.no_grad():
@@ -102,39 +104,39 @@ def test_what_is_shown_of_a_region(tiny_cloc, scenes):
     def show(image, region):
         return {"image": image.rotate(90), "regions": [region]}
 
-    found = encoder.embed_regions(scenes, show, name="turned")
+    found = encoder.encode_records(scenes, show, name="turned")
     assert [len(rows) for rows in found] == [len(scene["regions"]) for scene in scenes]
     turned = [{**scene, "image": scene["image"].rotate(90)} for scene in scenes]
-    assert_same(found, encoder.embed_regions(turned))
+    assert_same(found, encoder.encode_records(turned))
 
 
 def test_paths_and_stored_images(tiny_cloc, tmp_path):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     image.save(tmp_path / "a.png")
     encoder = CachedEncoder(RegionEncoder(*tiny_cloc), tmp_path / "cache", progress=False)
-    found = encoder.embed_images([str(tmp_path / "a.png")])
-    torch.testing.assert_close(found, encoder.embed_images([image]), atol=1e-6, rtol=1e-6)
+    found = encoder.encode_images([str(tmp_path / "a.png")])
+    torch.testing.assert_close(found, encoder.encode_images([image]), atol=1e-6, rtol=1e-6)
     assert encoder.computed == 2
     status = os.stat(tmp_path / "a.png")
     image.rotate(90).save(tmp_path / "a.png")
     os.utime(tmp_path / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
-    assert (encoder.embed_images([str(tmp_path / "a.png")]) - found).abs().max() > 1e-4
+    assert (encoder.encode_images([str(tmp_path / "a.png")]) - found).abs().max() > 1e-4
     scenes = scenes_dataset(3, size=32)
     stored = [StoredImage(scenes, index) for index in range(3)]
-    expected = encoder.embed_images([scenes[index]["image"] for index in range(3)])
-    torch.testing.assert_close(encoder.embed_images(stored), expected, atol=1e-6, rtol=1e-6)
+    expected = encoder.encode_images([scenes[index]["image"] for index in range(3)])
+    torch.testing.assert_close(encoder.encode_images(stored), expected, atol=1e-6, rtol=1e-6)
     before = encoder.computed
-    encoder.embed_images(stored)
+    encoder.encode_images(stored)
     assert encoder.computed == before
     with pytest.raises(TypeError, match="`image` must be a PIL image, a path or a StoredImage, got int"):
-        encoder.embed_images([3])
+        encoder.encode_images([3])
 
 
 def test_fingerprints(tiny_cloc):
     model, processor = tiny_clip()
-    keys = {fingerprint(PeerEncoder(model, processor, view)) for view in ("crop", "blur")}
+    keys = {fingerprint(ViewEncoder(model, processor, view)) for view in ("crop", "blur")}
     keys.add(fingerprint(RegionEncoder(*tiny_cloc)))
     assert len(keys) == 3
-    assert fingerprint(PeerEncoder(model, processor, "blur")) in keys
+    assert fingerprint(ViewEncoder(model, processor, "blur")) in keys
     with pytest.raises(ValueError, match="`shard_size` must be at least 1, got 0"):
         CachedEncoder(RegionEncoder(*tiny_cloc), shard_size=0)

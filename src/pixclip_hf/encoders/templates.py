@@ -1,10 +1,6 @@
-"""Texts around class names: ImageNet's templates and the embeddings of classes."""
+"""Texts around class names, such as ImageNet's templates."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch.nn.functional as F
-from torch import Tensor
 
 ONE_TEMPLATE = ("a photo of a {}.",)
 
@@ -34,21 +30,20 @@ IMAGENET_TEMPLATES = _imagenet_templates()
 """The 80 templates of CLIP's ImageNet evaluation (Radford et al. 2021)."""
 
 
-def class_embeddings(encoder: Any, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Embedding of each class `(C, D)`: the normalised mean of its templates' normalised embeddings.
-
-    Args:
-        encoder: with `embed_texts`.
-        names: of the classes.
-        templates: each with a `{}` for the name.
+def check_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """The templates as a tuple.
 
     Raises:
-        ValueError: no names, or a template without `{}`.
+        ValueError: none, or a template without `{}`.
     """
-    if not names:
-        raise ValueError("`names` must hold at least one class, got none.")
-    if wrong := [template for template in templates if "{}" not in template]:
+    checked = (templates,) if isinstance(templates, str) else tuple(templates)
+    if not checked:
+        raise ValueError("`templates` must hold at least one template, got none.")
+    if wrong := [template for template in checked if "{}" not in template]:
         raise ValueError(f"`templates` must each have a '{{}}' for the class, got {wrong[0]!r}.")
-    texts = [template.replace("{}", name) for name in names for template in templates]
-    embeds = encoder.embed_texts(texts).unflatten(0, (len(names), len(templates)))
-    return F.normalize(embeds.mean(1), dim=-1)
+    return checked
+
+
+def fill_templates(texts: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Each text in each template: all templates of the first text, then those of the second."""
+    return [template.replace("{}", text) for text in texts for template in templates]

@@ -1,34 +1,19 @@
 """How a region of an image is shown to a model: cut out, outlined, or with everything else blurred."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from ..processing.image_processing_region import load_images
+from ..processing.processing_pixclip import CROP_SCALE
 from ..processing.processing_regions import box_mask, encode_rle, read_mask
 
 Region = Mapping[str, Any]
-CROP_SCALE = 1.5
 # Of PixCLIP's published COCO script: white border around the whole image, in pixels.
 OFFICIAL_BORDER = 600
 # Of ReCLIP's and Alpha-CLIP's referring expression scripts, in pixels.
 BLUR_RADIUS = 100
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """The image of a row of a `datasets.Dataset`, decoded when it is opened: thousands of them fit into memory."""
-
-    dataset: Any
-    index: int
-
-
-def open_image(image: Any) -> Image.Image:
-    """A PIL image, path or [`StoredImage`] as an RGB PIL image."""
-    return load_images(image.dataset[image.index]["image"] if isinstance(image, StoredImage) else image)[0]
 
 
 def pixel_mask(region: Region, size: tuple[int, int]) -> np.ndarray:
@@ -63,6 +48,14 @@ def crop(image: Image.Image, region: Region, fill: tuple[int, int, int], scale: 
     side = max(1, round(scale * max(x1 - x0, y1 - y0)))
     left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     return _cut(image, region, (left, top, left + side, top + side), fill)
+
+
+def square_crop(image: Image.Image, box: Sequence[float], scale: float = CROP_SCALE) -> Image.Image:
+    """Square of `scale` times the longer side of a box (xyxy pixels) around it; black beyond the image."""
+    x0, y0, x1, y1 = box
+    half = scale * max(x1 - x0, y1 - y0) / 2
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return image.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
 
 
 def official_crop(image: Image.Image, region: Region) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """Referring expression comprehension: which box an expression means."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from .cache import CachedEncoder
-from .image_sets import Images
-from .intervals import RESAMPLES, mean_interval
-from .metrics.referring_accuracy.box_overlap import pairwise_iou
-from .report import Result
-from .retrieval import TOLERANCE
-from .views import blurred, open_image
+from ...encoders.cached import CachedEncoder
+from ...encoders.views import blurred
+from ...images import open_image
+from ..image_sets import LAYOUTS, Images, read_images
+from ..intervals import RESAMPLES, mean_interval
+from ..metrics.referring_accuracy.box_overlap import pairwise_iou
+from ..report import Result
+from ..retrieval import TOLERANCE
+from .base import Option, Task
 
 IOU_THRESHOLD = 0.5
 # Of ReCLIP's script, for every way of showing a region but its own.
@@ -48,14 +53,14 @@ def refer_by_similarity(
             record if record["regions"] else {**record, "regions": [{"box": _whole(record), "mask": None}]}
             for record in records
         ]
-    regions = encoder.embed_regions(records)
+    regions = encoder.encode_records(records)
     if official:
-        shown = encoder.embed_regions(records, _show_blurred, name="blurred regions")
+        shown = encoder.encode_records(records, _show_blurred, name="blurred regions")
         regions = [rows + more for rows, more in zip(regions, shown, strict=True)]
     expressions = [expression["text"] for record in records for expression in record["expressions"]]
     if official:
         expressions = [OFFICIAL_TEMPLATE.format(text.lower()) for text in expressions]
-    texts = iter(encoder.embed_texts(expressions))
+    texts = iter(encoder.encode_texts(expressions))
 
     hits, overlaps, bounds, groups = [], [], [], []
     for number, (record, rows) in enumerate(zip(records, regions, strict=True)):
@@ -89,7 +94,7 @@ def refer_by_grounding(encoder: CachedEncoder, data: Images, resamples: int = RE
     Raises:
         ValueError: a model without a grounding head.
     """
-    if not encoder.grounds:
+    if not encoder.encoder.grounds:
         raise ValueError("`encoder` must have a grounding head: a CLOC model with `config.grounding=True`.")
     hits, overlaps, groups = [], [], []
     for number, record in enumerate(data.records):
@@ -104,6 +109,28 @@ def refer_by_grounding(encoder: CachedEncoder, data: Images, resamples: int = RE
             groups.append(number)
     metrics, intervals = _measures({"accuracy": hits, "mean_iou": overlaps}, groups, resamples)
     return Result("referring", data.name, "grounding-head", metrics, intervals, data.split, data.left_out)
+
+
+class Referring(Task):
+    """Which box an expression means: among candidates, and by the grounding head of a model that has one."""
+
+    name = "referring"
+    layout = LAYOUTS["referring"]
+    protocols = ("official",)
+    primary_measure = "accuracy"
+    options = {"candidates": Option("objects", "boxes to choose from in referring", ("objects", "detections"))}
+    hub_task = "zero-shot-object-detection"
+
+    def read(
+        self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Images:
+        return read_images(self.name, data_dir, split, options["candidates"])
+
+    def measure(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
+    ) -> list[Result]:
+        results = [refer_by_similarity(encoder, data, protocol, resamples)]
+        return results + ([refer_by_grounding(encoder, data, resamples)] if encoder.encoder.grounds else [])
 
 
 def _measures(

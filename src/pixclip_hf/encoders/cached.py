@@ -8,46 +8,74 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.whole_files import whole_file
-from .encoders import batches
-from .views import StoredImage, open_image
+from ..images import StoredImage, open_image
+from ..pipelines.text_embeddings import WeightsState, weights_state
+from .protocol import Encoder, Record
+from .templates import check_templates, fill_templates
 
 
 class CachedEncoder:
-    """An encoder with progress bars and, with a folder, a cache of safetensors shards.
+    """An encoder with progress bars and, with a folder, a cache of safetensors shards. What it gives are normalized
+    tensors in the memory of the CPU.
 
     A shard is named by the hash of all that decides its embeddings: the model's weights and configuration, its
     processor and settings, and the shard's images (content, or path with size and time of change), regions and texts.
     What changes gets another name and is computed anew; a run that was interrupted goes on with the next shard.
 
     Args:
-        encoder: a [`RegionEncoder`] or [`PeerEncoder`].
+        encoder: a [`RegionEncoder`], a [`ViewEncoder`], or any other [`Encoder`].
         folder: of the shards; no cache when None.
-        shard_size: records or texts a shard.
+        shard_size: records or texts per shard.
         progress: show progress bars.
+        batch_size: images and texts per pass.
     """
 
-    def __init__(self, encoder: Any, folder: str | Path | None = None, shard_size: int = 256, progress: bool = True):
+    def __init__(
+        self,
+        encoder: Encoder,
+        folder: str | Path | None = None,
+        shard_size: int = 256,
+        progress: bool = True,
+        batch_size: int = 32,
+    ):
         if shard_size < 1:
             raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
-        self.encoder, self.shard_size, self.progress = encoder, shard_size, progress
+        self.encoder, self.shard_size, self.progress, self.batch_size = encoder, shard_size, progress, batch_size
         self.folder = None if folder is None else Path(folder)
-        self.takes_masks, self.grounds, self.prompts = encoder.takes_masks, encoder.grounds, encoder.prompts
-        self.pools = encoder.pools
-        self.mean_colour = encoder.mean_colour
         self.computed = 0  # shards, for those who want to know what a cache saved
         # Since they were last set to 0: texts that were embedded, and those of them that were too long for the model.
         self.texts = self.cut_texts = 0
-        self._key = "" if folder is None else fingerprint(encoder)
+        self._weights: WeightsState | None = None
+        self._key = ""
 
-    def embed_texts(self, texts: Sequence[str], max_length: int | None = None) -> Tensor:
-        """L2-normalised `(T, D)`; cut to `max_length` tokens, the encoder's own limit when None. Texts that are equal
-        up to there are embedded once: they tie exactly, in whatever shards they lie."""
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "show_progress_bar": False, "convert_to_tensor": True}
+
+    def encode_texts(
+        self, texts: Sequence[str], templates: str | Sequence[str] | None = None, max_length: int | None = None
+    ) -> Tensor:
+        """`(T, D)` of texts; cut to `max_length` tokens, the encoder's own limit when None. Texts that are equal up to
+        there are embedded once: they tie exactly, in whatever shards they lie.
+
+        Args:
+            texts: T texts, at least one.
+            templates: as in [`RegionEncoder.encode_texts`].
+            max_length: most tokens of a text.
+        """
+        if not texts:
+            raise ValueError("`texts` must hold at least one text, got none.")
+        if templates is not None:
+            templates = check_templates(templates)
+            rows = self.encode_texts(fill_templates(texts, templates), max_length=max_length)
+            return F.normalize(rows.unflatten(0, (len(texts), len(templates))).mean(1), dim=-1)
         keys, cut = self.encoder.text_keys(texts, max_length)
         if max_length is None:
             self.texts += len(texts)
@@ -58,52 +86,47 @@ class CachedEncoder:
         name = "texts" if max_length is None else f"texts cut to {max_length}"
 
         def encode(part: Sequence[str]) -> list[Tensor]:
-            return list(self.encoder.embed_texts(part, max_length).split(1))
+            return list(self.encoder.encode_texts(part, max_length=max_length, **self._options).split(1))
 
         embeds = torch.cat([rows for rows, _ in self._shards(list(first.values()), name, encode, lambda text: text)])
         numbers = {key: number for number, key in enumerate(first)}
         return embeds[[numbers[key] for key in keys]]
 
-    def embed_images(self, images: Sequence[Any], unscaled: bool = False) -> Tensor:
-        """L2-normalised `(N, D)` of whole images, PIL or paths; `unscaled` as in [`RegionEncoder.embed_images`]."""
+    def encode_images(self, images: Sequence[Any], unscaled_mask: bool = False) -> Tensor:
+        """`(N, D)` of whole images; `unscaled_mask` as in [`RegionEncoder.encode_images`]."""
 
         def encode(part: Sequence[Any]) -> list[Tensor]:
-            parts = batches(part, self.encoder.batch_size)
-            rows = [self.encoder.embed_images([open_image(image) for image in some], unscaled) for some in parts]
-            return list(torch.cat(rows).split(1))
+            rows = self.encoder.encode_images(part, unscaled_mask=unscaled_mask, **self._options)
+            return list(rows.split(1))
 
-        name = "images, unscaled mask" if unscaled else "images"
+        name = "images, unscaled mask" if unscaled_mask else "images"
         return torch.cat([rows for rows, _ in self._shards(images, name, encode, _image_key)])
 
-    def embed_regions(
+    def encode_records(
         self,
-        records: Sequence[Mapping[str, Any]],
-        show: Callable[[Image.Image, Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        records: Sequence[Record],
+        show: Callable[[Image.Image, Mapping[str, Any]], Record] | None = None,
         name: str = "regions",
-        **options: Any,
+        prompt: str | None = None,
+        mode: str | None = None,
     ) -> list[Tensor]:
-        """L2-normalised `(R_i, D)` of the regions of each record.
+        """`(R, D)` of the regions of each record.
 
         Args:
             records: with `image` and `regions`.
             show: from an image and a region to the record of that region alone, as in `views`; the whole record is
                 embedded as it is when None.
             name: of what is shown; part of the shard's name, and in the progress bar.
-            options: `prompt`, and what else [`RegionEncoder.embed_regions`] takes, for whole records.
+            prompt, mode: of whole records, as in [`RegionEncoder.encode_regions`].
         """
 
-        def encode(part: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-            if show is not None:
-                return [self._embed_shown(record, show) for record in part]
-            rows = []
-            for some in batches(part, self.encoder.batch_size):
-                rows += self.encoder.embed_regions(
-                    [{**record, "image": open_image(record["image"])} for record in some], **options
-                )
-            return rows
+        def encode(part: Sequence[Record]) -> list[Tensor]:
+            if show is None:
+                return self.encoder.encode_records(part, prompt=prompt, mode=mode, **self._options)
+            return [self._encode_shown(record, show) for record in part]
 
         found = []
-        name = f"{name}, {options}" if options else name
+        name += "".join(f", {option}" for option in (prompt, mode) if option is not None)
         for rows, lengths in self._shards(records, name, encode, _record_key):
             found += rows.split(lengths)
         return found
@@ -112,22 +135,28 @@ class CachedEncoder:
         """As [`RegionEncoder.find_boxes`]; not cached."""
         return self.encoder.find_boxes(image, texts)
 
-    def _embed_shown(self, record: Mapping[str, Any], show: Callable) -> Tensor:
+    def _encode_shown(self, record: Record, show: Callable) -> Tensor:
         image = open_image(record["image"])
         shown = [show(image, region) for region in record["regions"]]
-        if getattr(self.encoder, "view", None) == "crop":
-            # A peer that looks at crops has one before it.
-            return self.encoder.embed_crops([part["image"] for part in shown])
-        return torch.cat(self.encoder.embed_regions(shown or [{"image": image, "regions": []}]))
+        return self.encoder.encode_shown(shown, batch_size=self.batch_size)
+
+    def _weights_key(self) -> str:
+        """The fingerprint of the encoder, computed again where its weights have changed."""
+        model = self.encoder.model
+        weights = weights_state([*model.parameters(), *model.buffers()])
+        if weights is None or self._weights is None or not weights.equals(self._weights):
+            self._weights, self._key = weights, fingerprint(self.encoder)
+        return self._key
 
     def _shards(self, items: Sequence[Any], name: str, encode: Callable, describe: Callable):
         """Rows of each shard and how many of them each item has."""
+        weights_key = "" if self.folder is None else self._weights_key()
         starts = range(0, len(items), self.shard_size)
         for start in tqdm(starts, desc=f"encoding {name}", disable=not self.progress, leave=False):
             part = [items[index] for index in range(start, min(start + self.shard_size, len(items)))]
             path = None
             if self.folder is not None:
-                key = json.dumps([self._key, name, [describe(item) for item in part]])
+                key = json.dumps([weights_key, name, [describe(item) for item in part]])
                 path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
                 if path.is_file():
                     stored = load_file(path)
@@ -143,7 +172,7 @@ class CachedEncoder:
             yield embeds, lengths
 
 
-def fingerprint(encoder: Any) -> str:
+def fingerprint(encoder: Encoder) -> str:
     """Hash of an encoder's weights, configuration, processor and settings."""
     digest = hashlib.sha256()
     for part in (
@@ -177,7 +206,7 @@ def _image_key(image: Any) -> Any:
     raise TypeError(f"`image` must be a PIL image, a path or a StoredImage, got {type(image).__name__}.")
 
 
-def _record_key(record: Mapping[str, Any]) -> Any:
+def _record_key(record: Record) -> Any:
     regions = [[list(map(float, region["box"])), _mask_key(region.get("mask"))] for region in record["regions"]]
     return [_image_key(record["image"]), regions]
 

@@ -1,23 +1,25 @@
-"""Zero-shot classification of regions by named protocols (COCO, LVIS), and of whole images (ImageNet)."""
+"""Zero-shot classification of regions by named protocols (COCO, LVIS)."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .cache import CachedEncoder
-from .image_sets import Images
-from .intervals import RESAMPLES, bootstrap_interval, mean_interval
-from .metrics.region_classification.class_accuracy import class_mean, label_hits
-from .prompts import IMAGENET_TEMPLATES, ONE_TEMPLATE, class_embeddings
-from .report import Result
-from .views import crop, official_crop, padded_square
+from ...encoders.cached import CachedEncoder
+from ...encoders.protocol import Encoder
+from ...encoders.templates import IMAGENET_TEMPLATES, ONE_TEMPLATE
+from ...encoders.views import crop, official_crop, padded_square
+from ..image_sets import LAYOUTS, Images
+from ..intervals import RESAMPLES
+from ..report import Result
+from .base import Option, Task
+from .class_accuracies import class_accuracies
+from .mask_sensitivity import measure_sensitivity
 
-Record = Mapping[str, Any]
+# Regions that the sensitivity to their prompts is measured on beside the classification.
+SENSITIVITY_REGIONS = 100
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ PROTOCOLS = {
 """Named protocols of region classification; docs/evaluation.md explains them."""
 
 
-def choose_protocol(name: str | None, dataset: str, encoder: Any) -> str:
+def choose_protocol(name: str | None, dataset: str, encoder: Encoder) -> str:
     """The protocol that `corrected` (or None) and `official` mean for a dataset and an encoder.
 
     Raises:
@@ -61,9 +63,9 @@ def choose_protocol(name: str | None, dataset: str, encoder: Any) -> str:
     if name == "official":
         return "pixclip-lvis-official" if "lvis" in dataset.lower() else "pixclip-coco-official"
     if name in (None, "corrected"):
-        if hasattr(encoder, "view"):
-            return "context-masks"  # a peer has its own way of looking at the regions of an image
-        return "pixclip-coco" if encoder.takes_masks else "cloc-boxes"
+        if encoder.view is not None:
+            return "context-masks"  # the view is a way of its own to look at the regions of an image
+        return "pixclip-coco" if encoder.prompt == "mask" else "cloc-boxes"
     raise ValueError(f"`protocol` must be corrected, official or one of {', '.join(PROTOCOLS)}, got {name!r}.")
 
 
@@ -106,67 +108,39 @@ def classify_regions(
     if not records:
         raise ValueError(f"{data.name} has no region to classify; left out: {left_out or 'none'}.")
     names = [category if chosen.raw_names else category.replace("_", " ") for category in data.categories]
-    classes = class_embeddings(encoder, names, chosen.templates)
-    embeds = torch.cat(encoder.embed_regions(records, _show(chosen.view, encoder), name=name))
+    classes = encoder.encode_texts(names, templates=chosen.templates)
+    embeds = torch.cat(encoder.encode_records(records, _show(chosen.view, encoder.encoder), name=name))
     groups = np.repeat(np.arange(len(labels)), [len(row) for row in labels])
     metrics, intervals = class_accuracies(embeds, classes, torch.tensor(sum(labels, [])), groups, resamples)
     metrics |= {"region_count": len(embeds), "class_count": len(classes)}
     return Result("region-classification", data.name, name, metrics, intervals, data.split, left_out)
 
 
-def _show(view: str, encoder: CachedEncoder) -> Any:
+def _show(view: str, encoder: Encoder) -> Any:
     if view == "crop":
-        return partial(crop, fill=tuple(round(255 * channel) for channel in encoder.mean_colour))
+        return partial(crop, fill=tuple(round(255 * channel) for channel in encoder.mean_color))
     return {"context": None, "official_crop": official_crop, "padded_square": padded_square}[view]
 
 
-def classify_images(
-    encoder: CachedEncoder, data: Images, templates: Sequence[str] = IMAGENET_TEMPLATES, resamples: int = RESAMPLES
-) -> Result:
-    """Zero-shot classification of whole images, as on ImageNet (Radford et al. 2021, section 3.1).
+class RegionClassification(Task):
+    """Every region among all classes of its dataset; and, for models with prompts, what the prompts do."""
 
-    Args:
-        encoder: a [`CachedEncoder`].
-        data: images with a `label`, the number of their class among `categories`. Classes of the same name stay two,
-            which tie.
-        templates: of the class names.
-        resamples: of the bootstrap.
+    name = "region-classification"
+    layout = LAYOUTS["region-classification"]
+    protocols = ("official", *PROTOCOLS)
+    primary_measure = "accuracy"
+    options = {
+        "sensitivity_regions": Option(
+            SENSITIVITY_REGIONS, "regions whose prompts are changed beside region-classification; 0 for none"
+        )
+    }
+    hub_task = "zero-shot-image-classification"
+    pictured = True
 
-    Returns:
-        The measures of [`classify_regions`], with `image_count`.
-    """
-    classes = class_embeddings(encoder, data.categories, templates)
-    embeds = encoder.embed_images([record["image"] for record in data.records])
-    labels = torch.tensor([record["label"] for record in data.records])
-    metrics, intervals = class_accuracies(embeds, classes, labels, np.arange(len(labels)), resamples)
-    metrics |= {"image_count": len(embeds), "class_count": len(classes)}
-    protocol = f"{len(templates)} template" + "s" * (len(templates) > 1)
-    return Result("zero-shot-classification", data.name, protocol, metrics, intervals, data.split, data.left_out)
-
-
-def class_accuracies(
-    embeds: Tensor, classes: Tensor, labels: Tensor, groups: np.ndarray, resamples: int = RESAMPLES, block: int = 4096
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Top-1 and top-5 accuracy, over items and as a mean over the classes that occur, with their intervals.
-
-    Args:
-        embeds (`(N, D)`), classes (`(C, D)`): L2-normalised.
-        labels (`(N,)`): class of each item.
-        groups (`(N,)`): image of each item, which the bootstrap draws.
-        resamples: of the bootstrap.
-        block: items at a time.
-    """
-    hits: dict[str, list[np.ndarray]] = {"accuracy": [], "top5_accuracy": []}
-    for rows, own in zip(embeds.split(block), labels.split(block), strict=True):
-        scores = (rows.float() @ classes.float().T).numpy()
-        hits["accuracy"].append(label_hits(scores, own.numpy(), 1))
-        hits["top5_accuracy"].append(label_hits(scores, own.numpy(), 5))
-    metrics, intervals, numbers = {}, {}, labels.numpy()
-    for name, parts in hits.items():
-        values = np.concatenate(parts)
-        metrics[name] = float(values.mean())
-        intervals[name] = mean_interval(values, groups, resamples)
-        metrics[f"class_mean_{name}"] = class_mean(values, numbers)
-        over_classes = partial(class_mean, values, numbers)
-        intervals[f"class_mean_{name}"] = bootstrap_interval(over_classes, groups, resamples)
-    return metrics, intervals
+    def measure(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
+    ) -> list[Result]:
+        results = [classify_regions(encoder, data, protocol, resamples)]
+        if options["sensitivity_regions"] and encoder.encoder.view is None:
+            results.append(measure_sensitivity(encoder, data, "category", options["sensitivity_regions"], resamples))
+        return results

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixclip_hf.evaluation.views import blurred, crop, official_crop, outlined, padded_square, pixel_mask
+from pixclip_hf.encoders.views import blurred, crop, official_crop, outlined, padded_square, pixel_mask
 from pixclip_hf.processing.processing_regions import decode_rle, encode_rle
 
 WIDTH, HEIGHT = 60, 40

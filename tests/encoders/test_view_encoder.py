@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from PIL import Image
 from stand_ins import tiny_clip, tiny_siglip
 
-from pixclip_hf.evaluation.cache import CachedEncoder
-from pixclip_hf.evaluation.encoders import RegionEncoder
-from pixclip_hf.evaluation.peers import REGION_VIEWS, PeerEncoder, load_encoder
-from pixclip_hf.evaluation.views import blurred, crop, outlined
+from pixclip_hf.encoders.cached import CachedEncoder
+from pixclip_hf.encoders.region_encoder import RegionEncoder
+from pixclip_hf.encoders.view_encoder import REGION_VIEWS, ViewEncoder, load_encoder
+from pixclip_hf.encoders.views import blurred, crop, outlined
 
 BUILDERS = {"clip": tiny_clip, "siglip": tiny_siglip}
 
@@ -44,14 +44,14 @@ def test_views_of_regions(peer, record, view):
     record["image"] = record["image"].crop((0, 0, 48, 48))
     record["regions"] = [{"box": [8, 8, 32, 24], "mask": None}]
     (region,) = record["regions"]
-    encoder = PeerEncoder(model, processor, view)
+    encoder = ViewEncoder(model, processor, view)
     fill = tuple(round(255 * channel) for channel in processor.image_processor.image_mean)
     picture = {
         "crop": lambda: crop(record["image"], region, fill)["image"],
         "blur": lambda: blurred(record["image"], region),
         "box": lambda: outlined(record["image"], region),
     }[view]()
-    (rows,) = encoder.embed_regions([record])
+    (rows,) = encoder.encode_records([record], convert_to_tensor=True)
     torch.testing.assert_close(rows[0], by_hand(model, processor, picture), atol=2e-2, rtol=0)
     other = by_hand(model, processor, record["image"])
     assert F.cosine_similarity(rows[0], other, dim=0) < F.cosine_similarity(
@@ -61,14 +61,14 @@ def test_views_of_regions(peer, record, view):
 
 def test_a_crop_is_not_cropped_again(peer, record):
     """A protocol that shows crops, and a peer that looks at crops: one crop, squeezed to the square if it is none."""
-    encoder = PeerEncoder(*peer, "crop")
+    encoder = ViewEncoder(*peer, "crop")
     wide = record["image"].crop((0, 0, 64, 20))
     cached = CachedEncoder(encoder, progress=False)
 
     def show(image, region):
         return {"image": wide, "regions": [region]}
 
-    (rows,) = cached.embed_regions([record], show, name="wide")
+    (rows,) = cached.encode_records([record], show, name="wide")
     pixels = encoder.region_processor(images=wide).pixel_values
     with torch.no_grad():
         expected = F.normalize(peer[0].get_image_features(pixel_values=pixels).pooler_output, dim=-1)
@@ -78,11 +78,11 @@ def test_a_crop_is_not_cropped_again(peer, record):
 
 def test_mask_pooled(peer, record):
     model, processor = peer
-    encoder = PeerEncoder(model, processor, "mask_pooled")
+    encoder = ViewEncoder(model, processor, "mask_pooled")
     # The upper left quarter of the image: the upper left 2 x 2 of its 4 x 4 patches.
     quarter = [[0, 0, 32, 0, 32, 24, 0, 24]]
     record["regions"] = [{"box": [0, 0, 64, 48], "mask": quarter}, {"box": [0, 0, 32, 24], "mask": None}]
-    (rows,) = encoder.embed_regions([record])
+    (rows,) = encoder.encode_records([record], convert_to_tensor=True)
     torch.testing.assert_close(rows[0], rows[1])
     pixels = encoder.region_processor(images=record["image"]).pixel_values
     with torch.no_grad():
@@ -97,26 +97,26 @@ def test_mask_pooled(peer, record):
 
 def test_whole_images_and_texts_are_the_models_own(peer, record):
     model, processor = peer
-    encoder = PeerEncoder(model, processor, batch_size=1)
+    encoder = ViewEncoder(model, processor)
     images = [record["image"], record["image"].rotate(90, expand=True)]
-    embeds = encoder.embed_images(images)
+    embeds = encoder.encode_images(images, batch_size=1, convert_to_tensor=True)
     torch.testing.assert_close(embeds[1], by_hand(model, processor, images[1]), atol=1e-6, rtol=1e-5)
     texts = ["a cat", "a much longer text about a dog"]
     padding = "max_length" if model.config.model_type == "siglip" else True
     inputs = processor.tokenizer(texts[1], padding=padding, max_length=64, return_tensors="pt")
     with torch.no_grad():
         expected = F.normalize(model.get_text_features(**inputs).pooler_output, dim=-1)[0]
-    found = encoder.embed_texts(texts)
+    found = encoder.encode_texts(texts, batch_size=1, convert_to_tensor=True)
     torch.testing.assert_close(found[1], expected, atol=1e-5, rtol=1e-5)
-    assert encoder.embed_texts(["x" * 500]).shape == found[:1].shape
+    assert encoder.encode_texts(["x" * 500]).shape == found[:1].shape
 
 
 @pytest.mark.parametrize("view", REGION_VIEWS)
 def test_shapes(peer, record, view):
-    encoder = PeerEncoder(*peer, view)
-    rows = encoder.embed_regions([record, {"image": record["image"], "regions": []}])
+    encoder = ViewEncoder(*peer, view)
+    rows = encoder.encode_records([record, {"image": record["image"], "regions": []}], convert_to_tensor=True)
     assert [len(row) for row in rows] == [2, 0]
-    assert rows[0].shape[1] == rows[1].shape[1] == encoder.embed_texts(["a"]).shape[1]
+    assert rows[0].shape[1] == rows[1].shape[1] == encoder.encode_texts(["a"]).shape[1]
     torch.testing.assert_close(rows[0].norm(dim=-1), torch.ones(2))
 
 
@@ -124,17 +124,17 @@ def test_load_encoder(tmp_path, tiny_pixclip):
     for name, parts in (("clip", tiny_clip()), ("siglip", tiny_siglip()), ("pixclip", tiny_pixclip)):
         for part in parts:
             part.save_pretrained(tmp_path / name)
-    encoder = load_encoder(str(tmp_path / "clip"), view="blur", batch_size=3)
-    assert isinstance(encoder, PeerEncoder) and encoder.view == "blur" and encoder.batch_size == 3
+    encoder = load_encoder(str(tmp_path / "clip"), view="blur", max_length=9)
+    assert isinstance(encoder, ViewEncoder) and encoder.view == "blur" and encoder.text_limit == 9
     assert load_encoder(str(tmp_path / "siglip")).padding == "max_length"
     assert isinstance(load_encoder(str(tmp_path / "pixclip")), RegionEncoder)
 
 
 def test_bad_input(tiny_cloc):
     with pytest.raises(ValueError, match="`view` must be one of crop, blur, box, mask_pooled, got 'circle'"):
-        PeerEncoder(*tiny_clip(), "circle")
+        ViewEncoder(*tiny_clip(), "circle")
     with pytest.raises(ValueError, match="`model` must be a CLIP or SigLIP, got Linear without get_image_features"):
-        PeerEncoder(torch.nn.Linear(1, 1), None)
+        ViewEncoder(torch.nn.Linear(1, 1), None)
 
 
 def test_unscaled_image_mask(tiny_pixclip):
@@ -142,7 +142,7 @@ def test_unscaled_image_mask(tiny_pixclip):
     model, processor = tiny_pixclip
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     encoder = CachedEncoder(RegionEncoder(model, processor), progress=False)
-    plain, found = encoder.embed_images([image]), encoder.embed_images([image], unscaled=True)
+    plain, found = encoder.encode_images([image]), encoder.encode_images([image], unscaled_mask=True)
     pixels = processor(images=image).pixel_values
     with torch.no_grad():
         seen = model.vision_model(torch.cat([pixels, torch.ones(1, 1, 32, 32)], 1)).pooler_output

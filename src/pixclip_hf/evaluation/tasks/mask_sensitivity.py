@@ -7,13 +7,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from ..processing.processing_regions import encode_rle, mask_box
-from .cache import CachedEncoder
-from .image_sets import Images
-from .intervals import RESAMPLES, mean_interval
-from .report import Result
-from .retrieval import nearest_keys
-from .views import open_image, pixel_mask
+from ...encoders.cached import CachedEncoder
+from ...encoders.views import pixel_mask
+from ...images import open_image
+from ...processing.processing_regions import encode_rle, mask_box
+from ..image_sets import LAYOUTS, Images, read_images
+from ..intervals import RESAMPLES, mean_interval
+from ..report import Result
+from ..retrieval import nearest_keys
+from .base import Task
+from .retrieval import REGION_TEXT
 
 # Below this mean cosine distance the prompt has no effect worth the name: bfloat16 alone moves a cosine by as much.
 NO_EFFECT = 1e-3
@@ -95,25 +98,26 @@ def measure_sensitivity(
     if not records:
         raise ValueError(f"{data.name} has no region.")
     keys = list(dict.fromkeys(texts))
-    text_embeds = encoder.embed_texts(keys)
-    rows = encoder.embed_regions(records, name="regions of the sensitivity")
+    text_embeds = encoder.encode_texts(keys)
+    rows = encoder.encode_records(records, name="regions of the sensitivity")
     own = torch.cat(rows)
     first = nearest_keys(own, text_embeds, 1)[1][:, 0]
     groups = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
+    takes_masks = encoder.encoder.prompt == "mask"
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     left_out: dict[str, int] = {}
     for change in CHANGES:
-        if change == "inverted" and not encoder.takes_masks:
+        if change == "inverted" and not takes_masks:
             continue
-        changed = [_changed(record, change, encoder.takes_masks) for record in records]
+        changed = [_changed(record, change, takes_masks) for record in records]
         kept = torch.tensor([region is not None for record in changed for region in record["regions"]])
         if not kept.all():
             left_out[f"regions that cannot be {change}"] = int((~kept).sum())
         if not kept.any():
             continue
         changed = [{**record, "regions": [r for r in record["regions"] if r is not None]} for record in changed]
-        others = torch.cat(encoder.embed_regions(changed, name=f"{change} regions"))
+        others = torch.cat(encoder.encode_records(changed, name=f"{change} regions"))
         found = nearest_keys(others, text_embeds, 1)[1][:, 0]
         for name, values in (
             (f"{change}_distance_cosine", 1 - (own[kept] * others).sum(-1)),
@@ -133,6 +137,26 @@ def measure_sensitivity(
     )
     protocol = f"texts: {', '.join(fields)}"
     return Result("mask-sensitivity", data.name, protocol, metrics, intervals, data.split, left_out, [note])
+
+
+class MaskSensitivity(Task):
+    """What the prompts of regions do."""
+
+    name = "mask-sensitivity"
+    layout = LAYOUTS["region-classification"]
+    primary_measure = "moved_distance_cosine"
+    options = {"region_text": REGION_TEXT}
+    hub_task = "image-feature-extraction"
+
+    def read(
+        self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Images:
+        return read_images("region-classification", data_dir, split)
+
+    def measure(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
+    ) -> list[Result]:
+        return [measure_sensitivity(encoder, data, options["region_text"], resamples=resamples)]
 
 
 def _first_regions(data: Images, text: str, most: int) -> tuple[list[Mapping[str, Any]], list[str], list[str]]:

@@ -13,14 +13,15 @@ from transformers import (
     SiglipProcessor,
 )
 
-from pixclip_hf.evaluation.cache import CachedEncoder
+from pixclip_hf.encoders.cached import CachedEncoder
+from pixclip_hf.images import open_image
 
 
 class KnownEncoder:
     """Texts, images and regions by look-up: a text by itself, an image by its size, a region by its `name`."""
 
-    takes_masks, grounds, batch_size, mean_colour, settings = True, False, 2, [0.5, 0.5, 0.5], ""
-    prompts, pools = ("mask",), False
+    prompt, prompts, modes, view, grounds = "mask", ("mask",), (), None, False
+    mean_color, settings, text_limit = [0.5, 0.5, 0.5], "", None
 
     def __init__(self, texts=None, images=None, regions=None):
         self.texts, self.images, self.regions = texts or {}, images or {}, regions or {}
@@ -28,14 +29,14 @@ class KnownEncoder:
     def text_keys(self, texts, max_length=None):
         return list(texts), 0
 
-    def embed_texts(self, texts, max_length=None):
+    def encode_texts(self, texts, max_length=None, **options):
         return torch.tensor([self.texts[text] for text in texts])
 
-    def embed_images(self, images, unscaled=False):
-        self.unscaled = unscaled
-        return torch.tensor([self.images[image.size] for image in images])
+    def encode_images(self, images, unscaled_mask=False, **options):
+        self.unscaled = unscaled_mask
+        return torch.tensor([self.images[open_image(image).size] for image in images])
 
-    def embed_regions(self, records):
+    def encode_records(self, records, **options):
         return [
             torch.tensor([self.regions[region["name"]] for region in record["regions"]]).reshape(-1, 2)
             for record in records

@@ -1,17 +1,24 @@
 """Retrieval as tasks: regions and their texts, images and captions, images and long texts."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 
-from .cache import CachedEncoder
-from .image_sets import Images
-from .intervals import RESAMPLES
-from .report import Result
-from .retrieval import retrieval_measures, text_identities
+from ...data.collator import REGION_TEXTS
+from ...encoders.cached import CachedEncoder
+from ..image_sets import DOCCI_FILE, LAYOUTS, Images
+from ..intervals import RESAMPLES
+from ..report import Result
+from ..retrieval import retrieval_measures, text_identities
+from .base import Option, Task
 
 # Of PixCLIP's published scripts: so many images, from the start of the file.
 OFFICIAL_IMAGES = 1000
 OFFICIAL_DATASETS = ("Flickr30k", "Urban1k", "DOCCI")
+REGION_TEXT = Option("caption", "text of a region in region-retrieval and mask-sensitivity", REGION_TEXTS)
 
 
 def retrieve_regions(
@@ -48,10 +55,10 @@ def retrieve_regions(
     ids = text_identities(texts)
     first = torch.tensor(np.unique(ids.numpy(), return_index=True)[1])
     keys = [texts[index] for index in first]
-    regions = torch.cat(encoder.embed_regions(records))
+    regions = torch.cat(encoder.encode_records(records))
     metrics, intervals = retrieval_measures(
         regions,
-        encoder.embed_texts(keys),
+        encoder.encode_texts(keys),
         ids,
         ids[first],
         names=("region", "text"),
@@ -104,10 +111,58 @@ def retrieve_images(
     captions = [record["captions"][:1] if official else record["captions"] for record in records]
     owners = torch.tensor([number for number, texts in enumerate(captions) for _ in texts])
     metrics, intervals = retrieval_measures(
-        encoder.embed_images([record["image"] for record in records], unscaled=official),
-        encoder.embed_texts([text for texts in captions for text in texts]),
+        encoder.encode_images([record["image"] for record in records], unscaled_mask=official),
+        encoder.encode_texts([text for texts in captions for text in texts]),
         torch.arange(len(records)),
         owners,
         resamples=resamples,
     )
     return Result(task, data.name, protocol or "corrected", metrics, intervals, data.split, left_out)
+
+
+class RegionRetrieval(Task):
+    """Between regions and their texts."""
+
+    name = "region-retrieval"
+    layout = LAYOUTS["region-retrieval"]
+    primary_measure = "text_to_region_recall@10"
+    options = {"region_text": REGION_TEXT}
+    hub_task = "image-feature-extraction"
+    pictured = True
+
+    def measure(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
+    ) -> list[Result]:
+        return [retrieve_regions(encoder, data, options["region_text"], resamples)]
+
+
+class ImageTextRetrieval(Task):
+    """Between whole images and their captions."""
+
+    name = "image-text-retrieval"
+    layout = LAYOUTS["image-text-retrieval"]
+    protocols = ("official",)
+    primary_measure = "text_to_image_recall@1"
+    hub_task = "image-feature-extraction"
+    pictured = True
+
+    def measure(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
+    ) -> list[Result]:
+        return [retrieve_images(encoder, data, self.name, protocol, resamples)]
+
+
+class LongTextRetrieval(ImageTextRetrieval):
+    """Between whole images and texts of many sentences."""
+
+    name = "long-text-retrieval"
+    layout = LAYOUTS["long-text-retrieval"]
+
+    def read(
+        self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Images:
+        in_folder = isinstance(data_dir, str) and Path(data_dir, DOCCI_FILE).is_file()
+        if protocol == "official" and split is None and in_folder:
+            # PixCLIP's DOCCI script takes the first thousand lines of the file, whatever their split.
+            split = "all"
+        return super().read(data_dir, split, protocol, **options)
