@@ -30,8 +30,8 @@ from transformers import AutoModel, AutoProcessor
 from pixclip_hf import RegionEncoder
 from pixclip_hf.annotation.run import annotate
 from pixclip_hf.annotation.vesl import VeslArguments, vesl_stages
-from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.scenes import COLOURS, SHAPES, TEXTURES, make_scene
+from pixclip_hf.data.sources import load_records
 from pixclip_hf.evaluation.report import markdown_table
 from pixclip_hf.evaluation.retrieval import retrieval_recall
 from pixclip_hf.evaluation.scenes import evaluate_scenes

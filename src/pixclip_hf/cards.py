@@ -318,12 +318,16 @@ def _training_table(run: Mapping[str, Any], state: Mapping[str, Any]) -> dict[st
     return table | ({name: value for name, value in lora.items() if value is not None} if lora.get("lora_r") else {})
 
 
+# Folders of the machine that trained: what is public of them is a Hub id.
+_OF_DATASETS = ("dataset_name", "source", "eval_source")
+
+
 def _data_table(data: Mapping[str, Any]) -> dict[str, Any]:
     scenes = data.get("dataset_name") == "scenes"
     table = {
         name: value
         for name, value in data.items()
-        if value is not None and name != "dataset_name" and (scenes or not name.startswith("scenes_"))
+        if value is not None and name not in _OF_DATASETS and (scenes or not name.startswith("scenes_"))
     }
     name = data.get("dataset_name")
     return {"dataset": name, **table} if scenes or is_hub_id(name) else table

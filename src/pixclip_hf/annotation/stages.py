@@ -34,10 +34,9 @@ import numpy as np
 import torch
 from datasets import Features, Image, List, Value
 
-from ..data.schema import record_features
+from ..record import record_features
 
 Batch = dict[str, list]
-IDS_PER_IMAGE = 2**16  # where regions have no ids of their own, those of an image start at its position times this
 
 
 class Stage(Protocol):

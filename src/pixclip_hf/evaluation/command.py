@@ -62,12 +62,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tasks", required=True, nargs="+", choices=tuple(TASKS), metavar="TASK", help=", ".join(TASKS)
     )
-    parser.add_argument(
+    places = parser.add_mutually_exclusive_group(required=True)
+    places.add_argument(
         "--data_dir",
-        required=True,
         nargs="+",
         metavar="DATA",
         help="folder or scenes:N:SEED, one for all tasks or one for each task",
+    )
+    places.add_argument(
+        "--source",
+        nargs="+",
+        metavar="WORD",
+        help="data of any format for all tasks: its kind and arguments, coco annotations=i.json images=val2017",
     )
     parser.add_argument("--output_dir", required=True, help="folder for results.json and results.md")
     parser.add_argument(
@@ -108,6 +114,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--layouts", nargs=0, action=ShowLayouts, help="show how the data of each task must be laid out"
     )
     arguments = parser.parse_args(argv)
+    if arguments.source is not None:
+        arguments.data_dir = [tuple(arguments.source)]
     if len(arguments.data_dir) not in (1, len(arguments.tasks)):
         parser.error(
             f"--data_dir must be one for all tasks or one for each of the {len(arguments.tasks)}, "

@@ -81,10 +81,15 @@ def embed(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dataset", help="folder or Hub id of a dataset in the record schema, for its regions")
     parser.add_argument("--split", default=Collection.split, help="split of the dataset")
     parser.add_argument(
+        "--source",
+        nargs="+",
+        help="annotated images of any format: a kind and its arguments, `coco annotations=i.json images=val2017`",
+    )
+    parser.add_argument(
         "--scenes",
         type=int,
         default=Collection.scenes,
-        help="number of drawn scenes, where neither --images nor --dataset is given",
+        help="number of drawn scenes, where neither --images, --dataset nor --source is given",
     )
     parser.add_argument("--detector", help="object detector of transformers for --images, in place of the grid")
     parser.add_argument(
@@ -101,7 +106,7 @@ def embed(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--index", default="Flat", help="FAISS index factory; Flat is exact, IVF1024,PQ32 small")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/search"), help="folder for shards and index")
     arguments = parser.parse_args(argv)
-    names = ("images", "dataset", "split", "scenes", "detector", "detector_threshold", "grid")
+    names = ("images", "dataset", "split", "source", "scenes", "detector", "detector_threshold", "grid")
     collection = Collection(**{name: getattr(arguments, name) for name in names})
     folder = arguments.output_dir
 

@@ -9,6 +9,9 @@ from ..image_sets import Images, read_images
 from ..intervals import RESAMPLES
 from ..report import Result
 
+# A folder, drawn scenes, or the words of a source.
+Data = str | Sequence[str]
+
 
 @dataclass(frozen=True)
 class Option:
@@ -46,11 +49,11 @@ class Task:
     hub_task: ClassVar[str]
     pictured: ClassVar[bool] = False
 
-    def read(self, data_dir: str, split: str | None = None, protocol: str | None = None, **options: Any) -> Images:
+    def read(self, data_dir: Data, split: str | None = None, protocol: str | None = None, **options: Any) -> Images:
         """The data.
 
         Args:
-            data_dir: a folder, as `layout` says, or `scenes:N:SEED`.
+            data_dir: a folder, as `layout` says, `scenes:N:SEED`, or the words of any source, as in [`read_images`].
             split: of a dataset that has several.
             protocol: None for `corrected`, or one of `protocols`.
             options: all of `options`.
@@ -77,7 +80,7 @@ class Task:
     def run(
         self,
         encoder: CachedEncoder,
-        data_dir: str,
+        data_dir: Data,
         protocol: str | None = None,
         split: str | None = None,
         resamples: int = RESAMPLES,

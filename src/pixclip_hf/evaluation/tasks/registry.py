@@ -5,7 +5,7 @@ from typing import Any
 from ...encoders.cached import CachedEncoder
 from ..intervals import RESAMPLES
 from ..report import Result
-from .base import Option, Task, joined_options
+from .base import Data, Option, Task, joined_options
 from .image_classification import ImageClassification
 from .mask_sensitivity import MaskSensitivity
 from .referring import Referring
@@ -54,7 +54,7 @@ def check_task(task: str, protocol: str | None = None) -> str | None:
 def run_task(
     encoder: CachedEncoder,
     task: str,
-    data_dir: str,
+    data_dir: Data,
     protocol: str | None = None,
     split: str | None = None,
     resamples: int = RESAMPLES,
@@ -65,7 +65,8 @@ def run_task(
     Args:
         encoder: a [`CachedEncoder`].
         task: one of [`TASKS`].
-        data_dir: a folder, as the task's `layout` says, or `scenes:N:SEED`.
+        data_dir: a folder, as the task's `layout` says, `scenes:N:SEED`, or the words of any source, as in
+            [`read_images`].
         protocol: `corrected` (or None), `official` or another of the task's `protocols`; a name that only other tasks
             know stands for `corrected`.
         split: of a dataset that has several.
@@ -83,6 +84,8 @@ def run_task(
     """
     protocol = check_task(task, protocol)
     check_options(options)
+    if not isinstance(data_dir, str) and len(data_dir) == 1:
+        (data_dir,) = data_dir
     encoder.texts = encoder.cut_texts = 0
     results = TASKS[task].run(encoder, data_dir, protocol, split, resamples, **options)
     if encoder.cut_texts:

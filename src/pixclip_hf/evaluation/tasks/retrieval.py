@@ -12,7 +12,7 @@ from ..image_sets import DOCCI_FILE, LAYOUTS, Images
 from ..intervals import RESAMPLES
 from ..report import Result
 from ..retrieval import retrieval_measures, text_identities
-from .base import Option, Task
+from .base import Data, Option, Task
 
 # Of PixCLIP's published scripts: so many images, from the start of the file.
 OFFICIAL_IMAGES = 1000
@@ -157,8 +157,9 @@ class LongTextRetrieval(ImageTextRetrieval):
     name = "long-text-retrieval"
     layout = LAYOUTS["long-text-retrieval"]
 
-    def read(self, data_dir: str, split: str | None = None, protocol: str | None = None, **options: Any) -> Images:
-        if protocol == "official" and split is None and Path(data_dir, DOCCI_FILE).is_file():
+    def read(self, data_dir: Data, split: str | None = None, protocol: str | None = None, **options: Any) -> Images:
+        in_folder = isinstance(data_dir, str) and Path(data_dir, DOCCI_FILE).is_file()
+        if in_folder and protocol == "official" and split is None:
             # PixCLIP's DOCCI script takes the first thousand lines of the file, whatever their split.
             split = "all"
         return super().read(data_dir, split, protocol, **options)

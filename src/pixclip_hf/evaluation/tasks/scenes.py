@@ -8,7 +8,7 @@ from ..image_sets import parse_scenes, refuse_split
 from ..intervals import RESAMPLES
 from ..report import Result
 from ..scenes import measure_scenes
-from .base import Task
+from .base import Data, Task
 
 
 class Scenes(Task):
@@ -22,7 +22,7 @@ class Scenes(Task):
     def run(
         self,
         encoder: CachedEncoder,
-        data_dir: str,
+        data_dir: Data,
         protocol: str | None = None,
         split: str | None = None,
         resamples: int = RESAMPLES,

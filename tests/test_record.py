@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from pixclip_hf.data.schema import record_features, validate_record
 from pixclip_hf.processing.processing_regions import encode_rle
+from pixclip_hf.record import record_features, validate_record
 
 
 @pytest.fixture
@@ -135,3 +135,28 @@ def test_fields_must_match(record):
         validate_record(record)
     with pytest.raises(TypeError, match="`record` must be a dict, got list"):
         validate_record([record])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_code_of_a_mask_is_read(seed, record):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((12, 20)) < rng.random()
+    mask[0, 0] = True
+    region = {**record["regions"][0], "mask": encode_rle(mask)}
+    validate_record({**record, "regions": [region]})
+
+
+def test_runs_beyond_64_bits_do_not_add_up(record):
+    """2**64 pixels too many: in arithmetic that wraps, the sum would be right."""
+    runs, text = [0, 2**62, 2**62, 2**62, 2**62, 240], ""
+    for position, run in enumerate(runs):
+        value = run - runs[position - 2] if position > 2 else run
+        while True:
+            group, value = value & 0x1F, value >> 5
+            done = value == (-1 if group & 0x10 else 0)
+            text += chr(48 + (group if done else group | 0x20))
+            if done:
+                break
+    region = {**record["regions"][0], "mask": {"size": [12, 20], "counts": text}}
+    with pytest.raises(ValueError, match="add up to 12 x 20, got a sum of 18446744073709551856"):
+        validate_record({**record, "regions": [region]})
