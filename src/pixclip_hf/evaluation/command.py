@@ -115,7 +115,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     if arguments.source is not None:
-        arguments.data_dir = [tuple(arguments.source)]
+        words = tuple(arguments.source)
+        arguments.data_dir = [words if len(words) > 1 else words[0]]
     if len(arguments.data_dir) not in (1, len(arguments.tasks)):
         parser.error(
             f"--data_dir must be one for all tasks or one for each of the {len(arguments.tasks)}, "

@@ -9,9 +9,6 @@ from ..image_sets import Images, read_images
 from ..intervals import RESAMPLES
 from ..report import Result
 
-# A folder, drawn scenes, or the words of a source.
-Data = str | Sequence[str]
-
 
 @dataclass(frozen=True)
 class Option:
@@ -49,7 +46,9 @@ class Task:
     hub_task: ClassVar[str]
     pictured: ClassVar[bool] = False
 
-    def read(self, data_dir: Data, split: str | None = None, protocol: str | None = None, **options: Any) -> Images:
+    def read(
+        self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Images:
         """The data.
 
         Args:
@@ -80,7 +79,7 @@ class Task:
     def run(
         self,
         encoder: CachedEncoder,
-        data_dir: Data,
+        data_dir: str | Sequence[str],
         protocol: str | None = None,
         split: str | None = None,
         resamples: int = RESAMPLES,
@@ -88,6 +87,8 @@ class Task:
     ) -> list[Result]:
         """Reads the data and measures. Arguments as in [`Task.read`] and [`Task.measure`]; options that are left out
         have their defaults."""
+        if not isinstance(data_dir, str) and len(data_dir) == 1:
+            (data_dir,) = data_dir
         options = {name: options.get(name, option.default) for name, option in self.options.items()}
         data = self.read(data_dir, split, protocol, **options)
         return self.measure(encoder, data, protocol, resamples, **options)

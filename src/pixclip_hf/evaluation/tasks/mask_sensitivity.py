@@ -15,7 +15,7 @@ from ..image_sets import LAYOUTS, Images, read_images
 from ..intervals import RESAMPLES, mean_interval
 from ..report import Result
 from ..retrieval import nearest_keys
-from .base import Data, Task
+from .base import Task
 from .retrieval import REGION_TEXT
 
 # Below this mean cosine distance the prompt has no effect worth the name: bfloat16 alone moves a cosine by as much.
@@ -148,7 +148,9 @@ class MaskSensitivity(Task):
     options = {"region_text": REGION_TEXT}
     hub_task = "image-feature-extraction"
 
-    def read(self, data_dir: Data, split: str | None = None, protocol: str | None = None, **options: Any) -> Images:
+    def read(
+        self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Images:
         return read_images("region-classification", data_dir, split)
 
     def measure(

@@ -1,5 +1,6 @@
 """Referring expression comprehension: which box an expression means."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..intervals import RESAMPLES, mean_interval
 from ..metrics.referring_accuracy.box_overlap import pairwise_iou
 from ..report import Result
 from ..retrieval import TOLERANCE
-from .base import Data, Option, Task
+from .base import Option, Task
 
 IOU_THRESHOLD = 0.5
 # Of ReCLIP's script, for every way of showing a region but its own.
@@ -120,7 +121,9 @@ class Referring(Task):
     options = {"candidates": Option("objects", "boxes to choose from in referring", ("objects", "detections"))}
     hub_task = "zero-shot-object-detection"
 
-    def read(self, data_dir: Data, split: str | None = None, protocol: str | None = None, **options: Any) -> Images:
+    def read(
+        self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Images:
         return read_images(self.name, data_dir, split, options["candidates"])
 
     def measure(

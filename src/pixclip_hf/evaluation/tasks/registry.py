@@ -1,11 +1,12 @@
 """The tasks by name: from an encoder and a folder of data to results."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ...encoders.cached import CachedEncoder
 from ..intervals import RESAMPLES
 from ..report import Result
-from .base import Data, Option, Task, joined_options
+from .base import Option, Task, joined_options
 from .image_classification import ImageClassification
 from .mask_sensitivity import MaskSensitivity
 from .referring import Referring
@@ -54,7 +55,7 @@ def check_task(task: str, protocol: str | None = None) -> str | None:
 def run_task(
     encoder: CachedEncoder,
     task: str,
-    data_dir: Data,
+    data_dir: str | Sequence[str],
     protocol: str | None = None,
     split: str | None = None,
     resamples: int = RESAMPLES,
@@ -85,7 +86,7 @@ def run_task(
     protocol = check_task(task, protocol)
     check_options(options)
     if not isinstance(data_dir, str) and len(data_dir) == 1:
-        (data_dir,) = data_dir
+        (data_dir,) = data_dir  # the one word of a source that needs no arguments, such as scenes:N:SEED
     encoder.texts = encoder.cut_texts = 0
     results = TASKS[task].run(encoder, data_dir, protocol, split, resamples, **options)
     if encoder.cut_texts:

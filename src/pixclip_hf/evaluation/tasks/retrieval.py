@@ -1,5 +1,6 @@
 """Retrieval as tasks: regions and their texts, images and captions, images and long texts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..image_sets import DOCCI_FILE, LAYOUTS, Images
 from ..intervals import RESAMPLES
 from ..report import Result
 from ..retrieval import retrieval_measures, text_identities
-from .base import Data, Option, Task
+from .base import Option, Task
 
 # Of PixCLIP's published scripts: so many images, from the start of the file.
 OFFICIAL_IMAGES = 1000
@@ -157,9 +158,11 @@ class LongTextRetrieval(ImageTextRetrieval):
     name = "long-text-retrieval"
     layout = LAYOUTS["long-text-retrieval"]
 
-    def read(self, data_dir: Data, split: str | None = None, protocol: str | None = None, **options: Any) -> Images:
+    def read(
+        self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Images:
         in_folder = isinstance(data_dir, str) and Path(data_dir, DOCCI_FILE).is_file()
-        if in_folder and protocol == "official" and split is None:
+        if protocol == "official" and split is None and in_folder:
             # PixCLIP's DOCCI script takes the first thousand lines of the file, whatever their split.
             split = "all"
         return super().read(data_dir, split, protocol, **options)

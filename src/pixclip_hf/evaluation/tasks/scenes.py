@@ -1,14 +1,15 @@
 """The measures of the demo, on its two settings."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from ...data.scenes import make_scene
 from ...encoders.cached import CachedEncoder
+from ...scenes.dataset import make_scene
+from ...scenes.measures import measure_scenes
 from ..image_sets import parse_scenes, refuse_split
 from ..intervals import RESAMPLES
 from ..report import Result
-from ..scenes import measure_scenes
-from .base import Data, Task
+from .base import Task
 
 
 class Scenes(Task):
@@ -22,7 +23,7 @@ class Scenes(Task):
     def run(
         self,
         encoder: CachedEncoder,
-        data_dir: Data,
+        data_dir: str | Sequence[str],
         protocol: str | None = None,
         split: str | None = None,
         resamples: int = RESAMPLES,
