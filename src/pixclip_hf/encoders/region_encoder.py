@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from ..data.collator import region_inputs
-from ..pipelines.text_embeddings import embed_texts
+from ..pipelines.text_embeddings import embed_texts, input_device
 from ..processing.processing_text import UNLIMITED
 from .base import BaseEncoder
 from .protocol import Embeddings, Record
@@ -148,7 +148,7 @@ class RegionEncoder(BaseEncoder):
         return self.model.get_region_features(**self._moved(inputs), **options).pooler_output
 
     def _image_features(self, pixel_values: Tensor, unscaled_mask: bool) -> Tensor:
-        pixels = pixel_values.to(self.model.device, self.model.dtype)
+        pixels = pixel_values.to(input_device(self.model), self.model.dtype)
         config = self.model.config
         if not (unscaled_mask and hasattr(config, "mask_mean")):
             return self.model.get_image_features(pixels).pooler_output
@@ -160,7 +160,7 @@ class RegionEncoder(BaseEncoder):
         return embed_texts(self.model, self.processor, texts, limit, batch_size, progress)
 
     def _moved(self, inputs: Any) -> Any:
-        inputs = inputs.to(self.model.device)
+        inputs = inputs.to(input_device(self.model))
         # Boxes and masks keep their own dtype: half precision has too few digits for a coordinate.
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs

@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 from ..data.collator import region_inputs
 from ..modeling.modeling_regions import mask_patch_weights
 from ..modeling.modeling_vision import VISION_ADAPTERS
+from ..pipelines.text_embeddings import input_device
 from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
 from ..processing.processing_regions import mask_box, read_mask
@@ -136,7 +137,7 @@ class ViewEncoder(BaseEncoder):
         pixels = inputs["pixel_values"]
         if self.view != "mask_pooled":
             return torch.cat([self._image_features(part) for part in pixels.split(batch_size)])[None]
-        pixels = pixels.to(self.model.device, self.model.dtype)
+        pixels = pixels.to(input_device(self.model), self.model.dtype)
         tower, config = self.model.vision_model, self.model.config.vision_config
         adapter = VISION_ADAPTERS.of(config)
         grid = adapter.patch_grid(config, pixels)
@@ -147,7 +148,7 @@ class ViewEncoder(BaseEncoder):
         return pooled if projection is None else projection(pooled)
 
     def _image_features(self, pixel_values: Tensor, unscaled_mask: bool = False) -> Tensor:
-        pixels = pixel_values.to(self.model.device, self.model.dtype)
+        pixels = pixel_values.to(input_device(self.model), self.model.dtype)
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def _text_features(self, texts: Sequence[str], limit: int | None, batch_size: int, show: bool) -> Tensor:
@@ -155,7 +156,7 @@ class ViewEncoder(BaseEncoder):
         for part in tqdm(batches(texts, batch_size), desc="encoding texts", disable=not show, leave=False):
             inputs = self.processor.tokenizer(
                 part, padding=self.padding, truncation=True, max_length=limit, return_tensors="pt"
-            ).to(self.model.device)
+            ).to(input_device(self.model))
             embeds.append(self.model.get_text_features(**inputs).pooler_output.float())
         return torch.cat(embeds)
 

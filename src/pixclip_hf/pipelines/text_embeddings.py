@@ -44,16 +44,23 @@ def embed_texts(
     first: dict[tuple[int, ...], int] = {}
     for row, key in enumerate(tokens):
         first.setdefault(key, row)
+    device = input_device(model)
     embeds = [
         model.get_text_features(
-            input_ids=inputs.input_ids[rows].to(model.device),
-            attention_mask=inputs.attention_mask[rows].to(model.device),
+            input_ids=inputs.input_ids[rows].to(device),
+            attention_mask=inputs.attention_mask[rows].to(device),
         ).pooler_output.float()
         for rows in progress(torch.tensor(list(first.values())).split(batch_size))
     ]
     numbers = {key: number for number, key in enumerate(first)}
     number_of_text = {text: numbers[key] for text, key in zip(unique, tokens, strict=True)}
     return torch.cat(embeds)[[number_of_text[text] for text in texts]]
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its inputs: where its first weights are, or the CPU while those are offloaded, since the
+    hooks that load them move the inputs too."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 class EmbeddedTexts:
@@ -169,4 +176,12 @@ def _middle_values(tensors: list[torch.Tensor]) -> list[float]:
     return [value for values in by_device.values() for value in torch.stack(values).tolist()]
 
 
-__all__ = ["MOST_TEXTS", "EmbeddedTexts", "WeightsState", "embed_texts", "text_weights", "weights_state"]
+__all__ = [
+    "MOST_TEXTS",
+    "EmbeddedTexts",
+    "WeightsState",
+    "embed_texts",
+    "input_device",
+    "text_weights",
+    "weights_state",
+]
