@@ -139,6 +139,8 @@ class RegionCollator:
             raise ValueError(f"`mask_prompt_share` must lie in [0, 1], got {mask_prompt_share}.")
         if mask_prompt_share < 1 and "box" not in prompts:
             raise ValueError(f"`mask_prompt_share` must be 1: boxes prompt no such model, got {mask_prompt_share}.")
+        if crops and not processor.has_crops:
+            raise ValueError(f"`crops` must be False: a {type(processor).__name__} makes none, got {crops}.")
         self.processor = processor
         self.mask_prompt_share = mask_prompt_share
         self.regions_per_image = regions_per_image

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.whole_files import whole_file
 from .encoders import batches
 from .views import StoredImage, open_image
 
@@ -137,10 +138,8 @@ class CachedEncoder:
             embeds, lengths = torch.cat(rows).contiguous(), [len(row) for row in rows]
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # Under its own name only when it is whole: a run may end at any time.
-                unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-                save_file({"embeds": embeds, "lengths": torch.tensor(lengths)}, unfinished)
-                unfinished.replace(path)
+                with whole_file(path) as unfinished:  # a run may end at any time
+                    save_file({"embeds": embeds, "lengths": torch.tensor(lengths)}, unfinished)
             yield embeds, lengths
 
 

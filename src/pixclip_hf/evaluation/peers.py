@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor
 
 from ..data.collator import region_inputs
 from ..modeling.modeling_regions import mask_patch_weights
-from ..modeling.modeling_vision import patch_grid, patch_tokens, pool_through_head
+from ..modeling.modeling_vision import VISION_ADAPTERS
 from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
 from .encoders import Record, RegionEncoder, batches, text_keys
@@ -136,10 +136,12 @@ class PeerEncoder:
         image = open_image(record["image"])
         inputs = self.region_processor(images=[image], **region_inputs([record["regions"]], "mask"))
         pixels = inputs.pixel_values.to(self.model.device, self.model.dtype)
-        grid = patch_grid(self.model.config.vision_config, pixels)
-        tokens = patch_tokens(self.model.vision_model(pixel_values=pixels).last_hidden_state, grid)
+        tower, config = self.model.vision_model, self.model.config.vision_config
+        adapter = VISION_ADAPTERS.of(config)
+        grid = adapter.patch_grid(config, pixels)
+        tokens = adapter.patch_tokens(tower(pixel_values=pixels).last_hidden_state, grid)
         weights = mask_patch_weights(inputs.region_masks.to(pixels.device), grid)
-        pooled = pool_through_head(self.model.vision_model, tokens, weights)
+        pooled = adapter.pool_regions(tower, tokens, weights)
         projection = getattr(self.model, "visual_projection", None)
         return (pooled if projection is None else projection(pooled))[0]
 

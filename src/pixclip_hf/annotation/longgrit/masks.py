@@ -1,42 +1,38 @@
 """Masks of regions that have a box alone, by a Segment Anything model of transformers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..processing.processing_regions import encode_rle
-from .stages import Batch, active_rows, add_counts, add_step, open_batch, open_image, reject_region
+from ...processing.processing_regions import encode_rle
+from ..stages import Batch, RowStage, add_counts, add_step, load_model, open_image, reject_region
 
 _WITHOUT_TORCHVISION = ("sam", "sam_hq")
 _WITH_TORCHVISION = ("sam2", "sam2_video")
 
 
 @dataclass
-class SamMasks:
+class SamMasks(RowStage):
     """The model's best mask of each box, cut at the box. Masks that the source has stay.
 
     Args:
         model: folder or Hub id of SAM, SAM-HQ or, where torchvision is installed, SAM 2.
-        batch_size: images a call; each goes through the model alone, with all its boxes.
+        batch_size: images per call; each goes through the model alone, with all its boxes.
     """
 
     model: str
-    batch_size: int = field(default=8, repr=False)
+    batch_size: int = field(default=8, repr=False, kw_only=True)
 
     name: ClassVar[str] = "masks"
-    columns: ClassVar[Mapping[str, Any]] = {}
     num_gpus: ClassVar[float] = 1
 
-    def __post_init__(self):
-        self._loaded = None
-
-    def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
-        batch = open_batch(batch)
-        for row in active_rows(batch):
+    def fill(self, batch: Batch, rows: Sequence[int]) -> None:
+        for row in rows:
             regions = [dict(region) for region in batch["regions"][row]]
             batch["regions"][row] = regions
             without = [region for region in regions if region["mask"] is None]
@@ -51,12 +47,11 @@ class SamMasks:
                     add_counts(batch, row, self.name, {"masks": 1})
                 else:
                     reject_region(batch, row, region["id"], self.name, "empty mask")
-        return batch
 
     @torch.inference_mode()
     def _segment(self, image: Image.Image, boxes: Sequence[Sequence[float]]) -> np.ndarray:
         """Masks (R, H, W) bool of boxes (R, 4), xyxy in pixels."""
-        model, processor = self._load()
+        model, processor = self._loaded
         given = [[[float(edge) for edge in box] for box in boxes]]
         inputs = processor(images=image, input_boxes=given, return_tensors="pt")
         sizes = {name: inputs.pop(name) for name in ("original_sizes", "reshaped_input_sizes") if name in inputs}
@@ -74,17 +69,14 @@ class SamMasks:
             mask &= inside
         return masks
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
-            from transformers.utils import is_torchvision_available
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
+        from transformers.utils import is_torchvision_available
 
-            kind = AutoConfig.from_pretrained(self.model).model_type
-            if kind not in (*_WITHOUT_TORCHVISION, *_WITH_TORCHVISION):
-                raise ValueError(f"`model` must be a SAM, SAM-HQ or SAM 2, got {self.model!r}: {kind}.")
-            if kind in _WITH_TORCHVISION and not is_torchvision_available():
-                raise ModuleNotFoundError(f"`model` {self.model!r} is a SAM 2, which needs torchvision.")
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = AutoModelForMaskGeneration.from_pretrained(self.model, dtype="auto").to(device).eval()
-            self._loaded = model, AutoProcessor.from_pretrained(self.model)
-        return self._loaded
+        kind = AutoConfig.from_pretrained(self.model).model_type
+        if kind not in (*_WITHOUT_TORCHVISION, *_WITH_TORCHVISION):
+            raise ValueError(f"`model` must be a SAM, SAM-HQ or SAM 2, got {self.model!r}: {kind}.")
+        if kind in _WITH_TORCHVISION and not is_torchvision_available():
+            raise ModuleNotFoundError(f"`model` {self.model!r} is a SAM 2, which needs torchvision.")
+        return load_model(AutoModelForMaskGeneration, self.model), AutoProcessor.from_pretrained(self.model)

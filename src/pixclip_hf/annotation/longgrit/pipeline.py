@@ -5,9 +5,9 @@ The steps are the paper's; its prompts are not public, and these are our own.
 
 from dataclasses import dataclass, field
 
-from .chat import ChatEndpoint
-from .local_chat import LocalChat
-from .long_captions import (
+from ..chat import BACKEND_HELP, Chat, ChatArguments, model_name, open_chat
+from ..stages import Stage
+from .captions import (
     BOX_STYLES,
     CategoryCheck,
     ContextCaptions,
@@ -18,18 +18,14 @@ from .long_captions import (
 )
 from .masks import SamMasks
 from .own_texts import STAND_IN, OwnTexts
-from .questions import Chat, Prompt, load_prompt
-from .stages import Stage
+from .prompts import Prompt, load_prompt
 from .text_checks import LANGUAGES, TextRules
 
-_BACKEND = (
-    "`MODEL` (folder or Hub id) for transformers on this machine, `MODEL@http://HOST:PORT/v1` for a server with "
-    f"OpenAI's chat API, or `{STAND_IN}`: the source's own texts."
-)
+_BACKEND = f"{BACKEND_HELP}; or `{STAND_IN}`: the source's own texts."
 
 
 @dataclass
-class LongGritArguments:
+class LongGritArguments(ChatArguments):
     """The stages of LongGRIT; by default all models are a stand-in."""
 
     object_captioner: str = field(
@@ -58,36 +54,6 @@ class LongGritArguments:
     language: str = field(default="en", metadata={"help": "Language of the captions.", "choices": list(LANGUAGES)})
     min_words: int = field(default=TextRules.min_words, metadata={"help": "Least words of a long caption."})
     max_words: int = field(default=TextRules.max_words, metadata={"help": "Most words of a long caption."})
-    max_tokens: int = field(default=1024, metadata={"help": "Most tokens of an answer."})
-    attempts: int = field(default=3, metadata={"help": "Answers asked for until one can be used."})
-    model_batch_size: int = field(default=8, metadata={"help": "Questions a call of a model on this machine."})
-    api_key_variable: str | None = field(
-        default=None, metadata={"help": "Environment variable that holds the key of the servers."}
-    )
-    concurrency: int = field(default=8, metadata={"help": "Questions that a server is asked at a time."})
-    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for a server's answer."})
-    retries: int = field(default=6, metadata={"help": "Retries of a request that a server did not answer."})
-
-
-def _chat(backend: str, arguments: LongGritArguments, seed: int) -> Chat:
-    if backend == STAND_IN:
-        return OwnTexts()
-    model, at, rest = backend.partition("@http")
-    if not model:
-        raise ValueError(f"A backend must be MODEL, MODEL@URL or {STAND_IN}, got {backend!r}.")
-    if at:
-        return ChatEndpoint(
-            model,
-            f"http{rest}",
-            arguments.api_key_variable,
-            max_tokens=arguments.max_tokens,
-            seed=seed,
-            attempts=arguments.attempts,
-            concurrency=arguments.concurrency,
-            timeout=arguments.timeout,
-            retries=arguments.retries,
-        )
-    return LocalChat(model, arguments.max_tokens, arguments.attempts, batch_size=arguments.model_batch_size)
 
 
 def longgrit_stages(arguments: LongGritArguments, seed: int = 0) -> list[Stage]:
@@ -103,6 +69,9 @@ def longgrit_stages(arguments: LongGritArguments, seed: int = 0) -> list[Stage]:
     def prompt(name: str, *names: str) -> Prompt:
         return load_prompt(name, names, arguments.prompts)
 
+    def chat(backend: str) -> Chat:
+        return open_chat(backend, arguments, seed, stand_in=OwnTexts())
+
     drawn = arguments.box_style == "drawn"
     look = prompt("object_caption", "language")
     place = prompt(f"context_caption_{arguments.box_style}", "language", *([] if drawn else ["box"]))
@@ -110,15 +79,13 @@ def longgrit_stages(arguments: LongGritArguments, seed: int = 0) -> list[Stage]:
     rules = TextRules(
         arguments.min_words, arguments.max_words, arguments.language, tuple(each.text for each in (look, place, merge))
     )
-    verifier = _chat(arguments.verifier, arguments, seed)
+    verifier = chat(arguments.verifier)
     return [
         *([] if arguments.segmenter is None else [SamMasks(arguments.segmenter)]),
-        ObjectCaptions(_chat(arguments.object_captioner, arguments, seed), look, arguments.language),
+        ObjectCaptions(chat(arguments.object_captioner), look, arguments.language),
         Verification(verifier, prompt("verification", "object_caption", "known")),
-        ContextCaptions(
-            _chat(arguments.context_captioner, arguments, seed), place, arguments.box_style, arguments.language
-        ),
-        Merge(_chat(arguments.merger, arguments, seed), merge, arguments.language),
+        ContextCaptions(chat(arguments.context_captioner), place, arguments.box_style, arguments.language),
+        Merge(chat(arguments.merger), merge, arguments.language),
         FinalRules(rules),
         CategoryCheck(verifier, prompt("category_check", "category", "long_caption")),
     ]
@@ -134,4 +101,4 @@ def longgrit_models(arguments: LongGritArguments) -> dict[str, str]:
         "merge": arguments.merger,
         "category check": arguments.verifier,
     }
-    return {step: model.partition("@http")[0] for step, model in steps.items()}
+    return {step: model_name(backend) for step, backend in steps.items()}

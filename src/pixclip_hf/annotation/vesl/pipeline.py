@@ -1,85 +1,29 @@
 """VESL, the annotation pipeline of CLOC (arXiv 2410.02746, section 4): caption, candidate texts, boxes, regions."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
-from .captioning import PROMPT, CaptionColumn, CaptionModel
+from ..chat import BACKEND_HELP, ChatArguments, model_name, open_chat
+from ..stages import Stage
+from .captioning import PROMPT, CaptionColumn, ImageCaptions
 from .detection import BoxRules, OpenVocabularyDetector, SimulatedDetector
 from .phrases import NgramCandidates, PhraseCandidates
-from .stages import IDS_PER_IMAGE, Batch, Stage, active_rows, add_counts, open_batch
+from .regions import REGION_TEXTS, VeslRegions
 
 SIMULATED = "simulated"
 CANDIDATES = ("phrases", "ngrams")
-REGION_TEXTS = ("phrase", "sentence")
 
 
 @dataclass
-class VeslRegions:
-    """Last stage: the detections become the record's regions, those of the source go, and the new caption comes first.
-    Of the baseline, which has no new caption, the alt text stands in where the source has no caption.
-
-    Args:
-        region_text: `"phrase"`, or `"sentence"` for the sentence of the caption that the phrase stands in.
-        max_regions: of an image, the best scores.
-        batch_size: images a call.
-    """
-
-    region_text: str = "phrase"
-    max_regions: int = 32
-    batch_size: int = field(default=256, repr=False)
-
-    name: ClassVar[str] = "regions"
-    columns: ClassVar[Mapping[str, Any]] = {}
-    num_gpus: ClassVar[float] = 0
-
-    def __post_init__(self):
-        if self.region_text not in REGION_TEXTS:
-            raise ValueError(f"`region_text` must be one of {', '.join(REGION_TEXTS)}, got {self.region_text!r}.")
-        if not 1 <= self.max_regions <= IDS_PER_IMAGE:
-            raise ValueError(f"`max_regions` must lie between 1 and {IDS_PER_IMAGE}, got {self.max_regions}.")
-
-    def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
-        batch = open_batch(batch)
-        new_captions = batch.get("vesl_caption")  # the baseline has none
-        text = "text" if self.region_text == "phrase" else "sentence"
-        for row in active_rows(batch):
-            detections = batch["vesl_detections"][row]
-            candidates = batch["vesl_candidates"][row]
-            first_id = batch["position"][row] * IDS_PER_IMAGE
-            batch["regions"][row] = [
-                {
-                    "id": first_id + i,
-                    "box": detection["box"],
-                    "mask": None,
-                    "category": None,
-                    "caption": candidates[detection["candidate"]][text],
-                    "long_caption": None,
-                    "score": detection["score"],
-                    "source": "vesl",
-                }
-                for i, detection in enumerate(detections[: self.max_regions])
-            ]
-            if new_captions is not None:
-                others = (caption for caption in batch["captions"][row] if caption != new_captions[row])
-                batch["captions"][row] = [new_captions[row], *others]
-            elif not batch["captions"][row]:
-                batch["captions"][row] = [batch["alt_text"][row]]
-            dropped = max(len(detections) - self.max_regions, 0)
-            counts = {"regions": len(batch["regions"][row]), "dropped: above the limit of an image": dropped}
-            add_counts(batch, row, self.name, counts)
-        return batch
-
-
-@dataclass
-class VeslArguments:
+class VeslArguments(ChatArguments):
     """The stages of VESL; without a model all of them are stand-ins or rules."""
 
     captioner: str = field(
         default="captions",
-        metadata={"help": "Model (folder or Hub id) that captions the images anew; or `captions` or `alt_text`, which "
-                  "take what the source has."},
-    )  # fmt: skip
+        metadata={
+            "help": f"Model that captions the images anew: {BACKEND_HELP}; or `captions` or `alt_text`, which take "
+            "what the source has."
+        },
+    )
     prompt: str = field(default=PROMPT, metadata={"help": "What the captioner is asked."})
     candidates: str = field(
         default="phrases",
@@ -112,7 +56,10 @@ class VeslArguments:
         metadata={"help": "Caption of a region: the phrase, or its sentence.", "choices": list(REGION_TEXTS)},
     )
     max_regions: int = field(default=32, metadata={"help": "Regions of an image."})
-    model_batch_size: int = field(default=8, metadata={"help": "Images a call of captioner and detector."})
+    max_tokens: int = field(default=256, metadata={"help": "Most tokens of a caption."})
+    model_batch_size: int = field(
+        default=8, metadata={"help": "Images per call of the detector, and of a captioner on this machine."}
+    )
 
 
 def vesl_stages(arguments: VeslArguments, seed: int = 0) -> list[Stage]:
@@ -140,7 +87,9 @@ def vesl_stages(arguments: VeslArguments, seed: int = 0) -> list[Stage]:
         column = CaptionColumn(arguments.captioner, caption_model(arguments))
         texts = [column, PhraseCandidates(arguments.spacy_model, **limits)]
     else:
-        model = CaptionModel(arguments.captioner, arguments.prompt, batch_size=arguments.model_batch_size)
+        chat = open_chat(arguments.captioner, arguments, seed)
+        images = max(arguments.model_batch_size, arguments.concurrency)
+        model = ImageCaptions(chat, arguments.prompt, batch_size=images)
         texts = [model, PhraseCandidates(arguments.spacy_model, **limits)]
     if simulated:
         detector = SimulatedDetector(rules, seed=seed)
@@ -150,10 +99,10 @@ def vesl_stages(arguments: VeslArguments, seed: int = 0) -> list[Stage]:
 
 
 def caption_model(arguments: VeslArguments) -> str:
-    """What the record and the card name as the captioner."""
+    """What the record and the card name as the captioner; addresses of servers are left out."""
     if arguments.captioner in ("captions", "alt_text"):
         return f"stand-in: the source's own {arguments.captioner.replace('_', ' ')}"
-    return arguments.captioner
+    return model_name(arguments.captioner)
 
 
 def vesl_models(arguments: VeslArguments) -> dict[str, str]:

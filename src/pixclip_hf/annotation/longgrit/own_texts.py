@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .questions import Answer, Question
+from ..chat import Answer, Question
 from .text_checks import words_of
 
 STAND_IN = "scenes-stand-in"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..processing.processing_regions import mask_box
+from ...processing.processing_regions import mask_box
 
 _GREY = (127, 127, 127)
 _LEAST_SIDE = 224  # pixels; smaller crops are enlarged, some models refuse them

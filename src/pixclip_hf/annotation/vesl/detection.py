@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,19 +13,19 @@ from datasets import List, Value
 from PIL import Image
 from torch import Tensor
 
-from ..modeling.modeling_regions import box_iou
-from .phrases import STOP_WORDS
-from .stages import (
+from ...modeling.modeling_regions import box_iou
+from ..stages import (
     Batch,
-    active_rows,
+    RowStage,
     add_counts,
     add_step,
     check_at_least_one,
-    open_batch,
+    load_model,
     open_image,
     reject,
     row_generator,
 )
+from .phrases import STOP_WORDS
 
 DETECTIONS = List({"candidate": Value("int32"), "box": List(Value("float32"), length=4), "score": Value("float32")})
 # Scores and boxes are rounded: the sums of a matrix product differ in their last bits with the size of the batch.
@@ -111,48 +112,42 @@ def _finish(batch: Batch, row: int, stage: str, model: str, found: list[dict[str
 
 
 @dataclass
-class OpenVocabularyDetector:
+class OpenVocabularyDetector(RowStage):
     """OWLv2: every box goes to the candidate that it likes best (VESL, arXiv 2410.02746, section 4).
 
     Args:
         model: folder or Hub id of an OWLv2 detector.
         rules: which boxes stay.
         template: what the text tower reads of a candidate.
-        batch_size: images a call, with all their candidates.
+        batch_size: images per call, with all their candidates.
     """
 
     model: str
     rules: BoxRules = BoxRules()
     template: str = "a photo of {}"
-    batch_size: int = field(default=8, repr=False)
+    batch_size: int = field(default=8, repr=False, kw_only=True)
 
     name: ClassVar[str] = "detection"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_detections": DETECTIONS}
     num_gpus: ClassVar[float] = 1
 
     def __post_init__(self):
+        super().__post_init__()
         if "{}" not in self.template:
             raise ValueError(f"`template` must hold {{}} for the candidate, got {self.template!r}.")
-        check_at_least_one(self, "batch_size")
-        self._loaded = None
 
-    def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
-        batch = open_batch(batch)
-        rows = active_rows(batch)
-        if not rows:
-            return batch
+    def fill(self, batch: Batch, rows: Sequence[int]) -> None:
         images = [open_image(batch["image"][row]) for row in rows]
         texts = [[candidate["text"] for candidate in batch["vesl_candidates"][row]] for row in rows]
         for row, image, result in zip(rows, images, self._detect(images, texts), strict=True):
             labels, boxes, scores = (result[name].float().cpu().numpy() for name in ("labels", "boxes", "scores"))
             found, counts = self.rules.select(labels.astype(int), boxes, scores, *image.size)
             _finish(batch, row, self.name, self.model, found, counts)
-        return batch
 
     @torch.inference_mode()
     def _detect(self, images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
         """Of each image the `boxes` above the threshold, xyxy in pixels, with their `scores` and `labels`."""
-        model, processor = self._load()
+        model, processor = self._loaded
         most = max(len(phrases) for phrases in texts)
         tokenizer = processor.tokenizer
         length = model.config.text_config.max_position_embeddings
@@ -174,16 +169,14 @@ class OpenVocabularyDetector:
             outputs, threshold=self.rules.threshold, target_sizes=sizes
         )
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = AutoModelForZeroShotObjectDetection.from_pretrained(self.model, dtype="auto").to(device).eval()
-            if model.config.model_type not in ("owlv2", "owlvit"):
-                raise ValueError(f"`model` must be an OWLv2 detector, got {self.model!r}: {model.config.model_type}.")
-            self._loaded = model, AutoProcessor.from_pretrained(self.model)
-        return self._loaded
+        model = load_model(AutoModelForZeroShotObjectDetection, self.model)
+        if model.config.model_type not in ("owlv2", "owlvit"):
+            raise ValueError(f"`model` must be an OWLv2 detector, got {self.model!r}: {model.config.model_type}.")
+        return model, AutoProcessor.from_pretrained(self.model)
 
 
 def _words(*texts: str | None) -> set[str]:
@@ -192,7 +185,7 @@ def _words(*texts: str | None) -> set[str]:
 
 
 @dataclass
-class SimulatedDetector:
+class SimulatedDetector(RowStage):
     """A stand-in that finds the source's own regions, with errors of known size; for sources with captions or
     categories of their regions, such as scenes.
 
@@ -207,7 +200,7 @@ class SimulatedDetector:
         box_noise: standard deviation of each edge, as a share of the box's side.
         score_noise: standard deviation of what is added to a score.
         seed: of all draws.
-        batch_size: images a call.
+        batch_size: images per call.
     """
 
     rules: BoxRules = BoxRules(threshold=0.3)
@@ -216,13 +209,12 @@ class SimulatedDetector:
     box_noise: float = 0.03
     score_noise: float = 0.1
     seed: int = 0
-    batch_size: int = field(default=64, repr=False)
 
     name: ClassVar[str] = "detection"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_detections": DETECTIONS}
-    num_gpus: ClassVar[float] = 0
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("miss_rate", "false_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
@@ -230,9 +222,8 @@ class SimulatedDetector:
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
 
-    def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
-        batch = open_batch(batch)
-        for row in active_rows(batch):
+    def fill(self, batch: Batch, rows: Sequence[int]) -> None:
+        for row in rows:
             draw = row_generator(self.seed, self.name, batch["record_id"][row])
             width, height = batch["width"][row], batch["height"][row]
             candidates = [_words(candidate["text"]) for candidate in batch["vesl_candidates"][row]]
@@ -258,7 +249,6 @@ class SimulatedDetector:
                 scores.append(float(draw.uniform(self.rules.threshold, 1)))
             found, counts = self.rules.select(labels, np.array(boxes), scores, width, height)
             _finish(batch, row, self.name, "stand-in: simulated detector", found, counts)
-        return batch
 
 
 def _fit(candidate: set[str], region: set[str]) -> float:
