@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
@@ -70,10 +71,10 @@ transformers; the groups behind them are this command's own.
 """
 
 
-def build_model(arguments: ModelArguments):
+def build_model(arguments: ModelArguments) -> tuple[Any, Any, TextEmbeddingCache | None]:
     """Model and processor, from a checkpoint, from two towers, or small and random; and the cache of text states, if
     there is to be one."""
-    overrides = arguments.config_overrides or {}
+    overrides: Any = arguments.config_overrides or {}
     cache = None
     if arguments.text_cache is not None:
         model, processor, cache = build_model_on_cache(arguments, overrides)
@@ -94,7 +95,7 @@ def build_model(arguments: ModelArguments):
     return model, processor, cache
 
 
-def build_model_on_cache(arguments: ModelArguments, overrides: dict):
+def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[Any, Any, TextEmbeddingCache]:
     """A model without its text tower, the processor, and a cache of the states that the text tower gives."""
     name, vision = arguments.model_name_or_path, arguments.vision_model_name_or_path
     _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
@@ -106,14 +107,15 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict):
         if source is None:
             raise ValueError(f"`text_cache` needs a text model, and {name!r} neither has nor names one.")
     else:
-        source = arguments.text_model_name_or_path
+        source: Any = arguments.text_model_name_or_path
         config = model_class.config_class(text_config=None, text_hidden_size=1, **overrides)
         processor = processor_class.from_vision_text_pretrained(vision, source)
+    folder: Any = arguments.text_cache
     length = arguments.text_max_length
     if length is None and processor.tokenizer is not None:
         length = processor.tokenizer.model_max_length
     cache = TextEmbeddingCache(
-        arguments.text_cache,
+        folder,
         source,
         pooling=config.text_pooling,
         max_length=length,
@@ -131,7 +133,7 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict):
     return model_class.from_vision_text_pretrained(vision, None, **names, **overrides), processor, cache
 
 
-def freeze(model, arguments: ModelArguments):
+def freeze(model: Any, arguments: ModelArguments) -> None:
     """What of the towers trains, and how."""
     new = [
         value for name, value in model.vision_model.named_parameters() if name.endswith(("mask_weight", "mask_bias"))
@@ -152,10 +154,14 @@ def freeze(model, arguments: ModelArguments):
             tower.activation_checkpointing_enable({"use_reentrant": False})
 
 
-def build_datasets(arguments: DataArguments, image_size: int, seed: int):
+def build_datasets(arguments: DataArguments, image_size: int, seed: int) -> tuple[Any, Any]:
     """Training and evaluation records."""
     if arguments.dataset_name == "scenes":
-        options = {"size": image_size, "setting": arguments.scenes_setting, "seed": arguments.scenes_seed}
+        options: dict[str, Any] = {
+            "size": image_size,
+            "setting": arguments.scenes_setting,
+            "seed": arguments.scenes_seed,
+        }
         train = scenes_dataset(arguments.scenes_train_images, split=arguments.train_split, **options)
         return train, scenes_dataset(arguments.scenes_eval_images, split=arguments.eval_split or "test", **options)
     if arguments.streaming:
@@ -178,7 +184,7 @@ def save_run_arguments(
     optimizer: OptimizerArguments,
     stopping: EarlyStoppingArguments,
     training: TrainingArguments,
-):
+) -> None:
     """run_arguments.json: the settings that the model card shows."""
     collator = data.collator_arguments(model.model_type)
     of_streams = () if data.streaming else ("streaming", "shuffle_buffer", "max_corrupt_share")

@@ -65,8 +65,11 @@ class Chat(Protocol):
 
     model: str
     """In records and cards."""
-    num_gpus: float
-    """GPUs that a stage which asks it needs."""
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs that a stage which asks it needs."""
+        ...
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers in the order of the questions.
