@@ -97,6 +97,7 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[An
     """A model without its text tower, the processor, and a cache of the states that the text tower gives."""
     name, vision = arguments.model_name_or_path, arguments.vision_model_name_or_path
     _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
+    source: Any
     if name is not None:
         config = AutoConfig.from_pretrained(name, **overrides)
         processor = AutoProcessor.from_pretrained(name)
@@ -105,7 +106,7 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[An
         if source is None:
             raise ValueError(f"`text_cache` needs a text model, and {name!r} neither has nor names one.")
     else:
-        source: Any = arguments.text_model_name_or_path
+        source = arguments.text_model_name_or_path
         config = model_class.config_class(text_config=None, text_hidden_size=1, **overrides)
         processor = processor_class.from_vision_text_pretrained(vision, source)
     folder: Any = arguments.text_cache

@@ -63,8 +63,10 @@ class Chat(Protocol):
     """The shape of what answers questions; nothing inherits from it. As with a stage, its repr tells what its answers
     depend on, and it loads on the first call."""
 
-    model: str
-    """In records and cards."""
+    @property
+    def model(self) -> str:
+        """In records and cards."""
+        ...
 
     @property
     def num_gpus(self) -> float:
