@@ -14,7 +14,7 @@ from pixclip_hf.annotation.run import annotate
 from pixclip_hf.annotation.vesl import VeslArguments, vesl_stages
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--source", default="scenes:200", help="scenes:NUMBER[:SEED], images:FOLDER or a dataset")
+parser.add_argument("--source", nargs="+", default=["scenes:200"], help="such as images folder=photos")
 parser.add_argument("--output", default="runs/annotation-example")
 arguments = parser.parse_args()
 

@@ -1,5 +1,6 @@
 """The guides: every snippet and every command in them runs, on tiny stand-ins of what they name."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -10,9 +11,9 @@ import pytest
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tokenizer
 from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaModel
 
-from pixclip_hf.data.readers import load_records
 from pixclip_hf.data.scenes import make_scene, scenes_dataset
-from pixclip_hf.data.schema import validate_record
+from pixclip_hf.data.sources import KINDS, load_records
+from pixclip_hf.record import validate_record
 from pixclip_hf.training.command import build_parser, main
 
 ROOT = Path(__file__).parents[1]
@@ -110,11 +111,11 @@ def test_data_guide(places, monkeypatch):
     validate_record(own[2])
     assert own[2]["regions"][0]["caption"] == make_scene(2, size=32)["regions"][0]["caption"]
     trainers = [run(block) for block in blocks("data", "bash")]
-    assert len(trainers) == 2 and all(trainer.state.global_step == 1 for trainer in trainers)
+    assert len(trainers) == 3 and all(trainer.state.global_step == 1 for trainer in trainers)
     # The tar that the guide writes is one that the stream reads.
     (places / "tars").mkdir()
     (places / "train-00000.tar").rename(places / "tars" / "train-00000.tar")
-    command = blocks("data", "bash")[1].replace("my-regions", "tars").replace("runs/streamed", "runs/tars")
+    command = blocks("data", "bash")[2].replace("my-regions", "tars").replace("runs/streamed", "runs/tars")
     trainer = run(command)
     assert trainer.state.global_step == 1 and trainer._stream.delivered == 1
 
@@ -131,6 +132,13 @@ def test_finetuning_guide(places):
     assert len({group["initial_lr"] for group in cloc.optimizer.param_groups}) > 3
     assert AutoModel.from_pretrained("runs/more").config.model_type == more.model.config.model_type == "cloc"
     assert [trainer.model.config.model_type for trainer in recipes] == ["pixclip", "cloc"]
+
+
+def test_the_guide_lists_every_kind_of_source_with_its_arguments():
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", DOCS["data"], flags=re.M))
+    for kind, source in KINDS.items():
+        optional = [(item.name, item.default is not dataclasses.MISSING) for item in dataclasses.fields(source)]
+        assert listed[kind] == ", ".join(f"`{name}`" + "*" * has_default for name, has_default in optional)
 
 
 def test_what_the_guides_name_exists():

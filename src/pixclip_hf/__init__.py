@@ -31,9 +31,12 @@ from .processing.processing_pixclip import PixCLIPProcessor
 if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
     from .data.collator import RegionCollator
     from .data.scenes import make_scene, scenes_dataset
-    from .data.schema import record_features, validate_record
+    from .data.sources import load_records
     from .data.tokenizer import scenes_tokenizer, train_tokenizer
+    from .encoders.region_encoder import RegionEncoder
+    from .encoders.view_encoder import ViewEncoder, load_encoder
     from .hub import publish
+    from .record import record_features, validate_record
     from .training.text_cache import TextEmbeddingCache
     from .training.trainer import RegionTrainer
 
@@ -41,16 +44,20 @@ __version__ = "0.1.0"
 
 # Public names whose modules need an extra (`pip install pixclip-hf[train]`, `[data]`): imported on first access.
 _MODULE_OF_LAZY_NAME = {
+    "load_records": ".data.sources",
     "make_scene": ".data.scenes",
     "publish": ".hub",
-    "record_features": ".data.schema",
+    "record_features": ".record",
     "scenes_dataset": ".data.scenes",
     "scenes_tokenizer": ".data.tokenizer",
     "train_tokenizer": ".data.tokenizer",
-    "validate_record": ".data.schema",
+    "validate_record": ".record",
     "RegionCollator": ".data.collator",
+    "RegionEncoder": ".encoders.region_encoder",
     "RegionTrainer": ".training.trainer",
     "TextEmbeddingCache": ".training.text_cache",
+    "ViewEncoder": ".encoders.view_encoder",
+    "load_encoder": ".encoders.view_encoder",
 }
 
 __all__ = [
@@ -69,11 +76,15 @@ __all__ = [
     "PixCLIPProcessor",
     "PixCLIPVisionModel",
     "RegionCollator",
+    "RegionEncoder",
     "RegionFeatureExtractionPipeline",
     "RegionImageProcessor",
     "RegionTrainer",
     "TextEmbeddingCache",
+    "ViewEncoder",
     "ZeroShotRegionClassificationPipeline",
+    "load_encoder",
+    "load_records",
     "make_scene",
     "publish",
     "record_features",

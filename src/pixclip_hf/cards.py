@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from .evaluation.report import weights_digest
+from .evaluation.tasks import TASKS
 
 # Built distributions carry the templates inside the package, a checkout (and an editable install of it) beside `src`.
 _TEMPLATE_FOLDERS = (Path(__file__).with_name("hub_cards"), Path(__file__).parents[2] / "hub_cards")
@@ -30,16 +31,6 @@ _RUN_ENTRIES = ("seed", "train_steps", "train_seconds")
 _OF_TOWERS = "towers_"
 # Measures that are shares of right decisions.
 _ACCURACIES = ("region_description_", "crop_", "same_box", "late_detail", "grounding_accuracy")
-# Task of an evaluation -> task of the Hub.
-_TASK_TYPES = {
-    "region-classification": "zero-shot-image-classification",
-    "zero-shot-classification": "zero-shot-image-classification",
-    "referring": "zero-shot-object-detection",
-    "region-retrieval": "image-feature-extraction",
-    "image-text-retrieval": "image-feature-extraction",
-    "long-text-retrieval": "image-feature-extraction",
-    "mask-sensitivity": "image-feature-extraction",
-}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 
@@ -306,7 +297,7 @@ def _evaluation(
     metric_name = f"{name.replace('_', ' ')} recall@{rank}" if at else measure.replace("_", " ")
     own_type = "image-feature-extraction" if at else "zero-shot-image-classification"
     return EvalResult(
-        task_type=_TASK_TYPES[task] if task else own_type,
+        task_type=TASKS[task].hub_task if task else own_type,
         dataset_type=dataset,
         dataset_name=f"{dataset} ({setting})" if setting else dataset,
         dataset_config=setting,
@@ -327,12 +318,16 @@ def _training_table(run: Mapping[str, Any], state: Mapping[str, Any]) -> dict[st
     return table | ({name: value for name, value in lora.items() if value is not None} if lora.get("lora_r") else {})
 
 
+# Folders of the machine that trained: what is public of them is a Hub id.
+_OF_DATASETS = ("dataset_name", "source", "eval_source")
+
+
 def _data_table(data: Mapping[str, Any]) -> dict[str, Any]:
     scenes = data.get("dataset_name") == "scenes"
     table = {
         name: value
         for name, value in data.items()
-        if value is not None and name != "dataset_name" and (scenes or not name.startswith("scenes_"))
+        if value is not None and name not in _OF_DATASETS and (scenes or not name.startswith("scenes_"))
     }
     name = data.get("dataset_name")
     return {"dataset": name, **table} if scenes or is_hub_id(name) else table

@@ -23,7 +23,7 @@ from pixclip_hf.annotation.longgrit.region_views import box_in_thousandths, draw
 from pixclip_hf.annotation.run import annotate
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.stages import pipeline_features
-from pixclip_hf.data.schema import record_features, validate_record
+from pixclip_hf.record import record_features, validate_record
 
 LOOK = "A red star with a soft edge."
 PLACE = "It lies in the upper left part of the picture, to the left of the ring and above a small square."

@@ -24,8 +24,8 @@ from pixclip_hf.annotation.vesl import VeslRegions
 from pixclip_hf.annotation.vesl.captioning import CaptionColumn
 from pixclip_hf.annotation.vesl.detection import BoxRules, SimulatedDetector
 from pixclip_hf.annotation.vesl.phrases import NgramCandidates
-from pixclip_hf.data.readers import load_records
-from pixclip_hf.data.schema import record_features, validate_record
+from pixclip_hf.data.sources import load_records
+from pixclip_hf.record import record_features, validate_record
 
 SOURCE, SHARD_SIZE, NUMBER = "scenes:40", 7, 40
 # A threshold that some images don't reach: both tables have rows.

@@ -7,19 +7,27 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
 
-from pixclip_hf.annotation.sources import LeftOut, ReadRecords, open_source, read_record
+from pixclip_hf.annotation.sources import LeftOut, ReadRecords, read_record
 from pixclip_hf.annotation.stages import pipeline_features
 from pixclip_hf.data.collator import content_key
 from pixclip_hf.data.scenes import make_scene, scenes_dataset
-from pixclip_hf.data.schema import validate_record
+from pixclip_hf.data.sources import open_source
 from pixclip_hf.modeling.modeling_regions import box_iou
 from pixclip_hf.processing.processing_regions import decode_rle, encode_rle, mask_box
+from pixclip_hf.record import validate_record
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
 
 REGIONS_TRAIN = Path(__file__).parents[3] / "shared/data/regions-train"
 SIZE = (40, 30)  # width, height
@@ -43,8 +51,8 @@ def write(path, content):
 def records_of(name):
     """Records by their id, and the sum of what was left out of them."""
     source, records, left_out = open_source(name), {}, Counter()
-    for item in source.items:
-        built = source.build(item)
+    for position in range(len(source)):
+        built = source.read(position)
         record, counts = read_record(built, source.kind)
         validate_record(record)
         records[built.name] = record
@@ -320,7 +328,7 @@ def test_bad_images_are_left_out_with_their_reason(tmp_path):
         assert reason.startswith(f"annotation not readable: {error}")
     source = open_source(f"images:{tmp_path}")
     with pytest.raises(LeftOut, match="not readable"):
-        read_record(source.build(source.items[0]), source.kind)
+        read_record(source.read(0), source.kind)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pixclip_hf.data.scenes import (
     scenes_dataset,
 )
 from pixclip_hf.data.scenes_layout import DrawStream, same_box_shapes, silhouette
-from pixclip_hf.data.schema import record_features, validate_record
+from pixclip_hf.record import record_features, validate_record
 
 SCENES = 300
 HUES = {"red": 357, "orange": 31, "yellow": 53, "green": 130, "cyan": 183, "blue": 230, "purple": 279, "pink": 328}

@@ -211,7 +211,7 @@ def test_dataset_of_two_shards(world):
         f"train-0000{index}-of-00002.parquet" for index in range(2)
     ]
     world.author.run("""
-from pixclip_hf.data.readers import load_records
+from pixclip_hf.data.sources import load_records
 records = load_records("team/vesl", "train")
 json.dump([[region["caption"] for region in record["regions"]] for record in records], open("captions.json", "w"))
 """)

@@ -32,12 +32,12 @@ Without arguments for models, texts and boxes are drawn, simulated or taken from
 
 With models, a folder of images, and Ray on a node with GPUs:
 
-  pixclip-hf annotate vesl --source images:photos --engine ray --output runs/photos --shard_size 1000 \\
+  pixclip-hf annotate vesl --source images folder=photos --engine ray --output runs/photos --shard_size 1000 \\
       --captioner llava-hf/llava-1.5-7b-hf --detector google/owlv2-base-patch16-ensemble --push_to_hub org/photos
 
 Long captions for the regions of a dataset, by models behind two servers with OpenAI's chat API:
 
-  pixclip-hf annotate longgrit --source grit:GRIT --output runs/long --segmenter facebook/sam-vit-huge \\
+  pixclip-hf annotate longgrit --source grit folder=GRIT --output runs/long --segmenter facebook/sam-vit-huge \\
       --object_captioner org/vlm@http://a:8000/v1 --context_captioner org/vlm@http://a:8000/v1 \\
       --verifier org/llm@http://b:8000/v1 --merger org/llm@http://b:8000/v1
 
@@ -60,9 +60,12 @@ class RunArguments:
     _argument_group_name = "run"
 
     output: str = field(metadata={"help": "Folder of the run: data/, rejected/, shards/, report.md."})
-    source: str = field(
-        default="scenes:200",
-        metadata={"help": "What to annotate, such as `scenes:NUMBER[:SEED]` or `images:FOLDER`; see open_source."},
+    source: list[str] = field(
+        default_factory=lambda: ["scenes:200"],
+        metadata={
+            "help": "What to annotate: a kind of source and its arguments, such as `images folder=photos`; a dataset "
+            "in the record schema; or `scenes:NUMBER[:SEED]`. docs/data.md lists the kinds."
+        },
     )
     engine: str = field(default="local", metadata={"help": "What runs the stages.", "choices": list(ENGINES)})
     workers: int = field(default=1, metadata={"help": "Ray actors per stage."})

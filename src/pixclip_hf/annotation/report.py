@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..data.whole_files import whole_file
 from ..evaluation.report import markdown_table
+from ..images import open_image
 from ..processing.processing_regions import decode_rle
 from ..visualization import draw_regions
-from .stages import open_image
 
 
 def run_counts(output: str | os.PathLike) -> dict[str, Counter]:

@@ -9,7 +9,6 @@ A folder of a run holds
 - `run.json`: what the output depends on. A run goes on only with the same.
 """
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -22,10 +21,11 @@ from datasets.utils import are_progress_bars_disabled
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..data.schema import record_features, validate_record
+from ..data.sources import name_source
 from ..data.whole_files import UNFINISHED, whole_file
+from ..record import record_features, validate_record
 from .engines import run_stages
-from .sources import ReadRecords, open_source
+from .sources import ReadRecords, cached_source
 from .stages import Stage
 
 _STAGE = "run"
@@ -33,7 +33,7 @@ _FOLDERS = ("data", "rejected", "shards")
 
 
 def annotate(
-    source: str,
+    source: str | Sequence[str],
     stages: Sequence[Stage],
     output: str | os.PathLike,
     *,
@@ -45,7 +45,7 @@ def annotate(
     """Runs stages over a source into a folder, from the first shard on that is not done.
 
     Args:
-        source: name of the source, as in [`open_source`].
+        source: where images come from: the words of [`load_records`], or one name.
         stages: what follows the source.
         output: folder of the run.
         engine, workers: as in [`run_stages`].
@@ -62,14 +62,16 @@ def annotate(
     if shard_size < 1:
         raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
     output = Path(output)
-    open_source.cache_clear()  # an earlier run in this process may have seen another state of the files
-    opened = open_source(source)
-    stages = [ReadRecords(source), *stages]
-    total = len(opened.items)
+    # One word is the same source as a list or alone: its run goes on either way.
+    words = source if isinstance(source, str) else tuple(source) if len(source) > 1 else source[0]
+    cached_source.cache_clear()  # an earlier run in this process may have seen another state of the files
+    opened = cached_source(words)
+    stages = [ReadRecords(words), *stages]
+    total = len(opened)
     settings = {
-        "source": source,
+        "source": name_source(words),
         "items": total,
-        "items_digest": _digest(opened.items),
+        "items_digest": opened.items_digest,
         "left_out": dict(+opened.left_out),
         "shard_size": shard_size,
         "stages": {stage.name: repr(stage) for stage in stages},
@@ -118,14 +120,6 @@ def _start_or_continue(output: Path, settings: dict[str, Any]) -> None:
                 )
     else:
         _write_json(path, settings)
-
-
-def _digest(items: Sequence[Any]) -> str:
-    """Of what the index of a source holds of its items, in their order; reads no item."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(f"{item!r}\n".encode())
-    return digest.hexdigest()
 
 
 def _manifest(output: Path, shard: int) -> Path:

@@ -26,7 +26,6 @@ image) and returns such a dict with every column of the batch, those that it fil
 """
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -34,14 +33,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from datasets import Features, Image, List, Value
-from PIL import Image as PILImage
-from PIL import ImageOps
 
-from ..data.schema import record_features
-from ..processing.image_processing_region import to_rgb
+from ..record import record_features
 
 Batch = dict[str, list]
-IDS_PER_IMAGE = 2**16  # where regions have no ids of their own, those of an image start at its position times this
 
 
 class Stage(Protocol):
@@ -201,13 +196,3 @@ def load_model(model_class: Any, name: str) -> Any:
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model_class.from_pretrained(name, dtype="auto").to(device).eval()
-
-
-def open_image(cell: Mapping[str, Any]) -> PILImage.Image:
-    """The image of a row, upright, and RGB as the image processor makes it.
-
-    Raises:
-        ValueError: see [`to_rgb`].
-    """
-    with PILImage.open(io.BytesIO(cell["bytes"])) as image:
-        return to_rgb(ImageOps.exif_transpose(image), "image")

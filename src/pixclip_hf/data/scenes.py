@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..processing.processing_regions import encode_rle
+from ..record import record_features
 from .scenes_layout import (
     COLOURS,
     SETTINGS,
@@ -25,7 +26,6 @@ from .scenes_layout import (
     tight_box,
 )
 from .scenes_text import EARLY_WORDS, all_descriptions, alt_text, describe, image_captions, long_captions
-from .schema import record_features
 
 if TYPE_CHECKING:
     import datasets
@@ -157,7 +157,7 @@ def _compose(
 def make_scene(
     index: int, split: str = "train", seed: int = 0, size: int = 64, setting: str = "default"
 ) -> dict[str, Any]:
-    """One record (see `pixclip_hf.data.schema.record_features`) with three to five objects.
+    """One record (see `pixclip_hf.record_features`) with three to five objects.
 
     Args:
         index: which scene, from 0 on, below 2**48.

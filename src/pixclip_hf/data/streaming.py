@@ -16,9 +16,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
+from ..record import ORIENTATION, record_features, validate_record
 from .collator import content_key
-from .readers import in_schema
-from .schema import ORIENTATION, record_features, validate_record
+from .sources import in_schema
 
 if TYPE_CHECKING:
     import datasets

@@ -1,19 +1,25 @@
-"""What is evaluated on: the folders that datasets come in, read into one form."""
+"""What is evaluated on: sources of records, found in the folders that public datasets come in."""
 
+import io
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.readers import load_records, read_expressions, read_instances
+import numpy as np
+from PIL import Image, ImageOps
+
 from ..data.scenes import make_scene
-from ..processing.processing_regions import decode_rle, polygon_mask
-from .views import StoredImage
+from ..data.sources import IMAGE_SUFFIXES, AnnotatedImage, Source, load_records, open_source, parse_source
+from ..data.sources.base import in_pixels
+from ..data.sources.docci import DESCRIPTIONS as DOCCI_FILE
+from ..images import StoredImage
+from ..processing.processing_regions import decode_rle, mask_box, polygon_mask, read_mask
 
 Record = Mapping[str, Any]
-DOCCI_FILE = "docci_descriptions.jsonlines"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 LAYOUTS = {
     "region-classification": """\
@@ -76,12 +82,30 @@ class Images:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def read_images(task: str, data_dir: str, split: str | None = None, candidates: str = "objects") -> Images:
+@dataclass
+class Found:
+    """A source in a folder.
+
+    Args:
+        kind, arguments: of [`open_source`].
+        name, split: of the dataset, as results name them.
+    """
+
+    kind: str
+    arguments: dict[str, Any]
+    name: str
+    split: str | None = None
+
+
+def read_images(
+    task: str, source: str | Sequence[str], split: str | None = None, candidates: str = "objects"
+) -> Images:
     """The data of a task.
 
     Args:
         task: a key of [`LAYOUTS`].
-        data_dir: see [`LAYOUTS`].
+        source: a folder that holds one of the task's [`LAYOUTS`], `scenes:N:SEED`, or the words of any source
+            (`["coco", "annotations=instances.json", "images=val2017"]`, see [`load_records`]).
         split: where a dataset has several, and an error where it has none; the one that is usually reported when
             None, `all` for every one where captions are read.
         candidates: for `referring`, `"objects"` (of the annotations) or `"detections"`.
@@ -93,28 +117,148 @@ def read_images(task: str, data_dir: str, split: str | None = None, candidates: 
     """
     if task not in LAYOUTS:
         raise ValueError(f"`task` must be one of {', '.join(LAYOUTS)}, got {task!r}.")
+    words = [os.fspath(source)] if isinstance(source, str | os.PathLike) else list(source)
+    if len(words) > 1:
+        return _checked(_records_of(task, _named(words, split)), task)
+    (data_dir,) = words
     if data_dir.startswith("scenes:") and task not in ("referring", "zero-shot-classification", "long-text-retrieval"):
         return _scenes(data_dir, split)
     folder = Path(data_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"`data_dir` must be a folder for {task}, got {data_dir!r}. Expected\n{LAYOUTS[task]}")
-    if task == "referring":
-        return _checked(_referring(folder, split, candidates), task)
-    if task == "zero-shot-classification":
-        refuse_split(split, f"class folders in {folder}")
-        return _class_folders(folder)
-    readers: dict[str, Callable[[Path, str | None], Images | None]] = {
-        "region-classification": _regions,
-        "region-retrieval": _regions,
-        "image-text-retrieval": _captions,
-        "long-text-retrieval": _long_texts,
+    finders: dict[str, Callable[[Path, str | None, str], Found | None]] = {
+        "region-classification": _find_regions,
+        "region-retrieval": _find_regions,
+        "image-text-retrieval": _find_captions,
+        "long-text-retrieval": _find_long_texts,
+        "referring": _find_expressions,
+        "zero-shot-classification": _find_class_folders,
     }
-    found = readers[task](folder, split)
-    if found is None and _is_record_dataset(folder):
-        found = _records(folder, split)
-    if found is None:
-        raise FileNotFoundError(f"{data_dir!r} holds nothing that {task} can read. Expected {LAYOUTS[task]}")
-    return _checked(found, task)
+    found = finders[task](folder, split, candidates)
+    if found is not None:
+        try:
+            return _checked(_records_of(task, found), task)
+        except FileNotFoundError as error:
+            raise ValueError(f"{error} Expected {LAYOUTS[task]}") from error
+    if task not in ("referring", "zero-shot-classification") and _is_record_dataset(folder):
+        return _checked(_stored(str(folder), split or "test", folder.name), task)
+    raise FileNotFoundError(f"{data_dir!r} holds nothing that {task} can read. Expected {LAYOUTS[task]}")
+
+
+def _named(words: Sequence[str], split: str | None) -> Found:
+    kind, arguments = parse_source(words, **({} if split is None else {"split": split}))
+    names = (arguments.get(name) for name in ("annotations", "expressions", "path", "folder"))
+    named = next((value[0] if isinstance(value, list) else value for value in names if value), kind)
+    return Found(kind, arguments, Path(named).stem, arguments.get("split"))
+
+
+def _records_of(task: str, found: Found) -> Images:
+    """The records of a source, as far as the task needs them."""
+    if found.kind == "dataset":
+        return _stored(found.arguments["path"], found.arguments.get("split", "test"), found.name)
+    source = open_source(found.kind, **found.arguments)
+    stored = None
+    records, left_out = [], Counter(source.left_out)
+    for position in range(len(source)):
+        item = source.read(position)
+        if isinstance(item.image, bytes):
+            stored = stored or source.dataset().select_columns("image")
+        image = StoredImage(stored, position) if isinstance(item.image, bytes) else str(item.image)
+        record = _READERS[task](source, item, left_out)
+        if record is not None:
+            records.append({"image": image, **record})
+    categories = source.categories or sorted(
+        {region["category"] for record in records for region in record["regions"] if region.get("category")}
+    )
+    return Images(found.name, records, categories, found.split, dict(+left_out))
+
+
+def _with_regions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any] | None:
+    """Without regions that have no area or no pixel on their image, and counting them."""
+    if not item.regions and not item.captions:
+        return None
+    width, height = item.size or _upright_size(item)
+    left_out.update({reason: n for reason, n in item.left_out.items() if reason.startswith("region left out")})
+    kept = []
+    for given in item.regions:
+        region = dict.fromkeys(("box", "mask", "category", "caption", "long_caption")) | given
+        label = region.pop("label", None)
+        if label is not None:
+            region["category"] = source.categories[label]  # as the file has it, underscores included
+        if item.normalized:
+            region = in_pixels(region, (width, height))
+        if reason := _clean(region, width, height):
+            left_out[reason] += 1
+        else:
+            kept.append(region)
+    return {"width": width, "height": height, "captions": list(item.captions), "regions": kept}
+
+
+def _upright_size(item: AnnotatedImage) -> tuple[int, int]:
+    with Image.open(io.BytesIO(item.image) if isinstance(item.image, bytes) else item.image) as image:
+        return ImageOps.exif_transpose(image).size
+
+
+def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
+    """Clips the box and drops rings that are no polygon; why the region cannot be used, if it cannot."""
+    if region["box"] is None and region["mask"] is not None:
+        try:
+            region["box"] = mask_box(np.asarray(read_mask(region["mask"], (height, width), "mask"))).tolist()
+        except (KeyError, TypeError, ValueError):
+            return "masks without a pixel on their image"
+    x0, y0, x1, y1 = region["box"] or (0, 0, 0, 0)
+    region["box"] = [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)]
+    if region["box"][2] <= region["box"][0] or region["box"][3] <= region["box"][1]:
+        return "boxes without area on their image"
+    mask = region["mask"]
+    if isinstance(mask, list):
+        rings = [ring for ring in mask if len(ring) >= 6]
+        region["mask"] = rings or None
+        if rings:
+            points = [point for ring in rings for point in zip(ring[::2], ring[1::2], strict=True)]
+            x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
+            # A polygon whose corners lie around a point of the image always covers a pixel of it.
+            if not (0 <= x < width and 0 <= y < height) and not polygon_mask(rings, (height, width)).any():
+                return "masks without a pixel on their image"
+    elif mask is not None and not decode_rle(mask).any():
+        return "masks without a pixel on their image"
+    return None
+
+
+def _with_captions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
+    # Five an image, as everywhere; some images of COCO have six or seven.
+    return _captioned([caption.strip() for caption in item.captions][:5])
+
+
+def _with_long_texts(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
+    return _captioned(item.captions)
+
+
+def _captioned(captions: Sequence[str]) -> dict[str, Any]:
+    return {"captions": [caption for caption in captions if caption.strip()], "regions": []}
+
+
+def _with_expressions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
+    if not item.expressions:
+        raise ValueError(f"`referring` needs expressions and their candidates (a source reclip), got {source}.")
+    regions = [{"box": box, "mask": None} for box in item.candidates]
+    return {"regions": regions, "expressions": item.expressions}
+
+
+def _with_label(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
+    if item.label is None:
+        raise ValueError(f"`zero-shot-classification` needs classes of images (a source class_folders), got {source}.")
+    return {"label": item.label, "regions": [], "captions": []}
+
+
+_READERS: dict[str, Callable[[Source, AnnotatedImage, Counter], dict[str, Any] | None]] = {
+    "region-classification": _with_regions,
+    "region-retrieval": _with_regions,
+    "image-text-retrieval": _with_captions,
+    "long-text-retrieval": _with_long_texts,
+    "referring": _with_expressions,
+    "zero-shot-classification": _with_label,
+}
 
 
 def _checked(data: Images, task: str) -> Images:
@@ -130,13 +274,13 @@ def _checked(data: Images, task: str) -> Images:
     return data
 
 
-def parse_scenes(data_dir: str) -> tuple[int, int]:
+def parse_scenes(data_dir: str | Sequence[str]) -> tuple[int, int]:
     """Number and seed of `scenes:N:SEED`.
 
     Raises:
         ValueError: another form.
     """
-    parts = data_dir.split(":")
+    parts = data_dir.split(":") if isinstance(data_dir, str) else []
     if len(parts) != 3 or parts[0] != "scenes" or not all(part.isdigit() for part in parts[1:]) or parts[1] == "0":
         raise ValueError(f"`data_dir` must be scenes:N:SEED with N above 0, such as scenes:1000:0, got {data_dir!r}.")
     return int(parts[1]), int(parts[2])
@@ -160,65 +304,26 @@ def _scenes(data_dir: str, split: str | None) -> Images:
     return Images("scenes", records, categories, "test")
 
 
-def _regions(folder: Path, split: str | None) -> Images | None:
+def _find_regions(folder: Path, split: str | None, candidates: str) -> Found | None:
     if (path := folder / "regions.jsonl").is_file():
         refuse_split(split, str(path))
-        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        for record in records:
-            record["image"] = str(folder / record["image"])
-            for region in record["regions"]:
-                region["mask"] = region.pop("segmentation", None)
-        return _usable(
-            folder.name,
-            records,
-            sorted({r["category"] for rec in records for r in rec["regions"] if r["category"]}),
-            None,
-        )
+        return Found("regions", {"folder": str(folder)}, folder.name)
     for pattern, name, images in (
         ("instances_*.json", "COCO", "{split}"),
         ("lvis_v1_*.json", "LVIS", "."),
     ):
-        files = {path.stem.split("_")[-1]: path for path in sorted((folder / "annotations").glob(pattern))}
-        if files:
+        if files := _by_last_word(folder, pattern):
             chosen = _choose(files, split, ("val2017", "val", "minival"), folder)
-            records, categories = read_instances(files[chosen], folder / images.format(split=chosen))
-            return _usable(name, records, categories, chosen)
+            return _coco(files[chosen], folder / images.format(split=chosen), name, chosen)
     return None
 
 
-def _usable(name: str, records: list[dict[str, Any]], categories: list[str], split: str | None) -> Images:
-    """Without regions that have no area or no pixel on their image, and counting them."""
-    left_out: dict[str, int] = {}
-    for record in records:
-        size, kept = (record["width"], record["height"]), []
-        for region in record["regions"]:
-            if reason := _clean(region, *size):
-                left_out[reason] = left_out.get(reason, 0) + 1
-            else:
-                kept.append(region)
-        record["regions"] = kept
-    return Images(name, records, categories, split, left_out)
+def _by_last_word(folder: Path, pattern: str) -> dict[str, Path]:
+    return {path.stem.split("_")[-1]: path for path in sorted((folder / "annotations").glob(pattern))}
 
 
-def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
-    """Clips the box and drops rings that are no polygon; why the region cannot be used, if it cannot."""
-    x0, y0, x1, y1 = region["box"]
-    region["box"] = [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)]
-    if region["box"][2] <= region["box"][0] or region["box"][3] <= region["box"][1]:
-        return "boxes without area on their image"
-    mask = region["mask"]
-    if isinstance(mask, list):
-        rings = [ring for ring in mask if len(ring) >= 6]
-        region["mask"] = rings or None
-        if rings:
-            points = [point for ring in rings for point in zip(ring[::2], ring[1::2], strict=True)]
-            x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
-            # A polygon whose corners lie around a point of the image always covers a pixel of it.
-            if not (0 <= x < width and 0 <= y < height) and not polygon_mask(rings, (height, width)).any():
-                return "masks without a pixel on their image"
-    elif mask is not None and not decode_rle(mask).any():
-        return "masks without a pixel on their image"
-    return None
+def _coco(annotations: Path, images: Path, name: str, split: str) -> Found:
+    return Found("coco", {"annotations": str(annotations), "images": str(images)}, name, split)
 
 
 def _choose(files: Mapping[str, Any], split: str | None, defaults: Sequence[str], folder: Path) -> str:
@@ -229,38 +334,18 @@ def _choose(files: Mapping[str, Any], split: str | None, defaults: Sequence[str]
     return split
 
 
-def _captions(folder: Path, split: str | None) -> Images | None:
-    files = {path.stem.split("_")[-1]: path for path in sorted((folder / "annotations").glob("captions_*.json"))}
-    if files:
+def _find_captions(folder: Path, split: str | None, candidates: str) -> Found | None:
+    if files := _by_last_word(folder, "captions_*.json"):
         chosen = _choose(files, split, ("val2017",), folder)
-        content = json.loads(files[chosen].read_text())
-        captions: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
-        for annotation in content["annotations"]:
-            captions[annotation["image_id"]].append(annotation["caption"].strip())
-        records = [
-            # Five an image, as everywhere; some images have six or seven.
-            _captioned(folder / chosen / image["file_name"], captions[image["id"]][:5])
-            for image in content["images"]
-        ]
-        return Images("COCO captions", records, split=chosen)
+        return _coco(files[chosen], folder / chosen, "COCO captions", chosen)
     for name in ("dataset_coco.json", "dataset_flickr30k.json"):
         if (path := folder / name).is_file():
-            chosen, root = split or "test", _image_root(folder)
-            records = [
-                _captioned(
-                    root / entry.get("filepath", "") / entry["filename"],
-                    [sentence["raw"].strip() for sentence in entry["sentences"]][:5],
-                )
-                for entry in json.loads(path.read_text())["images"]
-                if chosen in (entry["split"], "all")
-            ]
-            return Images("COCO captions" if "coco" in name else "Flickr30k", records, split=chosen)
+            chosen = split or "test"
+            arguments = {"annotations": str(path), "images": str(_image_root(folder)), "split": _unless_all(chosen)}
+            return Found("karpathy", arguments, "COCO captions" if "coco" in name else "Flickr30k", chosen)
     if (path := folder / "test_caption.json").is_file():
         refuse_split(split, str(path), own="test")
-        entries = json.loads(path.read_text())
-        root = _image_root(folder)
-        records = [_captioned(root / entry["filename"], entry["captions"]) for entry in entries]
-        return Images("Flickr30k", records, split="test")
+        return Found("karpathy", {"annotations": str(path), "images": str(_image_root(folder))}, "Flickr30k", "test")
     return None
 
 
@@ -268,48 +353,29 @@ def _image_root(folder: Path) -> Path:
     return next((folder / name for name in ("flickr30k-images", "images") if (folder / name).is_dir()), folder)
 
 
-def _captioned(path: Path, captions: Sequence[str]) -> dict[str, Any]:
-    return {"image": str(path), "captions": [caption for caption in captions if caption.strip()], "regions": []}
+def _unless_all(split: str) -> str | None:
+    return None if split == "all" else split
 
 
-def _long_texts(folder: Path, split: str | None) -> Images | None:
+def _find_long_texts(folder: Path, split: str | None, candidates: str) -> Found | None:
     if (folder / "image").is_dir() and (folder / "caption").is_dir():
         refuse_split(split, f"texts in {folder / 'caption'}")
-        images = sorted(path for path in (folder / "image").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        records = [_captioned(path, [_text_of(folder / "caption" / f"{path.stem}.txt")]) for path in images]
-        return Images(folder.name, records)
-    if (path := folder / DOCCI_FILE).is_file():
-        entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return Found("urban1k", {"folder": str(folder)}, folder.name)
+    if (folder / DOCCI_FILE).is_file():
         chosen = split or "test"
-        records = [
-            _captioned(folder / "images" / entry["image_file"], [entry["description"]])
-            for entry in entries
-            if chosen in (entry["split"], "all")
-        ]
-        return Images("DOCCI", records, split=chosen)
+        return Found("docci", {"folder": str(folder), "split": _unless_all(chosen)}, "DOCCI", chosen)
     if (folder / "photos").is_dir() and (folder / "annotations").is_dir():
-        files, chosen = sorted((folder / "annotations").glob("*.json")), "all"
+        chosen = "all"
         if not (splits := folder / "splits.json").is_file():
             refuse_split(split, f"annotations without {splits}", own="all")
         elif split != "all":
-            named = json.loads(splits.read_text())
-            chosen = _choose(named, split, ("test",), folder)
-            files = [path for path in files if path.name in named[chosen]]
-        records = []
-        for path in files:
-            entry = json.loads(path.read_text())
-            text = f"{entry['short_caption'].strip()}\n{entry['extra_caption'].strip()}"
-            records.append(_captioned(folder / "photos" / entry["image"], [text]))
-        return Images("DCI", records, split=chosen)
+            chosen = _choose(json.loads(splits.read_text()), split, ("test",), folder)
+        return Found("dci", {"folder": str(folder), "split": _unless_all(chosen)}, "DCI", chosen)
     answers = {path.stem: path for path in sorted(folder.glob("*.json")) if _holds_conversations(path)}
     if not answers:
         return None
     chosen = _choose(answers, split, (), folder)
-    records = []
-    for entry in json.loads(answers[chosen].read_text()):
-        answer = next(turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt")
-        records.append(_captioned(folder / entry["image"], [answer]))
-    return Images(chosen, records)
+    return Found("sharegpt4v", {"annotations": str(answers[chosen]), "images": str(folder)}, chosen)
 
 
 def _holds_conversations(path: Path) -> bool:
@@ -319,47 +385,28 @@ def _holds_conversations(path: Path) -> bool:
     return start.startswith("[") and '"conversations"' in start
 
 
-def _text_of(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"The text of an image is missing: {path}.")
-    return path.read_text().strip()
-
-
-def _referring(folder: Path, split: str | None, candidates: str) -> Images:
+def _find_expressions(folder: Path, split: str | None, candidates: str) -> Found:
     if candidates not in ("objects", "detections"):
         raise ValueError(f"`candidates` must be objects or detections, got {candidates!r}.")
     files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
     if not files:
         raise FileNotFoundError(f"{str(folder)!r} holds no expressions. Expected\n{LAYOUTS['referring']}")
     chosen = _choose(files, split, ("refcoco_val",), folder)
-    detections = None
-    if candidates == "detections":
-        detections = folder / "detections.json"
-        if not detections.is_file():
-            raise FileNotFoundError(f"{detections} is missing. Expected\n{LAYOUTS['referring']}")
     images = folder / "train2014"
-    records = read_expressions(files[chosen], images if images.is_dir() else folder, detections)
-    return Images(chosen.rsplit("_", 1)[0], records, split=f"{chosen.rsplit('_', 1)[-1]}, {candidates}")
+    arguments = {"expressions": str(files[chosen]), "images": str(images if images.is_dir() else folder)}
+    if candidates == "detections":
+        arguments["detections"] = str(folder / "detections.json")
+        if not (folder / "detections.json").is_file():
+            raise FileNotFoundError(f"{arguments['detections']} is missing. Expected\n{LAYOUTS['referring']}")
+    return Found("reclip", arguments, chosen.rsplit("_", 1)[0], f"{chosen.rsplit('_', 1)[-1]}, {candidates}")
 
 
-def _class_folders(folder: Path) -> Images:
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    names = {path.name: path.name.replace("_", " ") for path in folders}
-    if (path := folder / "classes.json").is_file():
-        given = json.loads(path.read_text())
-        if missing := sorted(set(names) - set(given)):
-            raise ValueError(f"{path} must name every class folder; it lacks {', '.join(missing[:5])}.")
-        names = {name: given[name] for name in names}
-    records = [
-        {"image": str(path), "label": label, "regions": [], "captions": []}
-        for label, parent in enumerate(folders)
-        for path in sorted(parent.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not records:
+def _find_class_folders(folder: Path, split: str | None, candidates: str) -> Found:
+    refuse_split(split, f"class folders in {folder}")
+    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.glob("*/*")):
         layout = LAYOUTS["zero-shot-classification"]
         raise FileNotFoundError(f"{str(folder)!r} holds no images of classes. Expected\n{layout}")
-    return Images(folder.name, records, list(names.values()))
+    return Found("class_folders", {"folder": str(folder)}, folder.name)
 
 
 def _is_record_dataset(folder: Path) -> bool:
@@ -367,9 +414,9 @@ def _is_record_dataset(folder: Path) -> bool:
     return any((folder / mark).is_file() for mark in marks) or any(folder.rglob("*.parquet"))
 
 
-def _records(folder: Path, split: str | None) -> Images:
-    loaded = load_records(str(folder), split or "test")
+def _stored(path: str, split: str, name: str) -> Images:
+    loaded = load_records(path, split)
     images, annotations = loaded.select_columns("image"), loaded.remove_columns("image")
     records = [{**record, "image": StoredImage(images, index)} for index, record in enumerate(annotations)]
     categories = sorted({r["category"] for record in records for r in record["regions"] if r["category"]})
-    return Images(folder.name, records, categories, split or "test")
+    return Images(name, records, categories, split)

@@ -124,6 +124,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
     """The image side of CLOC: vision tower, image head, Prompter and region head. Loads from any [`CLOCModel`]
     checkpoint; it embeds images, boxes and masks, and takes no text."""
 
+    # One way to read a region: `get_region_features` takes no `mode`.
+    region_modes = ()
     _keys_to_ignore_on_load_unexpected = [
         *(RegionTextVisionModel._keys_to_ignore_on_load_unexpected or ()),
         r"^region_logit_scale\.",

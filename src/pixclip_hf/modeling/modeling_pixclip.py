@@ -71,6 +71,8 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
     """The image side of PixCLIP: the mask-prompted vision tower and its head. Loads from any [`PixCLIPModel`]
     checkpoint; it embeds images and masks and takes no text."""
 
+    # Ways to read a region: the values of `mode` in `get_region_features`.
+    region_modes = REGION_MODES
     _max_regions_per_forward = 64
 
     def __init__(self, config: PixCLIPConfig):

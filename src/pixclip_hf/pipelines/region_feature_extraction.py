@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
-from inspect import signature
 from itertools import islice
 from os import PathLike
 from typing import Any
@@ -157,8 +156,8 @@ class RegionPipeline(Pipeline):
             "normalized": normalized,
             "prompt": prompt,
         }
-        # Its keyword arguments go on to the vision tower, which would swallow a `mode` that the model does not have.
-        if mode is not None and "mode" not in signature(self.model.get_region_features).parameters:
+        # The model's keyword arguments go on to the vision tower, which would swallow a `mode`.
+        if mode is not None and not self.model.region_modes:
             raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
         forward_params = {"mode": mode}
         return _given(preprocess_params), _given(forward_params), {}

@@ -10,6 +10,9 @@ from .processing_geometry import Geometry, crop_geometry, sample_masks
 from .processing_region_text import RegionTextProcessor
 from .processing_regions import Regions, pad_regions
 
+# Side of the square crop around a region, as a multiple of the longer side of its box.
+CROP_SCALE = 1.5
+
 
 class PixCLIPProcessor(RegionTextProcessor):
     """
@@ -25,7 +28,11 @@ class PixCLIPProcessor(RegionTextProcessor):
     has_crops = True
 
     def __init__(
-        self, image_processor: Any, tokenizer: Any = None, text_model_name: str | None = None, crop_scale: float = 1.5
+        self,
+        image_processor: Any,
+        tokenizer: Any = None,
+        text_model_name: str | None = None,
+        crop_scale: float = CROP_SCALE,
     ):
         if not 1 <= crop_scale < float("inf"):
             raise ValueError(f"crop_scale must be a number of at least 1, got {crop_scale!r}")

@@ -8,10 +8,9 @@ from typing import Any
 from PIL import Image
 from transformers import pipeline
 
-from ..data.readers import load_records
 from ..data.scenes import make_scene
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+from ..data.sources import IMAGE_SUFFIXES, load_records
+from ..images import open_image
 
 
 @dataclass(frozen=True)
@@ -22,18 +21,20 @@ class Collection:
         images: folder of images, read with all its subfolders.
         dataset: folder or Hub id of a dataset in the record schema, in place of `images`.
         split: of the dataset.
-        scenes: number of drawn scenes, where neither `images` nor `dataset` is given.
+        source: words of any other source, as in [`load_records`], whose regions are taken.
+        scenes: number of drawn scenes, where none of these is given.
         detector: object detector of transformers that proposes the regions of `images`, in place of a grid.
         detector_threshold: least score of its boxes.
         grid: windows per side of an image; each number is a size of window.
 
     Raises:
-        ValueError: both `images` and `dataset`, or `images` that is not a folder.
+        ValueError: two of `images`, `dataset` and `source`, or `images` that is not a folder.
     """
 
     images: str | None = None
     dataset: str | None = None
     split: str = "train"
+    source: Sequence[str] | None = None
     scenes: int = 200
     detector: str | None = None
     detector_threshold: float = 0.3
@@ -42,6 +43,11 @@ class Collection:
     def __post_init__(self) -> None:
         if self.images is not None and self.dataset is not None:
             raise ValueError(f"`images` and `dataset` exclude each other, got {self.images!r} and {self.dataset!r}.")
+        if self.source is not None and (self.images or self.dataset) is not None:
+            raise ValueError(
+                f"`source` takes the place of `images` and `dataset`, got {list(self.source)} and "
+                f"{self.images or self.dataset!r}."
+            )
         if self.images is not None and not Path(self.images).is_dir():
             raise ValueError(f"`images` must be a folder, got {self.images!r}.")
 
@@ -55,11 +61,11 @@ class Collection:
         if self.images is None:
             for index, record in enumerate(self._records()):
                 regions = [{**region, "text": region["caption"] or region["category"]} for region in record["regions"]]
-                yield {"name": str(index), "image": record["image"].convert("RGB"), "regions": regions}
+                yield {"name": str(index), "image": open_image(record["image"]), "regions": regions}
             return
         detect = pipeline("object-detection", model=self.detector) if self.detector else None
         for path in self._paths():
-            image = Image.open(path).convert("RGB")
+            image = open_image(path)
             if detect is None:
                 found = [{"box": box, "text": None} for box in grid_boxes(*image.size, self.grid)]
             else:
@@ -78,12 +84,12 @@ class Collection:
         """
         if self.images is None:
             found = {
-                str(index): record["image"].convert("RGB")
+                str(index): open_image(record["image"])
                 for index, record in enumerate(self._records())
                 if str(index) in names
             }
         else:
-            found = {str(path): Image.open(path).convert("RGB") for path in self._paths() if str(path) in names}
+            found = {str(path): open_image(path) for path in self._paths() if str(path) in names}
         if missing := sorted(names - found.keys()):
             raise FileNotFoundError(
                 f"{len(missing)} images of the collection are no longer there, {missing[0]!r} among them. Relative "
@@ -92,13 +98,15 @@ class Collection:
         return found
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        if self.dataset is not None:
+        if self.source is not None:
+            yield from load_records(self.source)
+        elif self.dataset is not None:
             yield from load_records(self.dataset, self.split)
         else:
             yield from (make_scene(index, "test") for index in range(self.scenes))
 
     def _paths(self) -> list[Path]:
-        return sorted(path for path in Path(self.images or "").rglob("*") if path.suffix.lower() in SUFFIXES)
+        return sorted(path for path in Path(self.images or "").rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def grid_boxes(width: int, height: int, counts: Sequence[int]) -> list[list[float]]:

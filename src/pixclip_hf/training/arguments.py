@@ -110,6 +110,17 @@ class DataArguments:
     dataset_name: str = field(
         default="scenes", metadata={"help": "`scenes`, or a dataset in the record schema: Hub id or folder."}
     )
+    source: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Records of any format in place of `dataset_name`: a kind and its arguments, such as "
+            "`coco annotations=instances.json images=train2017`."
+        },
+    )
+    eval_source: list[str] | None = field(
+        default=None,
+        metadata={"help": "Records to evaluate on, written as `source`; those of `eval_split` if not given."},
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; `test` for the scenes."})
     scenes_train_images: int = field(default=12000, metadata={"help": "Scenes to train on."})
@@ -152,6 +163,17 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.source is not None:
+            if self.dataset_name not in ("scenes", self.source[0]):
+                raise ValueError(
+                    f"`source` and `dataset_name` exclude each other, got {self.source} and {self.dataset_name!r}."
+                )
+            if self.streaming and len(self.source) > 1:
+                raise ValueError(
+                    "`streaming` reads a dataset in the record schema, whose folder or Hub id is all of `source`, got "
+                    f"{self.source}."
+                )
+            self.dataset_name = self.source[0]  # what the model card calls it
         if self.streaming and self.dataset_name == "scenes":
             raise ValueError("`streaming` needs a `dataset_name`: the scenes are drawn, not read.")
 

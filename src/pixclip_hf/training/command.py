@@ -14,9 +14,6 @@ from .. import __version__
 from ..cards import write_card
 from ..command_help import HelpFormatter
 from ..data.collator import RegionCollator
-from ..data.readers import load_records
-from ..data.scenes import scenes_dataset
-from ..data.streaming import RecordStream, stream_records
 from ..data.tokenizer import scenes_tokenizer
 from .arguments import (
     DataArguments,
@@ -28,6 +25,7 @@ from .arguments import (
     recipe_arguments,
 )
 from .checkpoints import last_checkpoint
+from .data import build_datasets
 from .early_stopping import early_stopping
 from .from_scratch import MODEL_CLASSES, small_model
 from .llm import attach_text_model, quantize_text_model
@@ -150,24 +148,6 @@ def freeze(model, arguments: ModelArguments):
     ):
         if checkpointed and tower is not None:
             tower.activation_checkpointing_enable({"use_reentrant": False})
-
-
-def build_datasets(arguments: DataArguments, image_size: int, seed: int):
-    """Training and evaluation records."""
-    if arguments.dataset_name == "scenes":
-        options = {"size": image_size, "setting": arguments.scenes_setting, "seed": arguments.scenes_seed}
-        train = scenes_dataset(arguments.scenes_train_images, split=arguments.train_split, **options)
-        return train, scenes_dataset(arguments.scenes_eval_images, split=arguments.eval_split or "test", **options)
-    if arguments.streaming:
-        train = RecordStream(
-            stream_records(arguments.dataset_name, arguments.train_split),
-            seed,
-            arguments.shuffle_buffer,
-            arguments.max_corrupt_share,
-        )
-    else:
-        train = load_records(arguments.dataset_name, arguments.train_split)
-    return train, load_records(arguments.dataset_name, arguments.eval_split) if arguments.eval_split else None
 
 
 def save_run_arguments(

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from datasets import List, Value
 
+from ...images import open_image
 from ...processing.processing_regions import decode_rle
 from ..chat import Answer, ChatStage, Question
-from ..stages import Batch, RowStage, add_counts, add_step, open_image, reject_region
+from ..stages import Batch, RowStage, add_counts, add_step, reject_region
 from .prompts import Prompt
 from .region_views import box_in_thousandths, draw_box, isolate
 from .text_checks import LANGUAGES, TextRules, find_echo, is_refusal

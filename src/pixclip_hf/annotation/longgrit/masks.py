@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...images import open_image
 from ...processing.processing_regions import encode_rle
-from ..stages import Batch, RowStage, add_counts, add_step, load_model, open_image, reject_region
+from ..stages import Batch, RowStage, add_counts, add_step, load_model, reject_region
 
 _WITHOUT_TORCHVISION = ("sam", "sam_hq")
 _WITH_TORCHVISION = ("sam2", "sam2_video")

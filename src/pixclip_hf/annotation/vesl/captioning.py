@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from datasets import Value
 
+from ...images import open_image
 from ..chat import ChatStage, Question
-from ..stages import Batch, RowStage, add_counts, add_step, open_image, reject
+from ..stages import Batch, RowStage, add_counts, add_step, reject
 
 PROMPT = "Describe this image in visual detail: every object, its colour, material, shape, size and place."
 _CAPTION_COLUMNS = ("captions", "alt_text")

@@ -13,6 +13,7 @@ from datasets import List, Value
 from PIL import Image
 from torch import Tensor
 
+from ...images import open_image
 from ...modeling.modeling_regions import box_iou
 from ..stages import (
     Batch,
@@ -21,7 +22,6 @@ from ..stages import (
     add_step,
     check_at_least_one,
     load_model,
-    open_image,
     reject,
     row_generator,
 )

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..stages import IDS_PER_IMAGE, Batch, RowStage, add_counts
+from ...data.sources import IDS_PER_IMAGE
+from ..stages import Batch, RowStage, add_counts
 
 REGION_TEXTS = ("phrase", "sentence")
 

@@ -1,0 +1,123 @@
+"""Datasets in the record schema: saved to disk, Parquet shards, or on the Hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...record import record_features
+from ..source_index import digest, file_state
+from .base import AnnotatedImage, Source
+
+if TYPE_CHECKING:
+    import datasets
+
+
+@dataclass
+class RecordDataset(Source, kind="dataset"):
+    """A dataset in the record schema.
+
+    Args:
+        path: folder or Hub id.
+        split: name of the split.
+    """
+
+    path: str
+    split: str = "train"
+
+    def open(self) -> None:
+        from datasets import Image
+
+        self._records = _load(self.path, self.split)
+        self._encoded = self._records.cast_column("image", Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, position: int) -> AnnotatedImage:
+        record = self._encoded[position]
+        image = record["image"]["bytes"] or Path(record["image"]["path"])
+        size = record["width"], record["height"]
+        texts = record["captions"], record["alt_text"]
+        return AnnotatedImage(f"{self.split}-{position:08d}", image, record["regions"], *texts, size=size)
+
+    @property
+    def items_digest(self) -> str:
+        return str(len(self))
+
+    def fingerprint(self) -> str:
+        return self._records._fingerprint
+
+    def dataset(self) -> "datasets.Dataset":
+        return self._records
+
+
+def _load(path: str, split: str) -> "datasets.Dataset":
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    folder = Path(path)
+    if (shards := _parquet_files(folder, split)) is not None:
+        from ..lazy_table import lazy_dataset
+        from ..parquet_shards import ParquetShards
+
+        rows = ParquetShards(shards, path)
+        return lazy_dataset(rows, rows.fingerprint(), split)
+    if _is_saved(folder):
+        loaded = load_from_disk(path)
+        if not isinstance(loaded, DatasetDict):
+            loaded = {str(loaded.split or "train"): loaded}
+        if split not in loaded:
+            raise ValueError(f"`split` must be one of {sorted(loaded)} of {path!r}, got {split!r}.")
+        records = in_schema(loaded[split], path)
+        # What `datasets` writes there names the records, and not the state of the files.
+        states = ((str(file), file_state(file)) for file in sorted(folder.rglob("*.arrow")))
+        records._fingerprint = digest([records._fingerprint, *states])
+        return records
+    return in_schema(load_dataset(path, split=split), path)
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists()
+
+
+def _parquet_files(folder: Path, split: str) -> list[str] | None:
+    """The files of a split of a folder of Parquet shards, as `load_dataset` tells them; None for anything else.
+
+    Raises:
+        ValueError: no such split.
+    """
+    from datasets import load_dataset_builder
+
+    if not folder.is_dir() or _is_saved(folder):
+        return None
+    config = load_dataset_builder(str(folder)).config
+    files = config.data_files or {}
+    all_files = [str(path) for paths in files.values() for path in paths]
+    if config.name != "default" or not all_files or not all(path.endswith(".parquet") for path in all_files):
+        return None
+    if split not in files:
+        raise ValueError(f"Unknown split {split!r} of {str(folder)!r}. Should be one of {sorted(files)}.")
+    return list(files[split])
+
+
+def in_schema(
+    loaded: "datasets.Dataset | datasets.IterableDataset", name: str
+) -> "datasets.Dataset | datasets.IterableDataset":
+    """The columns of the record schema, cast where their types differ.
+
+    Args:
+        loaded: a dataset whose features are known.
+        name: of the dataset, for messages.
+
+    Raises:
+        ValueError: a column is missing or has another type.
+    """
+    features = record_features()
+    if missing := sorted(set(features) - set(loaded.features or {})):
+        raise ValueError(f"{name!r} is not in the record schema: it lacks the columns {', '.join(missing)}.")
+    columns = loaded.select_columns(list(features))
+    if columns.features == features:
+        return columns
+    try:
+        return columns.cast(features)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{name!r} is not in the record schema: {error}") from error

@@ -1,0 +1,45 @@
+"""DOCCI: a long description per image, in JSON lines."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..json_stream import read_lines
+from ..source_index import Notes, Row
+from .base import AnnotatedImage, IndexedSource, readable
+
+DESCRIPTIONS = "docci_descriptions.jsonlines"
+
+
+@dataclass
+class Docci(IndexedSource, kind="docci"):
+    """DOCCI.
+
+    Args:
+        folder: above `docci_descriptions.jsonlines` and `images/`.
+        split: `train`, `test`, `qual_dev` or `qual_test`; all of them when None.
+    """
+
+    folder: str
+    split: str | None = None
+
+    def annotation_files(self) -> Sequence[Path]:
+        return [Path(self.folder, DESCRIPTIONS)]
+
+    def paths(self) -> Sequence[Path]:
+        return self.annotation_files()
+
+    def rows(self, notes: Notes) -> Iterator[Row]:
+        for line in read_lines(self.annotation_files()[0]):
+            entry = json.loads(line)
+            if self.split in (None, entry["split"]):
+                yield Row(readable(entry["image_file"]), os.fsencode(entry["image_file"]), line)
+
+    def image_path(self, image: bytes) -> Path:
+        return Path(self.folder, "images", os.fsdecode(image))
+
+    def build(self, position: int, row: Row) -> AnnotatedImage:
+        description = json.loads(row.content)["description"]
+        return AnnotatedImage(row.name, self.image_path(row.image), captions=[description])

@@ -1,0 +1,81 @@
+"""Referring expressions as ReCLIP keeps them: JSON lines with all objects of the image (`refcoco_val.jsonl`)."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..json_stream import read_entries, read_lines
+from ..source_index import Groups, Notes, Row
+from .base import IDS_PER_IMAGE, AnnotatedImage, IndexedSource, readable, xywh_to_xyxy
+
+
+@dataclass
+class Reclip(IndexedSource, kind="reclip"):
+    """Referring expressions; as records, a region per sentence.
+
+    Args:
+        expressions: a line per referred object: `file_name`, `image_id`, `anns` (all objects of the image with `id`
+            and `bbox`), `ann_id` (the one meant, or several) and `sentences` (`raw`).
+        images: COCO's `train2014`.
+        detections: boxes of a detector, `{image_id: [[x, y, width, height], …]}` or a list of `{"image_id", "box"}`,
+            which are the candidates in place of the objects.
+    """
+
+    expressions: str
+    images: str
+    detections: str | None = None
+
+    def annotation_files(self) -> Sequence[str]:
+        return [self.expressions, *([] if self.detections is None else [self.detections])]
+
+    def paths(self) -> Sequence[str]:
+        return [*self.annotation_files(), self.images]
+
+    def rows(self, notes: Notes) -> Iterator[Row]:
+        with Groups() as lines, Groups() as detections:
+            for line in read_lines(self.expressions):
+                lines.add(_image_name(json.loads(line)["file_name"]), line)
+            for key, value, text in read_entries(self.detections) if self.detections is not None else ():
+                if key is None:
+                    detections.add(str(value["image_id"]), json.dumps(value["box"]))
+                else:
+                    detections.add(str(key), text)
+            for found in lines.each():
+                entry = json.loads(found[0])
+                name = _image_name(entry["file_name"])
+                boxes = "null"
+                if self.detections is not None:
+                    boxes = f"[{','.join(detections.of(str(entry['image_id'])))}]"
+                yield Row(readable(name), os.fsencode(name), f'{{"lines": [{",".join(found)}], "boxes": {boxes}}}')
+
+    def build(self, position: int, row: Row) -> AnnotatedImage:
+        content = json.loads(row.content)
+        expressions, regions = [], []
+        for entry in content["lines"]:
+            meant = entry["ann_id"] if isinstance(entry["ann_id"], list) else [entry["ann_id"]]
+            objects = [(annotation["id"], xywh_to_xyxy(annotation["bbox"])) for annotation in entry["anns"]]
+            right = [box for number, box in objects if number in meant]
+            for sentence in entry["sentences"]:
+                expressions.append({"text": sentence["raw"], "boxes": right})
+                regions += [
+                    {"id": position * IDS_PER_IMAGE + len(regions) + offset, "box": box, "caption": sentence["raw"]}
+                    for offset, box in enumerate(right)
+                ]
+        candidates = content["boxes"]
+        if candidates is None:
+            candidates = [annotation["bbox"] for annotation in content["lines"][0]["anns"]]
+        return AnnotatedImage(
+            row.name,
+            self.image_path(row.image),
+            regions,
+            candidates=[xywh_to_xyxy(box) for box in candidates],
+            expressions=expressions,
+        )
+
+
+def _image_name(name: str) -> str:
+    if "coco" not in name.lower():
+        return name
+    # COCO_train2014_000000581857_16.jpg: the image's name and the number of the object.
+    return "_".join(name.rsplit(".", 1)[0].split("_")[:3]) + ".jpg"

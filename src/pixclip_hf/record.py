@@ -1,0 +1,204 @@
+"""The one record schema of every data source: an image and its regions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+if TYPE_CHECKING:
+    import datasets
+
+
+_RECORD_FIELDS = ("image", "width", "height", "captions", "alt_text", "regions")
+_REGION_FIELDS = ("id", "box", "mask", "category", "caption", "long_caption", "score", "source")
+ORIENTATION = ExifTags.Base.Orientation
+_BOX_SLACK = 1e-3  # pixels; boxes are stored as float32
+
+
+def record_features() -> "datasets.Features":
+    """The `datasets.Features` of a record.
+
+    - image: an image of (height, width), upright: without an EXIF orientation;
+    - width, height: pixels;
+    - captions: texts of the whole image, alt_text: what a web page said about it (None where unknown);
+    - regions: a list of
+        - id: int64, unique in its source and split,
+        - box: float32 [x0, y0, x1, y1] in pixels, x1 and y1 exclusive,
+        - mask: compressed COCO RLE {"size": [height, width], "counts": str}, or None for a region with a box alone,
+        - category, caption (short), long_caption: texts, None where unknown,
+        - score: float32, confidence of the annotation, 1 for ground truth, None where unknown,
+        - source: which data source or annotator the region comes from, None where unknown.
+    """
+    from datasets import Features, Image, List, Value
+
+    mask = {"size": List(Value("int32"), length=2), "counts": Value("string")}
+    region = {
+        "id": Value("int64"),
+        "box": List(Value("float32"), length=4),
+        "mask": mask,
+        "category": Value("string"),
+        "caption": Value("string"),
+        "long_caption": Value("string"),
+        "score": Value("float32"),
+        "source": Value("string"),
+    }
+    return Features(
+        {
+            "image": Image(),
+            "width": Value("int32"),
+            "height": Value("int32"),
+            "captions": List(Value("string")),
+            "alt_text": Value("string"),
+            "regions": List(region),
+        }
+    )
+
+
+def _check_fields(value: Any, fields: tuple[str, ...], name: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"`{name}` must be a dict, got {type(value).__name__}")
+    missing = [field for field in fields if field not in value]
+    unknown = [field for field in value if field not in fields]
+    if missing or unknown:
+        raise ValueError(f"`{name}` must have exactly the fields {fields}; missing {missing}, unknown {unknown}")
+
+
+def _check_text(value: Any, name: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"`{name}` must be a str, got {value!r}")
+    if not value.strip():
+        raise ValueError(f"`{name}` must not be empty, got {value!r}")
+
+
+def _check_list(value: Any, name: str) -> None:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, (Sequence, np.ndarray)):
+        raise TypeError(f"`{name}` must be a list, got {type(value).__name__}")
+
+
+def _check_whole(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}")
+
+
+def _check_number(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"`{name}` must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, got {value}")
+
+
+def _check_image(image: Any, width: int, height: int) -> None:
+    """A PIL image of the stated size, or the encoded form of `datasets` (read only once it is decoded)."""
+    if isinstance(image, Image.Image):
+        if image.size != (width, height):
+            raise ValueError(f"`image` is {image.size} (width, height) but the record says {(width, height)}")
+        if (orientation := image.getexif().get(ORIENTATION, 1)) != 1:
+            raise ValueError(
+                f"`image` must be upright, got EXIF orientation {orientation}: `datasets` would turn it and not "
+                "its boxes and masks. Pass `PIL.ImageOps.exif_transpose(image)`, with regions of that image."
+            )
+        return
+    if isinstance(image, Mapping) and set(image) <= {"bytes", "path"} and (image.get("bytes") or image.get("path")):
+        return
+    raise TypeError(
+        f"`image` must be a PIL image or a dict with `bytes` or `path`, as in `datasets`, got {type(image).__name__}"
+    )
+
+
+def _check_box(box: Any, width: int, height: int, name: str) -> None:
+    _check_list(box, name)
+    if len(box) != 4:
+        raise ValueError(f"`{name}` must have 4 numbers [x0, y0, x1, y1], got {len(box)}")
+    for edge in range(4):
+        _check_number(box[edge], f"{name}[{edge}]")
+    x0, y0, x1, y1 = (float(edge) for edge in box)
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"`{name}` must have x1 > x0 and y1 > y0, got {[x0, y0, x1, y1]}")
+    if x0 < -_BOX_SLACK or y0 < -_BOX_SLACK or x1 > width + _BOX_SLACK or y1 > height + _BOX_SLACK:
+        raise ValueError(f"`{name}` must lie in the image of {width} x {height} pixels, got {[x0, y0, x1, y1]}")
+
+
+def _check_mask(mask: Any, width: int, height: int, name: str) -> None:
+    _check_fields(mask, ("size", "counts"), name)
+    if not isinstance(mask["counts"], str):
+        raise TypeError(f"`{name}['counts']` must be a compressed str, got {type(mask['counts']).__name__}")
+    if list(mask["size"]) != [height, width]:
+        raise ValueError(f"`{name}['size']` must be [height, width] = {[height, width]}, got {list(mask['size'])}")
+    try:
+        runs = _read_runs(mask["counts"])
+    except ValueError as error:
+        raise ValueError(f"`{name}` is not a valid run-length code: {error}") from error
+    if min(runs) < 0 or sum(runs) != height * width:
+        raise ValueError(
+            f"`{name}` is not a valid run-length code: its runs must be >= 0 and add up to {height} x {width}, "
+            f"got a sum of {sum(runs)}"
+        )
+    if not any(runs[1::2]):
+        raise ValueError(f"`{name}` must hold at least one pixel, got an empty mask")
+
+
+def _read_runs(counts: str) -> list[int]:
+    """The runs of a compressed code (cocoapi `maskApi.c`, `rleFrString`), as integers of any size: lengths that would
+    wrap in 64 bits must not add up by chance."""
+    runs: list[int] = []
+    value = shift = 0
+    for code in counts.encode("utf-8"):
+        group = code - 48
+        if not 0 <= group <= 63 or shift > 60:
+            raise ValueError(f"the character {chr(code)!r} cannot stand where it does")
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if not group & 0x20:
+            if group & 0x10:
+                value -= 1 << shift
+            # From the fourth on, a run is stored as the difference to the run two before.
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if not runs or shift:
+        raise ValueError("it is empty or cut off")
+    return runs
+
+
+def validate_record(record: Mapping[str, Any]) -> None:
+    """Check that a record keeps to the schema: fields, types, boxes and masks inside the image, no empty text.
+
+    Args:
+        record: a record as `record_features` describes it, with `image` decoded or in the encoded form of `datasets`.
+
+    Raises:
+        TypeError: a value of the wrong type; ValueError: a value out of its range. Both name the field
+            (`regions[2]['box']`), the value and what was expected.
+    """
+    _check_fields(record, _RECORD_FIELDS, "record")
+    width, height = record["width"], record["height"]
+    for name in ("width", "height"):
+        _check_whole(record[name], name)
+        if record[name] < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {record[name]}")
+    _check_image(record["image"], width, height)
+    _check_list(record["captions"], "captions")
+    for i, caption in enumerate(record["captions"]):
+        _check_text(caption, f"captions[{i}]")
+    if record["alt_text"] is not None:
+        _check_text(record["alt_text"], "alt_text")
+    _check_list(record["regions"], "regions")
+    seen = set()
+    for i, region in enumerate(record["regions"]):
+        name = f"regions[{i}]"
+        _check_fields(region, _REGION_FIELDS, name)
+        _check_whole(region["id"], f"{name}['id']")
+        if region["id"] in seen:
+            raise ValueError(f"`{name}['id']` must be unique in its image, got {region['id']} again")
+        seen.add(region["id"])
+        _check_box(region["box"], width, height, f"{name}['box']")
+        if region["mask"] is not None:
+            _check_mask(region["mask"], width, height, f"{name}['mask']")
+        for field in ("category", "caption", "long_caption"):
+            if region[field] is not None:
+                _check_text(region[field], f"{name}['{field}']")
+        if region["score"] is not None:
+            _check_number(region["score"], f"{name}['score']")
+        if region["source"] is not None:
+            _check_text(region["source"], f"{name}['source']")
