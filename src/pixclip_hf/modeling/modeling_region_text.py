@@ -75,7 +75,7 @@ def check_arguments(kwargs: dict[str, Any]) -> None:
 
 
 def unit(embeds: Tensor) -> Tensor:
-    """L2-normalised along the last dimension; zeros stay zeros in every precision."""
+    """L2-normalized along the last dimension; zeros stay zeros in every precision."""
     return F.normalize(embeds, dim=-1, eps=torch.finfo(embeds.dtype).tiny)
 
 
@@ -135,7 +135,7 @@ def region_text_features(
     region_text_attention_mask: Tensor | None,
     region_text_states: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised embeddings `(B, R, D)` and identities `(B, R)` of the region texts; zeros in padded slots, which
+    """Normalized embeddings `(B, R, D)` and identities `(B, R)` of the region texts; zeros in padded slots, which
     never reach the text tower.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..encoders.region_encoder import RegionEncoder
-from ..evaluation.report import markdown_table, share
+from ..evaluation.report import markdown_table, share, with_current_names
 from ..processing.processing_regions import decode_rle
 from ..visualization import draw_answers, draw_regions, similarity_map
 from .dataset import all_descriptions, late_detail_pairs, make_scene, same_box_pairs
@@ -16,7 +16,7 @@ PAGE_SCENES = 12
 DESCRIPTIONS = (
     ("region_description_exact", "region described by {prompt}, exact of 256", "0.4 %"),
     ("region_description_texture", "… texture of 4", "25 %"),
-    ("region_description_colour", "… color of 8", "12.5 %"),
+    ("region_description_color", "… color of 8", "12.5 %"),
     ("region_description_shape", "… shape of 8", "12.5 %"),
 )
 # (measure, what it is of, label, chance); rows whose measure a model does not have are left out.
@@ -48,6 +48,7 @@ def report(model_type: str, metrics: Mapping[str, Any], folder: Path) -> str:
             `seed`, `train_steps`, `train_seconds` and, with towers, `towers_seconds`.
         folder: where it goes.
     """
+    metrics = with_current_names(metrics)
     columns = {"scenes (objects 20–45 % of the side)": "", "hard (8–45 %)": "hard_"}
     inherited = "towers_image_count" in metrics
     if inherited:

@@ -102,7 +102,7 @@ class RegionQuestions(ChatStage):
 
 @dataclass
 class ObjectCaptions(RegionQuestions):
-    """(a) The look of each object, from its crop with all else painted grey.
+    """(a) The look of each object, from its crop with all else painted gray.
 
     Args:
         chat: reads images.

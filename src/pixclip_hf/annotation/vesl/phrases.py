@@ -57,7 +57,7 @@ class PhraseCandidates(RowStage):
     duplicates.
 
     Args:
-        spacy_model: installed pipeline with a parser and an entity recogniser.
+        spacy_model: installed pipeline with a parser and an entity recognizer.
         max_words: of a phrase.
         max_candidates: of an image, the first ones of the caption.
         batch_size: images per call.
