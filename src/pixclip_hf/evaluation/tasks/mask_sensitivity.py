@@ -127,7 +127,9 @@ def measure_sensitivity(
             metrics[name] = values.mean().item()
             intervals[name] = mean_interval(values.numpy(), groups[kept.numpy()], resamples)
     strongest = max(value for name, value in metrics.items() if name.endswith("_distance_cosine"))
-    between = [1 - (part @ part.T)[~torch.eye(len(part), dtype=torch.bool)] for part in rows if len(part) > 1]
+    # Distances of a model that tells little apart are small differences of numbers near 1.
+    wide = [part.double() for part in rows if len(part) > 1]
+    between = [1 - (part @ part.T)[~torch.eye(len(part), dtype=torch.bool)] for part in wide]
     metrics["regions_distance_cosine"] = torch.cat(between).mean().item() if between else float("nan")
     metrics["region_count"] = len(own)
     note = (

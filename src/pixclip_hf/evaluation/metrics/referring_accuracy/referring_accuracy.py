@@ -1,7 +1,5 @@
 """Accuracy of referring expression comprehension, as an `evaluate` metric."""
 
-from collections.abc import Sequence
-
 import datasets
 import evaluate
 import numpy as np
@@ -38,8 +36,8 @@ class ReferringAccuracy(evaluate.Metric):
 
     def _compute(
         self,
-        predictions: Sequence[Sequence[float]],
-        references: Sequence[Sequence[Sequence[float]]],
+        predictions: list[list[float]],
+        references: list[list[list[float]]],
         threshold: float = 0.5,
     ) -> dict[str, float]:
         pairs = zip(predictions, references, strict=True)
