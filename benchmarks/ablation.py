@@ -27,7 +27,7 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from pixclip_hf.evaluation.report import markdown_table
+from pixclip_hf.evaluation.report import markdown_table, with_current_names
 from pixclip_hf.modeling import modeling_cloc
 from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
 from pixclip_hf.scenes.dataset import make_scene
@@ -227,7 +227,7 @@ def done_before(file: Path, recipe: dict) -> dict[str, float] | None:
     found = json.loads(file.read_text())
     if found["recipe"] != json.loads(json.dumps(recipe)):
         raise ValueError(f"{file} is of another recipe, {found['recipe']}, not {recipe}: move it away.")
-    return found["metrics"]
+    return with_current_names(found["metrics"])
 
 
 def keep(file: Path, recipe: dict, metrics: dict[str, float]) -> None:

@@ -74,7 +74,7 @@ def random_masks(count: int) -> torch.Tensor:
 
 
 def photograph(path: Path) -> None:
-    """A JPEG file about as hard to decode as a photograph: smooth colours with some noise."""
+    """A JPEG file about as hard to decode as a photograph: smooth colors with some noise."""
     width, height = PHOTOGRAPH
     generator = np.random.default_rng(0)
     coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((width, height))

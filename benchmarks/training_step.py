@@ -143,7 +143,7 @@ def resident(field: str) -> float:
 
 
 def peak_memory(step: Step) -> float:
-    """MiB that a step holds at its peak above weights, optimiser state and what else was there before."""
+    """MiB that a step holds at its peak above weights, optimizer state and what else was there before."""
     if CUDA:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -176,7 +176,7 @@ def compare(name: str) -> dict[str, float]:
     """Prints the table of a vision tower; returns the seconds of each step."""
     torch.manual_seed(0)
     steps = build_steps(VISION[name])
-    for step in steps.values():  # warms up, and makes the optimiser's state
+    for step in steps.values():  # warms up, and makes the optimizer's state
         step()
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for _ in range(ROUNDS):

@@ -38,7 +38,7 @@ class TextHalf(nn.Module):
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, text_states: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """`text_embeds` `(T, D)`, L2-normalised, from tokens `(T, L)` or pooled states `(T, text_hidden_size)`."""
+        """`text_embeds` `(T, D)`, L2-normalized, from tokens `(T, L)` or pooled states `(T, text_hidden_size)`."""
         states = text_features(self.text_model, self.config, input_ids, attention_mask, text_states).pooler_output
         return {"text_embeds": unit(self.text_projection(states))}
 
@@ -50,7 +50,7 @@ def export_image_half(
 
     The export takes `pixel_values` `(B, 3, H, W)` of the model's image size and `region_boxes` `(B, R, 4)` (CLOC) or
     `region_masks` `(B, R, H, W)` bool (PixCLIP), and gives `region_embeds` `(B, R, D)` and `image_embeds` `(B, D)`,
-    L2-normalised. It takes no `region_attention_mask`: what comes out for padded regions means nothing.
+    L2-normalized. It takes no `region_attention_mask`: what comes out for padded regions means nothing.
 
     Args:
         model: a [`CLOCVisionModel`] or [`PixCLIPVisionModel`]; a whole model works too, but a `torch.export` program
@@ -90,13 +90,13 @@ def export_text_half(
     """Texts, any number of any length that the tower takes.
 
     The export takes `input_ids` and `attention_mask` `(T, L)`, padded on either side, or, of a model without a text
-    tower, `text_states` `(T, text_hidden_size)`; it gives `text_embeds` `(T, D)`, L2-normalised.
+    tower, `text_states` `(T, text_hidden_size)`; it gives `text_embeds` `(T, D)`, L2-normalized.
 
     Args:
         model: a [`CLOCModel`] or [`PixCLIPModel`].
         format, opset_version: see [`export_image_half`].
-        int8: dynamic quantisation by ONNX Runtime: weights in 8 bits, one scale an output channel, activations
-            quantised as they come. ONNX only.
+        int8: dynamic quantization by ONNX Runtime: weights in 8 bits, one scale an output channel, activations
+            quantized as they come. ONNX only.
 
     Returns:
         `ExportedModel`: see [`export_image_half`].

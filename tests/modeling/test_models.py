@@ -118,7 +118,7 @@ def test_outputs_have_the_declared_shapes(case):
 
 
 @every_vision
-def test_features_are_the_embeddings_before_normalisation(case):
+def test_features_are_the_embeddings_before_normalization(case):
     output, batch = case.model(**case.batch), case.batch
     real = batch["region_attention_mask"].bool()
     pairs = [

@@ -76,7 +76,7 @@ def test_a_new_model_equals_its_tower_bit_for_bit(vision, mask_bias):
 
 
 @both_towers
-def test_the_tower_keeps_its_own_initialisation(vision):
+def test_the_tower_keeps_its_own_initialization(vision):
     torch.manual_seed(3)
     tower = AutoModel.from_config(build_config("pixclip", vision).vision_config)
     torch.manual_seed(3)

@@ -17,7 +17,7 @@ from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training import RegionTrainer, last_checkpoint
 from pixclip_hf.training.command import main
 
-# Killed while it writes its third checkpoint: weights, optimiser and random state lie there, its state does not.
+# Killed while it writes its third checkpoint: weights, optimizer and random state lie there, its state does not.
 KILLED = """
 import os, signal, sys
 import torch

@@ -114,7 +114,7 @@ def fill(model: nn.Module, plan: Plan, allow: tuple[str, ...] = ()) -> dict[str,
         sources[name]["how"] = "left over, allowed"
         left_over.remove(name)
     for name in [name for name in missing if _matches(name, allow)]:
-        targets[name] = {"shape": list(state[name].shape), "source": None, "how": "missing, allowed: as initialised"}
+        targets[name] = {"shape": list(state[name].shape), "source": None, "how": "missing, allowed: as initialized"}
         missing.remove(name)
     if left_over or missing or wrong:
         origin = {name: move.source for move in plan.moves for name in move.targets}

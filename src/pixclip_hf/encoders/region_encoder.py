@@ -14,7 +14,7 @@ from ..data.collator import region_inputs
 from ..pipelines.text_embeddings import embed_texts, input_device
 from ..processing.processing_text import UNLIMITED
 from .base import BaseEncoder
-from .protocol import Embeddings, Record
+from .protocol import Record
 
 
 class RegionEncoder(BaseEncoder):
@@ -99,7 +99,7 @@ class RegionEncoder(BaseEncoder):
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
         mode: str | None = None,
-    ) -> list[Embeddings]:
+    ) -> list[Any]:
         """Embeds the regions of records: `(R, D)` for each.
 
         Args:
@@ -110,9 +110,10 @@ class RegionEncoder(BaseEncoder):
         """
         self._check("prompt", prompt, self.prompts)
         prompt = prompt or self.prompt
-        return self.encode_regions(
+        regions: dict[str, Any] = region_inputs([record["regions"] for record in records], prompt)
+        rows: Any = self.encode_regions(
             [record["image"] for record in records],
-            **region_inputs([record["regions"] for record in records], prompt),
+            **regions,
             prompt=prompt,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -121,6 +122,7 @@ class RegionEncoder(BaseEncoder):
             normalize_embeddings=normalize_embeddings,
             mode=mode,
         )
+        return rows
 
     @property
     def grounds(self) -> bool:

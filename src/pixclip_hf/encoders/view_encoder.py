@@ -20,7 +20,7 @@ from ..processing.processing_pixclip import PixCLIPProcessor
 from ..processing.processing_regions import mask_box, read_mask
 from .base import BaseEncoder
 from .preparation import batches
-from .protocol import Embeddings, Record
+from .protocol import Record
 from .region_encoder import RegionEncoder, load_model
 from .views import Region, blurred, crop, outlined
 
@@ -47,7 +47,7 @@ class ViewEncoder(BaseEncoder):
         ValueError: an unknown view, or a model without these methods.
     """
 
-    prompts = ("mask",)
+    prompts: tuple[str, ...] = ("mask",)
 
     def __init__(self, model: Any, processor: Any, view: str = "crop", max_length: int | None = None):
         if view not in REGION_VIEWS:
@@ -89,9 +89,9 @@ class ViewEncoder(BaseEncoder):
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
         mode: str | None = None,
-    ) -> list[Embeddings]:
+    ) -> list[Any]:
         """As [`RegionEncoder.encode_records`]; a view looks at box and mask."""
-        return self.encode_regions(
+        rows: Any = self.encode_regions(
             [record["image"] for record in records],
             boxes=[[region["box"] for region in record["regions"]] for record in records],
             masks=[[region.get("mask") for region in record["regions"]] for record in records],
@@ -103,6 +103,7 @@ class ViewEncoder(BaseEncoder):
             normalize_embeddings=normalize_embeddings,
             mode=mode,
         )
+        return rows
 
     @torch.no_grad()
     def encode_shown(self, records: Sequence[Record], batch_size: int = 32) -> Tensor:
@@ -128,7 +129,8 @@ class ViewEncoder(BaseEncoder):
 
     def _region_call(self, prompt: str) -> Callable[..., Any]:
         fill = tuple(round(255 * channel) for channel in self.mean_color)
-        return partial(show_regions, self.region_processor, self.view, fill)
+        view: Any = self.view
+        return partial(show_regions, self.region_processor, view, fill)
 
     def _image_call(self) -> Callable[..., Any]:
         return partial(self.processor.image_processor, return_tensors="pt")
@@ -182,7 +184,8 @@ def show_regions(
         boxes, masks = (None if regions is None else regions[0] for regions in (boxes, masks))
     regions = _joined(images, boxes, masks)
     if view == "mask_pooled":
-        return processor(images=[images], **region_inputs([regions], "mask"), return_tensors="pt")
+        inputs: dict[str, Any] = region_inputs([regions], "mask")
+        return processor(images=[images], **inputs, return_tensors="pt")
     show: Callable[[Region], Image.Image] = {
         "crop": lambda region: crop(images, region, fill)["image"],
         "blur": lambda region: blurred(images, region),

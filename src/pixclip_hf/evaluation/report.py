@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,6 +21,15 @@ def share(metrics: Mapping[str, float], name: str, count: str) -> str:
     """`82.1 ± 0.9 % of 1812`: the measure `name`, of as many decisions as `metrics[count]` says."""
     value, number = metrics[name], int(metrics[count])
     return f"{100 * value:.1f} ± {100 * standard_error(value, number):.1f} % of {number}"
+
+
+def with_current_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures read from a file, under the names that they have today.
+
+    Versions before 0.2 wrote `region_description_colour` (and `hard_…`, `towers_…` and `crop_…` alike) for what is now
+    `region_description_color`. All other entries are returned as they are.
+    """
+    return {name.replace("_description_colour", "_description_color"): value for name, value in metrics.items()}
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

@@ -60,7 +60,7 @@ def rank_right_keys(
     above it: the whole matrix never exists, twice its multiplications are the price.
 
     Args:
-        queries (`(Q, D)`), keys (`(K, D)`): L2-normalised.
+        queries (`(Q, D)`), keys (`(K, D)`): L2-normalized.
         query_ids (`(Q,)`), key_ids (`(K,)`): a key is right for a query of the same identity.
         block: rows and columns at a time.
         progress: what a progress bar says; none when None.
@@ -123,7 +123,7 @@ def retrieval_recall(queries: Tensor, keys: Tensor, ids: Tensor, k: int = 1, chu
     """Recall@k both ways between paired rows; rows with equal `ids` count as right for each other.
 
     Args:
-        queries, keys (`(N, D)`): L2-normalised; row `i` of one belongs to row `i` of the other.
+        queries, keys (`(N, D)`): L2-normalized; row `i` of one belongs to row `i` of the other.
         ids (`(N,)`): identity of each pair's text.
         k: how many hits are looked at.
         chunk: rows and columns compared at a time.
@@ -154,7 +154,7 @@ def retrieval_measures(
     """Recall@k and median rank both ways.
 
     Args:
-        images (`(N, D)`), texts (`(M, D)`): L2-normalised.
+        images (`(N, D)`), texts (`(M, D)`): L2-normalized.
         image_ids (`(N,)`), text_ids (`(M,)`): a text is right for an image of the same identity.
         names: what the two are called, as in `image_to_text_recall@1`.
         groups: what the bootstrap draws, for each image and each text; the identities when None.

@@ -68,7 +68,7 @@ def contrastive_loss(
     `similarity_threshold`, or when row `j` is padding.
 
     Args:
-        embeds, text_embeds (`(n, D)`): L2-normalised, the rows of this rank.
+        embeds, text_embeds (`(n, D)`): L2-normalized, the rows of this rank.
         logit_scale (scalar): inverse temperature.
         ids (`(n,)` int, *optional*): identities of the texts, see [`text_ids`].
         valid (`(n,)` bool, *optional*): False for padded rows.
@@ -123,7 +123,7 @@ def grounding_losses(
     valid: Tensor | None = None,
     normalizer: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """L1 and generalised-IoU losses of predicted boxes (the grounding loss of CLOC, section 3.2; its form is
+    """L1 and generalized-IoU losses of predicted boxes (the grounding loss of CLOC, section 3.2; its form is
     reconstructed).
 
     Args:
@@ -155,7 +155,7 @@ def local_global_loss(
     flows into the crop side (third branch of PixCLIP, reconstructed).
 
     Args:
-        pooled_embeds, crop_embeds (`(..., D)`): L2-normalised.
+        pooled_embeds, crop_embeds (`(..., D)`): L2-normalized.
         valid (`(...)` bool, *optional*): False for padded regions.
         normalizer (`float`, *optional*): as in [`contrastive_loss`].
 

@@ -175,7 +175,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         mode: str = "prompted",
         **kwargs: Any,
     ) -> PixCLIPOutput:
-        """Normalised image embeddings and, with masks, region embeddings. Arguments as in [`PixCLIPModel`]."""
+        """Normalized image embeddings and, with masks, region embeddings. Arguments as in [`PixCLIPModel`]."""
         image = self.get_image_features(pixel_values, return_dict=True, **kwargs).pooler_output
         output = PixCLIPOutput(image_embeds=unit(image))
         if region_masks is not None:

@@ -52,7 +52,7 @@ class AdapterBlock(nn.Module):
 
 
 class MLPAdapter(nn.Module):
-    """The text adaptor of the public PixCLIP checkpoint: L2-normalise, four residual MLPs, LayerNorm, projection."""
+    """The text adaptor of the public PixCLIP checkpoint: L2-normalize, four residual MLPs, LayerNorm, projection."""
 
     def __init__(self, width: int, projection_dim: int):
         super().__init__()

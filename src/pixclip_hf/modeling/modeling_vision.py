@@ -34,7 +34,7 @@ class MaskedPatchConv(nn.Conv2d):
             device=conv.weight.device,
             dtype=conv.weight.dtype,
         )
-        # The tower's parameters move over as they are: initialised, loaded or on the meta device.
+        # The tower's parameters move over as they are: initialized, loaded or on the meta device.
         self.weight, self.bias = conv.weight, conv.bias
         self._is_hf_initialized = getattr(conv, "_is_hf_initialized", False)
         self.mask_weight = nn.Parameter(torch.zeros_like(conv.weight[:, :1]))

@@ -263,7 +263,7 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
             prompt (`str`): `"box"` or `"mask"`: what prompts the model, where both are given or it is not the one that
                 is (CLOC takes either, PixCLIP masks).
             mode (`str`): PixCLIP only: `"prompted"` (one pass a region) or `"pooled"` (one pass an image).
-            normalize (`bool`): L2-normalised embeddings (default), or the model's own lengths.
+            normalize (`bool`): L2-normalized embeddings (default), or the model's own lengths.
             return_tensors (`bool`): a float32 tensor (R, D) an image instead of dicts.
             batch_size (`int`): images a model pass, for a list, generator or dataset. Above 1, four batches are read
                 ahead, and images with about as many regions share one.

@@ -87,14 +87,12 @@ class EmbeddedTexts:
         return {"most": self.most}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        self.__init__(**state)  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(
-        self, model: Any, keys: Sequence[Hashable], embed: Callable[[list[Hashable]], torch.Tensor]
-    ) -> torch.Tensor:
+    def rows(self, model: Any, keys: Sequence[Any], embed: Callable[[list[Any]], torch.Tensor]) -> torch.Tensor:
         """A row `(D,)` for each key, `(T, D)` in all.
 
         Args:
@@ -107,7 +105,7 @@ class EmbeddedTexts:
             if weights is None or self._weights is None or not weights.equals(self._weights):
                 self._rows.clear()
             self._weights = weights
-            found = {key: self._rows.get(key) for key in keys}
+            found: dict[Hashable, Any] = {key: self._rows.get(key) for key in keys}
             if missing := [key for key, row in found.items() if row is None]:
                 found.update(zip(missing, embed(missing), strict=True))
                 # Another thread may have trained in between: such rows belong to no one state.
@@ -167,7 +165,7 @@ def weights_state(tensors: Sequence[torch.Tensor], settings: Any = None) -> Weig
     return WeightsState(tensors, settings)
 
 
-def _middle_values(tensors: list[torch.Tensor]) -> list[float]:
+def _middle_values(tensors: Sequence[torch.Tensor]) -> list[float]:
     by_device: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in tensors:
         if tensor.numel() and not tensor.is_meta:

@@ -209,7 +209,7 @@ def read_boxes(
         boxes: (R, 4) list, array or tensor.
         size: (height, width) of the image.
         name: how errors call the boxes of this image.
-        box_format: "xyxy", "xywh" (corner and size) or "cxcywh" (centre and size).
+        box_format: "xyxy", "xywh" (corner and size) or "cxcywh" (center and size).
         normalized: coordinates are fractions of the width and height, not pixels.
 
     Returns:

@@ -64,7 +64,7 @@ def encode_texts(
     batched: bool,
 ) -> dict[str, np.ndarray]:
     """
-    Tokenise the texts of a call.
+    Tokenize the texts of a call.
 
     Args:
         text: a text or a list of T texts, or None.

@@ -86,7 +86,7 @@ class ChatEndpoint:
 
     num_gpus: ClassVar[float] = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._address, self._user = _read_address(self.base_url)
         check_at_least_one(self, "max_tokens", "attempts", "concurrency")
         # Written so that NaN fails too.
@@ -368,5 +368,5 @@ def _kind(question: Question) -> str:
 def _short(question: Question) -> Question:
     """A harmless question of the same kind."""
     prompt = "Say hello." if question.schema is None else "Say hello in JSON that fits the schema."
-    grey = Image.new("RGB", (224, 224), (127, 127, 127))
-    return Question(prompt, question.schema, (grey,) * len(question.images))
+    gray = Image.new("RGB", (224, 224), (127, 127, 127))
+    return Question(prompt, question.schema, (gray,) * len(question.images))
