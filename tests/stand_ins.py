@@ -43,7 +43,7 @@ class KnownEncoder:
         ]
 
     def encode_shown(self, records, **options):
-        return torch.cat([torch.zeros(0, 2), *self.encode_records(records)])
+        return torch.cat([torch.zeros(0, 2), *self.encode_records(records, **options)])
 
 
 def known(**tables):
