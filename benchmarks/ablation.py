@@ -322,7 +322,7 @@ def side_by_side(train: Callable, plan: Callable, waves: list[list[tuple]], proc
             train(*model)
         return
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    # A process a model: the Trainer's state and the random generators start anew.
+    # One process per model, so that the Trainer's state and the random generators start fresh.
     with ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),

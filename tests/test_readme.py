@@ -1,5 +1,4 @@
-"""Every snippet of the README and of the page on models runs by itself as printed, with tiny models in the places that it
-names."""
+"""Every snippet of the README and of docs/models.md runs alone as printed, with tiny models in place of those named."""
 
 import re
 from pathlib import Path

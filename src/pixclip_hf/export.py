@@ -95,7 +95,7 @@ def export_text_half(
     Args:
         model: a [`CLOCModel`] or [`PixCLIPModel`].
         format, opset_version: see [`export_image_half`].
-        int8: dynamic quantization by ONNX Runtime: weights in 8 bits, one scale an output channel, activations
+        int8: dynamic quantization by ONNX Runtime: weights in 8 bits, one scale per output channel, activations
             quantized as they come. ONNX only.
 
     Returns:

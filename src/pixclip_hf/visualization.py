@@ -24,7 +24,7 @@ def similarity_map(encoder: Encoder, image: Any, text: str, grid: int = 24, side
             other [`Encoder`].
         image: in any form of `open_image`.
         text: what to look for.
-        grid: points a side.
+        grid: points per side.
         side: of the window, as a share of the image's sides; windows are cut at the image's border.
 
     Returns:
@@ -253,7 +253,7 @@ def draw_retrieval(
     found: Sequence[Sequence[tuple[Image.Image, float, bool | None]]],
     title: str = "",
 ) -> None:
-    """Writes a sheet of retrieved images: a row a text, best first, right ones framed in green, wrong ones in red.
+    """Writes a sheet of retrieved images: one row per text, best first, right ones framed in green, wrong ones in red.
 
     Args:
         path: of the PNG file.
@@ -262,10 +262,10 @@ def draw_retrieval(
         title: above the sheet.
 
     Raises:
-        ValueError: no query, or not one row of images a query.
+        ValueError: no query, or not one row of images per query.
     """
     if not queries or len(queries) != len(found):
-        raise ValueError(f"`found` must hold a row a query, got {len(found)} for {len(queries)} queries.")
+        raise ValueError(f"`found` must hold one row per query, got {len(found)} for {len(queries)} queries.")
     columns = 1 + max(len(row) for row in found)
     figure = _figure_class()(figsize=(2.4 + 1.6 * columns, 0.6 + 1.9 * len(queries)), layout="constrained")
     grid = figure.subplots(len(queries), columns, squeeze=False, width_ratios=[1.6] + [1] * (columns - 1))

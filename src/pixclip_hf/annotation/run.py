@@ -79,7 +79,7 @@ def annotate(
     for name in _FOLDERS:
         (output / name).mkdir(parents=True, exist_ok=True)
     bars_shown = not are_progress_bars_disabled()
-    disable_progress_bars()  # a bar a shard and stage is too many
+    disable_progress_bars()  # one bar per shard and stage is too many
     try:
         with FileLock(output / ".lock", timeout=0):
             _start_or_continue(output, settings)

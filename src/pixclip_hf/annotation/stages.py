@@ -47,7 +47,7 @@ class Stage(Protocol):
     columns: Mapping[str, Any]
     """Feature types of the columns that it adds, None in every row until it is called."""
     batch_size: int
-    """Rows a call."""
+    """Rows per call."""
     num_gpus: float
     """GPUs that an actor of it is given by Ray when the cluster has enough."""
 

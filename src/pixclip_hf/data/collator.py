@@ -98,7 +98,7 @@ class RegionCollator:
             Over several ranks the batches of a step may draw different ones, and are such negatives of each other:
             the draw depends on the batch alone, so that it is the same in a run that resumes.
             Categories tie a region to what it is, apart from all else that a caption says.
-        image_captions: adds one caption an image as `input_ids`.
+        image_captions: adds one caption per image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption
             (Alpha-CLIP mixes 10 %). An image without any region always takes that slot when the share is above zero.
         crops: adds the crops of PixCLIP's second and third branch.

@@ -197,7 +197,7 @@ class StreamLoader:
     Args:
         stream: where records come from.
         collator: makes a batch of a list of records, in the workers.
-        batch_size: records a batch.
+        batch_size: records per batch.
         rank, world_size: which share of the stream to read.
         num_workers: no more than the rank has shards are started.
         options: further arguments of `DataLoader`.

@@ -25,8 +25,8 @@ LAYOUTS = {
     "region-classification": """\
 one of
   scenes:N:SEED                                     drawn scenes, nothing to download
-  DATA_DIR/regions.jsonl                            a line an image: image, width, height, regions (box xyxy, category,
-                                                    segmentation), images by their path below DATA_DIR
+  DATA_DIR/regions.jsonl                            one line per image: image, width, height, regions (box xyxy,
+                                                    category, segmentation), images by their path below DATA_DIR
   DATA_DIR/annotations/instances_val2017.json       COCO, with DATA_DIR/val2017/*.jpg
   DATA_DIR/annotations/lvis_v1_val.json             LVIS, with DATA_DIR/train2017 and DATA_DIR/val2017
   DATA_DIR                                          a dataset in the record schema (save_to_disk or Parquet)""",
@@ -40,7 +40,7 @@ one of
   DATA_DIR                                          a dataset in the record schema (save_to_disk or Parquet)""",
     "long-text-retrieval": """\
 one of
-  DATA_DIR/image/*.jpg and DATA_DIR/caption/*.txt   Urban1k, a text an image of the same name (the dataset is called
+  DATA_DIR/image/*.jpg and DATA_DIR/caption/*.txt   Urban1k, one text per image of the same name (the dataset is called
                                                     as DATA_DIR is)
   DATA_DIR/docci_descriptions.jsonlines             DOCCI, with DATA_DIR/images
   DATA_DIR/annotations/*.json and DATA_DIR/photos   DCI, with splits.json
@@ -55,7 +55,7 @@ one of
   DATA_DIR/detections.json                          candidates of a detector (--candidates detections):
                                                     {image_id: [[x, y, width, height], …]}""",
     "zero-shot-classification": """\
-  DATA_DIR/CLASS/*.jpg                              a folder a class
+  DATA_DIR/CLASS/*.jpg                              one folder per class
   DATA_DIR/classes.json                             optional: {"CLASS": "name to put into the templates"}""",
 }
 LAYOUTS["region-retrieval"] = LAYOUTS["region-classification"]

@@ -95,7 +95,7 @@ def write_results(
     pictures: Iterable[str] = (),
     settings: Mapping[str, object] | None = None,
 ) -> None:
-    """`results.json`, which model cards are filled from, and `results.md`, a table a task.
+    """`results.json`, which model cards are filled from, and `results.md`, with one table per task.
 
     Args:
         folder: made if it does not exist.

@@ -186,6 +186,6 @@ def retrieval_measures(
 
 
 def text_identities(texts: Sequence[str]) -> Tensor:
-    """An integer a text `(T,)`, the same for the same text (but for case and white space)."""
+    """One integer per text `(T,)`, equal for texts that are equal up to case and white space."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in texts])

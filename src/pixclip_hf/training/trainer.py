@@ -87,7 +87,7 @@ class RegionTrainer(Trainer):
 
     - The contrastive losses see the regions, images and texts of every rank.
     - Each part of the loss is logged beside the sum, as `loss_<part>` (`eval_loss_<part>` in an evaluation).
-    - Images, regions and text tokens a second are logged too, over all ranks.
+    - Images, regions and text tokens per second are logged too, over all ranks.
     - A [`RecordStream`] as training set is read in shares by rank and worker, and resumes where it stopped.
     - An evaluation reports region-text retrieval over the whole set, `eval_region_to_text_recall@1` and
       `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
@@ -128,7 +128,7 @@ class RegionTrainer(Trainer):
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"One process drives {self.args.n_gpu} GPUs, where each would have its own negatives. Start one "
-                "process a GPU with `accelerate launch` or `torchrun`, or use one alone with `CUDA_VISIBLE_DEVICES=0`."
+                "process per GPU by `accelerate launch` or `torchrun`, or use one alone with `CUDA_VISIBLE_DEVICES=0`."
             )
         self.gradient_cache_chunks = gradient_cache_chunks
         self._scalars = scalars_to_vectors(self.model) if self.accelerator.is_fsdp2 else set()
