@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -47,7 +48,8 @@ A run that is started again continues at the first shard that is not done. Its f
 
 `pixclip-hf annotate vesl --help` and `pixclip-hf annotate longgrit --help` list the arguments.
 """
-PIPELINES = {
+# Arguments, stages and names of the models.
+PIPELINES: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any]]] = {
     "vesl": (VeslArguments, vesl_stages, vesl_models),
     "longgrit": (LongGritArguments, longgrit_stages, longgrit_models),
 }

@@ -42,14 +42,25 @@ Batch = dict[str, list]
 class Stage(Protocol):
     """The shape of a stage. [`RowStage`] is the usual way to write one."""
 
-    name: str
-    """In counts, rejections and the report."""
-    columns: Mapping[str, Any]
-    """Feature types of the columns that it adds, None in every row until it is called."""
-    batch_size: int
-    """Rows per call."""
-    num_gpus: float
-    """GPUs that an actor of it is given by Ray when the cluster has enough."""
+    @property
+    def name(self) -> str:
+        """In counts, rejections and the report."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """Feature types of the columns that it adds, None in every row until it is called."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per call."""
+        ...
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs that an actor of it is given by Ray when the cluster has enough."""
+        ...
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch: ...
 
@@ -72,7 +83,7 @@ class RowStage:
     columns: ClassVar[Mapping[str, Any]] = {}
     num_gpus: ClassVar[float] = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least_one(self, "batch_size")
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch:

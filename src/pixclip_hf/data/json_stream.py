@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 _CHUNK = 2**20
 _LONGEST_ENTRY = 2**28
@@ -77,7 +77,7 @@ class _Scanner:
         self.ended = False
         self.decode = json.JSONDecoder().raw_decode
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, reason: str) -> NoReturn:
         raise ValueError(f"{str(self.path)!r} cannot be read as JSON at character {self.passed + self.at}: {reason}.")
 
     def more(self) -> bool:

@@ -35,9 +35,10 @@ class Row(NamedTuple):
         content: what the source holds of the item, as JSON; None where all of it lies in other files.
     """
 
-    name: str | None
-    image: bytes | None = None
-    content: str | None = None
+    # Any, since a kind knows which of them its rows have.
+    name: Any
+    image: Any = None
+    content: Any = None
 
 
 @dataclass
@@ -187,8 +188,10 @@ class Groups:
         self._path = Path(self._folder.name, "texts.arrow")
         self._schema = pa.schema({"text": pa.large_string()})
         self._writer = pa.ipc.new_stream(str(self._path), self._schema)
-        self._keys, self._waiting, self._held = array("Q"), [], 0
-        self._order: np.ndarray | None = None
+        self._keys, self._held = array("Q"), 0
+        self._waiting: list[str] = []
+        self._order: Any = None
+        self._table: Any = None
 
     def __enter__(self) -> "Groups":
         return self

@@ -34,7 +34,11 @@ class BaseEncoder:
     prompts: tuple[str, ...]
     modes: tuple[str, ...] = ()
     view: str | None = None
-    grounds = False
+
+    @property
+    def grounds(self) -> bool:
+        """Whether the model finds the boxes of texts."""
+        return False
 
     def __init__(self, model: Any, processor: Any, prompt: str | None = None, max_length: int | None = None):
         self.model, self.processor = model.eval(), processor
@@ -185,16 +189,16 @@ class BaseEncoder:
             ValueError: no texts, a template without `{}`, or a processor without a tokenizer.
         """
         one = isinstance(texts, str)
-        texts = [texts] if one else list(texts)
-        if not texts:
+        every = [texts] if isinstance(texts, str) else list(texts)
+        if not every:
             raise ValueError("`texts` must hold at least one text, got none.")
-        for number, text in enumerate(texts):
+        for number, text in enumerate(every):
             if not isinstance(text, str):
                 raise TypeError(f"`texts[{number}]` must be a string, got {type(text).__name__}.")
         limit = self.text_limit if max_length is None else max_length
         filled_in = None if templates is None else check_templates(templates)
         embed = partial(self._embed_keys, batch_size=batch_size, show=self._shows(show_progress_bar))
-        rows = self._embedded_texts.rows(self.model, [(text, filled_in, limit) for text in texts], embed).cpu()
+        rows = self._embedded_texts.rows(self.model, [(text, filled_in, limit) for text in every], embed).cpu()
         if normalize_embeddings:
             rows = F.normalize(rows, dim=-1)
         return _converted(rows[0] if one else rows, convert_to_tensor)
@@ -243,6 +247,15 @@ class BaseEncoder:
 
     # What a kind of encoder says.
     width: int
+
+    @property
+    def text_limit(self) -> int | None:
+        """Tokens that texts are cut to; None without a limit."""
+        raise NotImplementedError
+
+    def encode_records(self, records: Sequence[Record], *args: Any, **kwargs: Any) -> list[Any]:
+        """See [`Encoder.encode_records`]."""
+        raise NotImplementedError
 
     def _images_per_part(self, batch_size: int) -> int:
         """Images that are prepared and embedded together."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ class CachedEncoder:
             self._weights, self._key = weights, fingerprint(self.encoder)
         return self._key
 
-    def _shards(self, items: Sequence[Any], name: str, encode: Callable, describe: Callable):
+    def _shards(self, items: Sequence[Any], name: str, encode: Callable, describe: Callable) -> Iterator[Any]:
         """Rows of each shard and how many of them each item has."""
         weights_key = "" if self.folder is None else self._weights_key()
         starts = range(0, len(items), self.shard_size)

@@ -35,8 +35,10 @@ class Encoder(Protocol):
     prompt: str
     modes: tuple[str, ...]
     view: str | None
-    grounds: bool
     mean_color: list[float]
+
+    @property
+    def grounds(self) -> bool: ...
 
     @property
     def text_limit(self) -> int | None: ...

@@ -329,7 +329,7 @@ def _coco(annotations: Path, images: Path, name: str, split: str) -> Found:
 def _choose(files: Mapping[str, Any], split: str | None, defaults: Sequence[str], folder: Path) -> str:
     if split is None:
         split = next((name for name in defaults if name in files), next(iter(files)) if len(files) == 1 else None)
-    if split not in files:
+    if split is None or split not in files:
         raise ValueError(f"`split` must be one of {', '.join(files)} of {folder}, got {split!r}.")
     return split
 

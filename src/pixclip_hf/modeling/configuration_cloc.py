@@ -71,7 +71,7 @@ class CLOCConfig(RegionTextConfig):
     box_l1_weight: float | int = 1.0
     box_giou_weight: float | int = 1.0
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         check_choice("region_readout", self.region_readout, REGION_READOUTS)
         check_choice("prompter_layer", self.prompter_layer, PROMPTER_LAYERS)
         if self.region_readout == "mean" and self.prompter_layer != "first":

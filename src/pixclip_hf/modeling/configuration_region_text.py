@@ -92,7 +92,7 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
     text_similarity_threshold: float | int | None = None
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         check_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
         check_choice("text_projection", self.text_projection, TEXT_PROJECTIONS)
         for name, instead in self.dropped_fields.items():

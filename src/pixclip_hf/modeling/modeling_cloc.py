@@ -1,7 +1,7 @@
 """CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box or mask, in one image pass."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
 
     # One way to read a region: `get_region_features` takes no `mode`.
     region_modes = ()
-    _keys_to_ignore_on_load_unexpected = [
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [
         *(RegionTextVisionModel._keys_to_ignore_on_load_unexpected or ()),
         r"^region_logit_scale\.",
         r"^box_head\.",

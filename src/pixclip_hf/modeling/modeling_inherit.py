@@ -11,8 +11,9 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .modeling_text import TEXT_ADAPTERS, TextAdapter
-from .modeling_vision import VISION_ADAPTERS, VisionAdapter
+from .modeling_adapters import AdapterRegistry
+from .modeling_text import TEXT_ADAPTERS
+from .modeling_vision import VISION_ADAPTERS
 
 logger = logging.get_logger(__name__)
 
@@ -22,7 +23,7 @@ EXPECTED = {
     "vision": "a CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (or a CLOC or PixCLIP)",
     "text": "a CLIP text tower, a text encoder or a decoder",
 }
-ADAPTERS = {"vision": VISION_ADAPTERS, "text": TEXT_ADAPTERS}
+ADAPTERS: dict[str, AdapterRegistry[Any]] = {"vision": VISION_ADAPTERS, "text": TEXT_ADAPTERS}
 
 
 @dataclass
@@ -44,8 +45,8 @@ class Source:
     positions: int | None
 
     @property
-    def adapter(self) -> VisionAdapter | TextAdapter:
-        """What is special about the tower."""
+    def adapter(self) -> Any:
+        """What is special about the tower: a [`VisionAdapter`] or [`TextAdapter`]."""
         return ADAPTERS[self.side].of(self.tower_config)
 
     def tower(self, whole: PreTrainedModel) -> PreTrainedModel:

@@ -240,7 +240,7 @@ def gathered_contrastive_loss(
     """[`contrastive_loss`] of this rank's rows against the rows of all ranks."""
     if valid is None:
         valid = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
-    over_ranks = {}
+    over_ranks: dict[str, Any] = {}
     if gather is not None:
         all_embeds, offset = gather(embeds)
         all_valid = gather(valid)[0]
@@ -345,7 +345,7 @@ class RegionTextModel(RegionTextVisionModel):
     """
 
     accepts_loss_kwargs = False
-    _keys_to_ignore_on_load_unexpected = None
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = None
     # Endings of the names of the vision tower's weights that a checkpoint of the tower cannot have.
     new_vision_weights: ClassVar[tuple[str, ...]] = ()
     _contrastive_tile_size: int | None = None

@@ -44,16 +44,23 @@ def embed_texts(
     first: dict[tuple[int, ...], int] = {}
     for row, key in enumerate(tokens):
         first.setdefault(key, row)
+    device = input_device(model)
     embeds = [
         model.get_text_features(
-            input_ids=inputs.input_ids[rows].to(model.device),
-            attention_mask=inputs.attention_mask[rows].to(model.device),
+            input_ids=inputs.input_ids[rows].to(device),
+            attention_mask=inputs.attention_mask[rows].to(device),
         ).pooler_output.float()
         for rows in progress(torch.tensor(list(first.values())).split(batch_size))
     ]
     numbers = {key: number for number, key in enumerate(first)}
     number_of_text = {text: numbers[key] for text, key in zip(unique, tokens, strict=True)}
     return torch.cat(embeds)[[number_of_text[text] for text in texts]]
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its inputs: where its first weights are, or the CPU while those are offloaded, since the
+    hooks that load them move the inputs too."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 class EmbeddedTexts:
@@ -80,14 +87,12 @@ class EmbeddedTexts:
         return {"most": self.most}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        self.__init__(**state)  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(
-        self, model: Any, keys: Sequence[Hashable], embed: Callable[[list[Hashable]], torch.Tensor]
-    ) -> torch.Tensor:
+    def rows(self, model: Any, keys: Sequence[Any], embed: Callable[[list[Any]], torch.Tensor]) -> torch.Tensor:
         """A row `(D,)` for each key, `(T, D)` in all.
 
         Args:
@@ -100,7 +105,7 @@ class EmbeddedTexts:
             if weights is None or self._weights is None or not weights.equals(self._weights):
                 self._rows.clear()
             self._weights = weights
-            found = {key: self._rows.get(key) for key in keys}
+            found: dict[Hashable, Any] = {key: self._rows.get(key) for key in keys}
             if missing := [key for key, row in found.items() if row is None]:
                 found.update(zip(missing, embed(missing), strict=True))
                 # Another thread may have trained in between: such rows belong to no one state.
@@ -160,7 +165,7 @@ def weights_state(tensors: Sequence[torch.Tensor], settings: Any = None) -> Weig
     return WeightsState(tensors, settings)
 
 
-def _middle_values(tensors: list[torch.Tensor]) -> list[float]:
+def _middle_values(tensors: Sequence[torch.Tensor]) -> list[float]:
     by_device: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in tensors:
         if tensor.numel() and not tensor.is_meta:
@@ -169,4 +174,12 @@ def _middle_values(tensors: list[torch.Tensor]) -> list[float]:
     return [value for values in by_device.values() for value in torch.stack(values).tolist()]
 
 
-__all__ = ["MOST_TEXTS", "EmbeddedTexts", "WeightsState", "embed_texts", "text_weights", "weights_state"]
+__all__ = [
+    "MOST_TEXTS",
+    "EmbeddedTexts",
+    "WeightsState",
+    "embed_texts",
+    "input_device",
+    "text_weights",
+    "weights_state",
+]

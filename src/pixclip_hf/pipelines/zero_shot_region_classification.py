@@ -110,7 +110,7 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         return self._embedded_texts.rows(
             self.model,
             [(text, limit) for text in texts],
-            lambda keys: embed_texts(self.model, self.processor, [text for text, _ in keys]),
+            lambda keys: embed_texts(self.model, self.processor, [key[0] for key in keys]),
         )
 
     def postprocess(

@@ -157,7 +157,7 @@ class RegionTextProcessor(OptionalTokenizer):
             if regions is not None:
                 counts = [len(entry.names) for entry in regions]
                 data.update(self._region_inputs(loaded, geometries, regions, prompt, asked, kwargs))
-            if asked["return_regions"]:
+            if asked["return_regions"] and regions is not None:
                 data["regions"] = [entry.describe() for entry in regions]
         data.update(
             encode_texts(self.tokenizer, self.text_model_name, text, region_text, counts, max_length, padding, batched)

@@ -158,7 +158,7 @@ def measure_scenes(
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
 
-    def measure(name: str, hits: np.ndarray, groups: np.ndarray) -> None:
+    def measure(name: str, hits: Any, groups: np.ndarray) -> None:
         metrics[name] = float(hits.mean()) if len(hits) else float("nan")
         if len(hits) and resamples:
             intervals[name] = mean_interval(hits, groups, resamples)

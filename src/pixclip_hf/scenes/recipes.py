@@ -15,7 +15,7 @@ COMMON = (
 RECIPES = {
     "cloc": (
         "--max_steps", "1800", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
-        "--region_text", "caption", "category", "--mask_prompt_share", "0.5",
+        "--region_text", "caption", "category", "--mask_prompt_share", "0.6",
     ),
     # Image captions keep what the towers know of whole images; categories and captions say what a region is, apart
     # from all else that a long caption says.

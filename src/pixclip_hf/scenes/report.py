@@ -98,7 +98,8 @@ def draw_front(model: Any, processor: Any, folder: Path, seed: int) -> None:
     regions = scene["regions"]
     names = all_descriptions()
     (embeds,) = encoder.encode_records([scene], convert_to_tensor=True)
-    best = (embeds @ encoder.encode_texts(names, convert_to_tensor=True).T).topk(2)
+    described: Any = encoder.encode_texts(names, convert_to_tensor=True)
+    best = (embeds @ described.T).topk(2)
     texts = [
         [(names[index], score) for index, score in zip(*row, strict=True)]
         for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -121,9 +122,9 @@ def draw_page(model: Any, processor: Any, folder: Path, seed: int, count: int = 
     encoder = RegionEncoder(model, processor)
     names = all_descriptions()
     scenes = [make_scene(i, "test", seed) for i in range(count)]
-    descriptions = encoder.encode_texts(names, convert_to_tensor=True)
+    descriptions: Any = encoder.encode_texts(names, convert_to_tensor=True)
     answers = [_best(rows, descriptions, names) for rows in encoder.encode_records(scenes, convert_to_tensor=True)]
-    masks = [_masks(encoder, scene) for scene in scenes]
+    masks: list[Any] = [_masks(encoder, scene) for scene in scenes]
     draw_answers(
         folder / "scenes.png",
         [scene["image"] for scene in scenes],

@@ -86,7 +86,7 @@ class ChatEndpoint:
 
     num_gpus: ClassVar[float] = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._address, self._user = _read_address(self.base_url)
         check_at_least_one(self, "max_tokens", "attempts", "concurrency")
         # Written so that NaN fails too.

@@ -61,7 +61,7 @@ class LocalChat:
 
     num_gpus: ClassVar[float] = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least_one(self, "max_new_tokens", "attempts", "batch_size")
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:

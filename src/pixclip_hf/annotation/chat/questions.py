@@ -63,10 +63,15 @@ class Chat(Protocol):
     """The shape of what answers questions; nothing inherits from it. As with a stage, its repr tells what its answers
     depend on, and it loads on the first call."""
 
-    model: str
-    """In records and cards."""
-    num_gpus: float
-    """GPUs that a stage which asks it needs."""
+    @property
+    def model(self) -> str:
+        """In records and cards."""
+        ...
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs that a stage which asks it needs."""
+        ...
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Answers in the order of the questions.

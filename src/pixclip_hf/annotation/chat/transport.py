@@ -86,13 +86,13 @@ class _Cutoff:
 
 
 class _HTTPConnection(HTTPConnection):
-    def getresponse(self):
+    def getresponse(self) -> Any:
         _Cutoff.watch(self.sock)
         return super().getresponse()
 
 
 class _HTTPSConnection(HTTPSConnection):
-    def getresponse(self):
+    def getresponse(self) -> Any:
         _Cutoff.watch(self.sock)
         return super().getresponse()
 

@@ -175,7 +175,7 @@ class ContextCaptions(RegionQuestions):
     name: ClassVar[str] = "context_caption"
     columns: ClassVar[Mapping[str, Any]] = {"longgrit_context_captions": TEXTS}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.box_style not in BOX_STYLES:
             raise ValueError(f"`box_style` must be one of {', '.join(BOX_STYLES)}, got {self.box_style!r}.")

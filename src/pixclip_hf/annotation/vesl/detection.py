@@ -59,14 +59,19 @@ class BoxRules:
     nms_iou: float = 0.5
     min_area: float = 0.001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("threshold", "nms_iou", "min_area"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
         check_at_least_one(self, "top_k")
 
     def select(
-        self, labels: Sequence[int], boxes: np.ndarray, scores: Sequence[float], width: int, height: int
+        self,
+        labels: Sequence[int] | np.ndarray,
+        boxes: np.ndarray,
+        scores: Sequence[float] | np.ndarray,
+        width: int,
+        height: int,
     ) -> tuple[list[dict[str, Any]], Counter]:
         """The detections that stay, best first, and how many went, by reason.
 
@@ -88,7 +93,7 @@ class BoxRules:
                 counts["dropped: too small"] += 1
             else:
                 by_phrase[label].append((-round(float(score), _SCORE_DIGITS), *boxes[i].tolist()))
-        kept = []
+        kept: list[dict[str, Any]] = []
         for label, rows in by_phrase.items():
             table = torch.tensor(sorted(rows), dtype=torch.float64)
             best = non_maximum_suppression(table[:, 1:], -table[:, 0], self.nms_iou)
@@ -131,7 +136,7 @@ class OpenVocabularyDetector(RowStage):
     columns: ClassVar[Mapping[str, Any]] = {"vesl_detections": DETECTIONS}
     num_gpus: ClassVar[float] = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if "{}" not in self.template:
             raise ValueError(f"`template` must hold {{}} for the candidate, got {self.template!r}.")
@@ -213,7 +218,7 @@ class SimulatedDetector(RowStage):
     name: ClassVar[str] = "detection"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_detections": DETECTIONS}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("miss_rate", "false_rate"):
             if not 0 <= getattr(self, name) <= 1:

@@ -73,7 +73,7 @@ class PhraseCandidates(RowStage):
     name: ClassVar[str] = "candidates"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_candidates": CANDIDATES}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "max_words", "max_candidates")
 
@@ -146,7 +146,7 @@ class NgramCandidates(RowStage):
     name: ClassVar[str] = "candidates"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_candidates": CANDIDATES}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "max_words", "max_candidates")
 

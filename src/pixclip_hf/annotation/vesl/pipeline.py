@@ -81,6 +81,8 @@ def vesl_stages(arguments: VeslArguments, seed: int = 0) -> list[Stage]:
     if threshold is None:
         threshold = (SimulatedDetector.rules if simulated else OpenVocabularyDetector.rules).threshold
     rules = BoxRules(threshold, arguments.top_k, arguments.nms_iou, arguments.min_area)
+    texts: list[Stage]
+    detector: Stage
     limits = {"max_candidates": arguments.max_candidates}
     if arguments.max_words is not None:
         limits["max_words"] = arguments.max_words

@@ -27,7 +27,7 @@ class VeslRegions(RowStage):
 
     name: ClassVar[str] = "regions"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.region_text not in REGION_TEXTS:
             raise ValueError(f"`region_text` must be one of {', '.join(REGION_TEXTS)}, got {self.region_text!r}.")

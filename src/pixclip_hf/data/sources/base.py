@@ -94,9 +94,9 @@ class Source(ABC):
 
     def arguments(self) -> dict[str, Any]:
         """The arguments by name, defaults included."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        return {item.name: getattr(self, item.name) for item in fields(self)}  # type: ignore[arg-type]
 
-    def paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[str | Path]:
         """Files and folders that must exist."""
         return ()
 
@@ -169,7 +169,8 @@ class IndexedSource(Source):
 
     def image_path(self, image: bytes) -> Path:
         """Where the image of a row lies."""
-        return Path(getattr(self, "images", None) or getattr(self, "folder", ""), os.fsdecode(image))
+        folder: Any = getattr(self, "images", None) or getattr(self, "folder", "")
+        return Path(folder, os.fsdecode(image))
 
     def open(self) -> None:
         self.index = self.open_index()
@@ -252,6 +253,6 @@ def listed(found: Mapping[str, Any], choice: str | None, what: str) -> Any:
     Raises:
         ValueError: no such name; the message lists those that there are.
     """
-    if choice not in found:
+    if choice is None or choice not in found:
         raise ValueError(f"`split` must be one of {', '.join(found)} of {what}, got {choice!r}.")
     return found[choice]

@@ -154,7 +154,8 @@ class RecordRows:
 
     def _fields(self, item: AnnotatedImage, names: set[str]) -> dict[str, Any]:
         record: dict[str, Any] = {}
-        size, data = item.size, None
+        size: Any = item.size
+        data = None
         if "image" in names or (size is None and names & {"width", "height", "regions"}):
             data = read_bytes(item)
             found = upright_size(data)

@@ -23,10 +23,11 @@ NO_EFFECT = 1e-3
 CHANGES = ("moved", "shrunk", "inverted", "whole")
 
 
-def farthest_shift(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float]:
+def farthest_shift(box: Sequence[float] | np.ndarray, size: tuple[int, int]) -> tuple[float, float]:
     """How far, in x and in y, a box (xyxy) can go without leaving its image of `size` (width, height)."""
     rooms = ((-box[axis], size[axis] - box[axis + 2]) for axis in (0, 1))
-    return tuple(after if after >= -before else before for before, after in rooms)
+    x, y = (after if after >= -before else before for before, after in rooms)
+    return x, y
 
 
 def moved(mask: np.ndarray) -> np.ndarray:
@@ -161,7 +162,9 @@ class MaskSensitivity(Task):
 
 def _first_regions(data: Images, text: str, most: int) -> tuple[list[Mapping[str, Any]], list[str], list[str]]:
     """Records with the first regions that have a text, the texts, and the fields that they are from."""
-    records, texts, fields = [], [], {}
+    records: list[Mapping[str, Any]] = []
+    texts: list[str] = []
+    fields: dict[str, None] = {}
     for record in data.records:
         regions = [region for region in record["regions"] if region.get(text) or region.get("category")]
         regions = regions[: most - len(texts)]
@@ -178,7 +181,7 @@ def _changed(record: Mapping[str, Any], change: str, takes_masks: bool) -> dict[
     """The record with its prompts changed; None for a region whose prompt cannot be."""
     image = open_image(record["image"])
     make = {"moved": moved, "shrunk": shrunk, "inverted": inverted, "whole": whole}[change]
-    regions = []
+    regions: list[Any] = []
     for region in record["regions"]:
         own = pixel_mask(region, image.size)
         mask, box = make(own), region["box"]

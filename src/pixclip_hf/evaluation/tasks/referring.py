@@ -1,6 +1,6 @@
 """Referring expression comprehension: which box an expression means."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,10 +145,10 @@ def _measures(
     return {**metrics, "expression_count": len(groups)}, intervals
 
 
-def _whole(record) -> list[float]:
+def _whole(record: Mapping[str, Any]) -> list[float]:
     width, height = open_image(record["image"]).size
     return [0.0, 0.0, float(width), float(height)]
 
 
-def _show_blurred(image, region):
+def _show_blurred(image: Any, region: Any) -> dict[str, Any]:
     return {"image": blurred(image, region), "regions": [region]}

@@ -118,7 +118,8 @@ def classify_regions(
 
 def _show(view: str, encoder: Encoder) -> Any:
     if view == "crop":
-        return partial(crop, fill=tuple(round(255 * channel) for channel in encoder.mean_color))
+        red, green, blue = (round(255 * channel) for channel in encoder.mean_color)
+        return partial(crop, fill=(red, green, blue))
     return {"context": None, "official_crop": official_crop, "padded_square": padded_square}[view]
 
 

@@ -55,9 +55,8 @@ def retrieve_regions(
     ids = text_identities(texts)
     first = torch.tensor(np.unique(ids.numpy(), return_index=True)[1])
     keys = [texts[index] for index in first]
-    regions = torch.cat(encoder.encode_records(records))
     metrics, intervals = retrieval_measures(
-        regions,
+        torch.cat(encoder.encode_records(records)),
         encoder.encode_texts(keys),
         ids,
         ids[first],
