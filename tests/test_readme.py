@@ -1,4 +1,4 @@
-"""Every snippet of the README and of docs/models.md runs alone as printed, with tiny models in place of the named ones."""
+"""Every snippet of the README and of docs/models.md runs alone as printed, with tiny models for the named ones."""
 
 import re
 from pathlib import Path

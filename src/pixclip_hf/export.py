@@ -56,8 +56,8 @@ def export_image_half(
         model: a [`CLOCVisionModel`] or [`PixCLIPVisionModel`]; a whole model works too, but a `torch.export` program
             then carries its text tower along.
         format: `"onnx"`, or `"torch"` for a program of `torch.export`.
-        mode: of PixCLIP, see [`PixCLIPModel.get_region_features`].
-        opset_version: of ONNX; None leaves it to torch.
+        mode: the mode of PixCLIP, see [`PixCLIPModel.get_region_features`].
+        opset_version: ONNX operator set; torch chooses when None.
 
     Returns:
         `ExportedModel`: called with these arguments it returns the model's output (ONNX runs in ONNX Runtime);

@@ -1,4 +1,4 @@
-"""A run that is killed goes on from its last complete checkpoint, to the same end."""
+"""A run that is killed continues from its last complete checkpoint, to the same end."""
 
 import json
 import os

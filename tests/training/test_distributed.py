@@ -307,7 +307,7 @@ def test_variants_equal_one_process(family, lora, folder, found):
 
 
 def test_resumes_over_another_number_of_processes(folder, found):
-    """As many images per step: one process goes on where two stopped. Another number: refused."""
+    """As many images per step: one process continues where two stopped. Another number: refused."""
     arguments = folder / "cloc", AutoProcessor.from_pretrained(folder / "cloc"), True
     checkpoint = str(folder / "saved" / "checkpoint-2")
     assert_same_training(train(*arguments, 1, resume=checkpoint), train(*arguments, 1))

@@ -16,8 +16,8 @@ image) and returns such a dict with every column of the batch, those that it fil
 
 - `__init__` is cheap and its result pickles; models, clients and the like are loaded on the first call, once a
   process.
-- `repr(stage)` tells what its output depends on: a run goes on only with the same stages. Batch sizes, time limits and
-  numbers of workers stay out of it (`field(repr=False)`), and must not change what is written.
+- `repr(stage)` tells what its output depends on: a run continues only with the same stages. Batch sizes, time limits
+  and numbers of workers stay out of it (`field(repr=False)`), and must not change what is written.
 - What a stage draws at random comes from its seed and the row's `record_id` (`row_generator`), never from the order of
   calls. The rows of a batch must not influence each other.
 - A row with a `rejected_stage` is left alone (`RowStage` passes the others); no stage removes or reorders rows.

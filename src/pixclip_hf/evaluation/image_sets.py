@@ -67,11 +67,11 @@ class Images:
     """Images with what is known of them.
 
     Args:
-        name: of the dataset.
+        name: the name of the dataset.
         records: as in the record schema, as far as a task needs them; `image` is a PIL image, a path or a
             [`StoredImage`].
         categories: classes to choose from; a name that occurs twice is two classes, where `label` says which one.
-        split: of the dataset.
+        split: the split of the dataset.
         left_out: why regions or images were left out, and how many.
     """
 
@@ -87,8 +87,8 @@ class Found:
     """A source in a folder.
 
     Args:
-        kind, arguments: of [`open_source`].
-        name, split: of the dataset, as results name them.
+        kind, arguments: what [`open_source`] takes.
+        name, split: the name and split of the dataset, as results name them.
     """
 
     kind: str

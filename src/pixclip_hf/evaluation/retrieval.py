@@ -159,7 +159,7 @@ def retrieval_measures(
         names: what the two are called, as in `image_to_text_recall@1`.
         groups: what the bootstrap draws, for each image and each text; the identities when None.
         ks: the k of recall@k.
-        resamples: of the bootstrap.
+        resamples: the number of resamples of the bootstrap.
         block: as in [`rank_right_keys`].
 
     Returns:

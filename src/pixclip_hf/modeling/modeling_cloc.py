@@ -428,7 +428,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         """The parts of the loss, by name, from what the model returned (CLOC, sections 3.2 and 3.3).
 
         Args:
-            output: of `forward`, on this rank's batch.
+            output: what `forward` returned for this rank's batch.
             region_boxes (`(B, R, 4)`), region_attention_mask (`(B, R)`): of that batch.
             gather: returns a tensor's rows of all ranks and the index of this rank's first row among them.
             ranks: number of ranks.

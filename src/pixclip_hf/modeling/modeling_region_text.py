@@ -102,7 +102,7 @@ def real_slots(
     """Which region slots are real: `(B, R)` bool, all of them without an `attention_mask`.
 
     Args:
-        name: of the argument `regions`, for messages.
+        name: the name of the argument `regions`, for messages.
         regions (`(B, R, *trailing)`): boxes or masks.
         attention_mask (`(B, R)`): 1 for real regions.
         pixel_values (`(B, 3, H, W)`).

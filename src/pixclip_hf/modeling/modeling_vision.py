@@ -137,7 +137,7 @@ class VisionAdapter:
 
         Args:
             weight (`(side * side, width)`, or more rows for tokens in front of the patches, which stay).
-            rows: of the result, counted alike.
+            rows: the rows of the result, counted alike.
         """
         old_side, new_side = math.isqrt(len(weight)), math.isqrt(rows)
         if old_side == new_side:

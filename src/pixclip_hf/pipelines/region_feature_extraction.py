@@ -56,7 +56,7 @@ class _BucketedOutputs:
     Holds `_BUCKET_BATCHES` batches at a time, however many images there are; one image at `batch_size` 1.
 
     Args:
-        loader: of preprocessed images, one by one.
+        loader: yields preprocessed images, one by one.
         forward: a batch of `collate_images` to `{"per_region": (B, R, ...), "regions": list of B}`.
     """
 
@@ -157,7 +157,7 @@ class RegionPipeline(Pipeline):
             "normalized": normalized,
             "prompt": prompt,
         }
-        # The model's keyword arguments go on to the vision tower, which would swallow a `mode`.
+        # The model passes keyword arguments on to the vision tower, which would swallow a `mode`.
         if mode is not None and not self.model.region_modes:
             raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
         forward_params = {"mode": mode}

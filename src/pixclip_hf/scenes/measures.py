@@ -130,7 +130,7 @@ def measure_scenes(
     Args:
         encoder: a [`CachedEncoder`] of a [`RegionEncoder`].
         records: scenes that the model has not seen.
-        resamples: of the bootstrap, which draws scenes.
+        resamples: the number of resamples of the bootstrap, which draws scenes.
 
     Returns:
         Shares between 0 and 1, and the counts that they are of (`*_count`); and the 95 % intervals of the shares.

@@ -17,7 +17,7 @@ def add_lora(
 
     Args:
         model: a [`CLOCModel`] or [`PixCLIPModel`] with a text tower.
-        r, alpha, dropout: of the adapters.
+        r, alpha, dropout: rank, scale and dropout of the adapters.
         target_modules: regular expression that a module's whole name must match, of modules in the text tower; its
             attention projections when not given.
 

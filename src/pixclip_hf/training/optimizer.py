@@ -32,8 +32,9 @@ def parameter_groups(
 
     Args:
         model: a [`CLOCModel`] or [`PixCLIPModel`], plain or wrapped by PEFT, accelerate or `torch.compile`.
-        learning_rate, weight_decay: of the full rate, and of what decays.
-        vision_lr_scale, text_lr_scale: of the towers; 0 leaves a tower as it is, at the cost of training it.
+        learning_rate, weight_decay: the full rate, and the decay of the weights that decay.
+        vision_lr_scale, text_lr_scale: rates of the towers relative to it; 0 leaves a tower as it is but still
+            computes its gradients.
         layer_decay: 1 for the same rate in all blocks.
 
     Returns:

@@ -151,7 +151,7 @@ class RegionTrainer(Trainer):
             self.add_callback(SetEpoch(self.train_dataset))
         self._stream: StreamLoader | None = None
         if isinstance(self.train_dataset, RecordStream):
-            # The stream goes on from its own position; Trainer would read again what it skips.
+            # The stream continues from its own position; Trainer would read again what it skips.
             self.args.ignore_data_skip = True
             self.add_callback(SetStreamEpoch())
         self._throughput = Throughput()

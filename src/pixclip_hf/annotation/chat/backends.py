@@ -64,7 +64,7 @@ def open_chat(backend: str, arguments: ChatArguments, seed: int = 0, stand_in: C
     Args:
         backend: `MODEL`, or `MODEL@URL` with a URL up to and with `/v1`.
         arguments: how it is asked.
-        seed: of a server's answers.
+        seed: the seed of a server's answers.
         stand_in: what answers where the backend is its `model`.
 
     Raises:

@@ -28,12 +28,12 @@ class AnnotatedImage:
     """An image and what its source says about it, not yet checked.
 
     Attributes:
-        name: of the record, unique in the source.
+        name: the name of the record, unique in the source.
         image: encoded, or where it lies.
         regions: dicts with `id` and any of `box` (xyxy), `mask` (RLE or polygons), `category`, `caption`,
             `long_caption`, `score`, `source`; of COCO `label` (position of the category in [`Source.categories`]) and
             `iscrowd` besides.
-        captions: of the image; alt_text: what a web page says about it.
+        captions: the captions of the image; alt_text: what a web page says about it.
         size: (width, height) that the annotations speak of, None where the source does not say.
         normalized: boxes and polygons are shares of width and height, not pixels.
         left_out: what the source has and the schema can't take, by reason.
@@ -122,11 +122,11 @@ class Source(ABC):
 
     @property
     def items_digest(self) -> str:
-        """Of what is listed, in its order."""
+        """Fingerprint of what is listed, in its order."""
         return digest([self.kind, *self.arguments().items()])
 
     def fingerprint(self) -> str:
-        """Of all that decides the records, the state of files included."""
+        """Fingerprint of everything that decides the records, including the state of files."""
         return self.items_digest
 
     def dataset(self) -> "datasets.Dataset":

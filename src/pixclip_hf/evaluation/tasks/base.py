@@ -53,7 +53,7 @@ class Task:
 
         Args:
             data_dir: a folder, as `layout` says, `scenes:N:SEED`, or the words of any source, as in [`read_images`].
-            split: of a dataset that has several.
+            split: the split of a dataset that has several.
             protocol: None for `corrected`, or one of `protocols`.
             options: all of `options`.
 
@@ -72,7 +72,7 @@ class Task:
             encoder: what is measured.
             data: as [`Task.read`] gives it.
             protocol, options: as there.
-            resamples: of the bootstrap intervals; 0 for none.
+            resamples: the number of resamples of the bootstrap intervals; 0 for none.
         """
         raise NotImplementedError
 

@@ -85,7 +85,7 @@ def measure_sensitivity(
         data: images with `regions`.
         text: field of the regions whose texts are ranked; `category` where a region has none of it.
         most: regions that are looked at, the first ones.
-        resamples: of the bootstrap, which draws images.
+        resamples: the number of resamples of the bootstrap, which draws images.
 
     Returns:
         For each change `<change>_distance_cosine` (mean of 1 - cosine to the region's own embedding) and
