@@ -291,7 +291,8 @@ def trained(family: str, name: str, seed: int) -> Path:
 
 def needed(chosen: list[str], seeds: int) -> list[list[tuple[str, str, int]]]:
     """The models that rows are made of, each once, seed by seed; in waves, so that what a model continues from is
-    there: first CLOC and what starts from random weights, then PixCLIP from CLOC's towers, then what continues from those."""
+    there: first CLOC and what starts from random weights, then PixCLIP from CLOC's towers, then what continues
+    from those."""
     waves: list[list[tuple[str, str, int]]] = [[], [], []]
 
     def add(family: str, name: str, seed: int) -> int:

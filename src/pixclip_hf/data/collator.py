@@ -91,13 +91,11 @@ class RegionCollator:
 
     Args:
         processor: the processor of the model to train.
-        regions_per_image: at most so many regions of an image; drawn without replacement from those that have the
-            text.
+        regions_per_image: the most regions per image, drawn without replacement from those that have the text.
         region_text: `"caption"` (short), `"long_caption"`, `"category"` (as `a {category}`), or several of them, of
-            which each batch draws one: side by side the less specific text would be a false negative of the other.
-            Over several ranks the batches of a step may draw different ones, and are such negatives of each other:
-            the draw depends on the batch alone, so that it is the same in a run that resumes.
-            Categories tie a region to what it is, apart from all else that a caption says.
+            which each batch draws one: within one batch the less specific text would be a false negative of the
+            other. On several ranks the batches of a step may draw different kinds, which are such negatives of each
+            other, because the draw depends on the batch alone, so that a run that resumes repeats it.
         image_captions: adds one caption per image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption
             (Alpha-CLIP mixes 10 %). An image without any region always takes that slot when the share is above zero.
@@ -106,7 +104,7 @@ class RegionCollator:
         text_cache: a [`TextEmbeddingCache`] that holds [`RegionCollator.texts`] of the records; its states then take
             the place of the token ids.
         mask_prompt_share: share of the batches whose regions prompt by their masks, the others by their boxes. None
-            is the usual prompt of the processor's model alone.
+            uses only the usual prompt of the processor's model.
 
     Raises:
         ValueError: an argument outside its range, an image without caption where one is needed, or a batch in which no

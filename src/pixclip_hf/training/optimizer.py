@@ -25,8 +25,8 @@ def parameter_groups(
     """The trainable parameters of a model in groups for an optimizer.
 
     What the towers inherit learns at `learning_rate` times the scale of its tower, and `layer_decay` times slower with
-    every block away from the tower's output (Bao et al. 2022, BEiT; as LLM2CLIP trains). All else is new and learns at
-    the full rate: mask projection (Alpha-CLIP), Prompter, heads, projections, temperatures, LoRA adapters.
+    every block away from the tower's output (Bao et al. 2022, BEiT; as LLM2CLIP trains). Everything else is new and
+    learns at the full rate: mask projection (Alpha-CLIP), Prompter, heads, projections, temperatures, LoRA adapters.
 
     Norms, biases, temperatures and embeddings (of tokens, positions, classes) do not decay.
 

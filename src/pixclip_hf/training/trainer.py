@@ -88,10 +88,10 @@ class RegionTrainer(Trainer):
     - The contrastive losses see the regions, images and texts of every rank.
     - Each part of the loss is logged beside the sum, as `loss_<part>` (`eval_loss_<part>` in an evaluation).
     - Images, regions and text tokens per second are logged too, over all ranks.
-    - A [`RecordStream`] as training set is read in shares by rank and worker, and resumes where it stopped.
+    - A [`RecordStream`] as training set is divided among ranks and workers, and resumes where it stopped.
     - An evaluation reports region-text retrieval over the whole set, `eval_region_to_text_recall@1` and
       `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
-    - `train_sampling_strategy="group_by_length"` puts records whose texts are of about one length into a batch.
+    - `train_sampling_strategy="group_by_length"` puts records whose texts have similar lengths into a batch.
     - A loss that is not finite stops the training and names the records of its batch.
     - A run resumes over another number of processes if its steps take as many images as before.
 
@@ -99,8 +99,8 @@ class RegionTrainer(Trainer):
     reads them, and the training set is wrapped in a [`RegionDataset`].
 
     Args:
-        gradient_cache_chunks: passes a batch in so many parts, with the loss and the gradients of the whole and the
-            activations of one part (see [`cached_backward`]).
+        gradient_cache_chunks: number of parts in which a batch passes through the model. The loss and the gradients are those
+            of the whole batch, and only the activations of one part are in memory (see [`cached_backward`]).
 
     Raises:
         ValueError: fewer than one chunk, or several with DeepSpeed; several GPUs in one process; in training, fewer

@@ -49,7 +49,7 @@ class Task:
     def read(
         self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
     ) -> Images:
-        """The data.
+        """Reads the data.
 
         Args:
             data_dir: a folder, as `layout` says, `scenes:N:SEED`, or the words of any source, as in [`read_images`].
@@ -66,7 +66,7 @@ class Task:
     def measure(
         self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
     ) -> list[Result]:
-        """The results on data that was read.
+        """Measures on data that was read.
 
         Args:
             encoder: what is measured.
