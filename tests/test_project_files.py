@@ -92,4 +92,7 @@ def test_the_guide_for_contributors_names_what_exists():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, flags=re.M)) <= set(targets)
+    places = [ROOT, ROOT / "src" / "pixclip_hf"]
+    for path in re.findall(r"`([\w./]*(?:/|\.py))`", text):
+        assert any((place / path).exists() for place in places), path
     assert set(re.findall(r"^### … an? (\w+ ?\w*)", text, flags=re.M)) >= {"vision tower", "loss", "evaluation task"}

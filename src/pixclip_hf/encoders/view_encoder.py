@@ -47,7 +47,7 @@ class ViewEncoder(BaseEncoder):
         ValueError: an unknown view, or a model without these methods.
     """
 
-    prompts = ("mask",)
+    prompts: tuple[str, ...] = ("mask",)
 
     def __init__(self, model: Any, processor: Any, view: str = "crop", max_length: int | None = None):
         if view not in REGION_VIEWS:

@@ -99,8 +99,8 @@ class RegionTrainer(Trainer):
     reads them, and the training set is wrapped in a [`RegionDataset`].
 
     Args:
-        gradient_cache_chunks: number of parts in which a batch passes through the model. The loss and the gradients are those
-            of the whole batch, and only the activations of one part are in memory (see [`cached_backward`]).
+        gradient_cache_chunks: number of parts in which a batch passes through the model. The loss and the gradients
+            are those of the whole batch, and only the activations of one part are in memory (see [`cached_backward`]).
 
     Raises:
         ValueError: fewer than one chunk, or several with DeepSpeed; several GPUs in one process; in training, fewer
