@@ -50,7 +50,7 @@ def build(tokenizer: PreTrainedTokenizerBase, width: int) -> tuple[PixCLIPModel,
 
 
 def epoch(model: PixCLIPModel, collator: RegionCollator, records: Dataset, folder: str) -> float:
-    """Seconds of one epoch of training, without what comes once a run."""
+    """Seconds of one epoch of training, without the work that is done once per run."""
     set_seed(0)
     settings = TrainingArguments(
         output_dir=folder,

@@ -6,7 +6,7 @@ A folder of a run holds
 - `rejected/rejected-00000.parquet`, …: records and single regions that a stage rejected, with the reason and the raw
   answer, without the image;
 - `shards/00000.json`, …: what became of a shard; written last, it says that the shard is done;
-- `run.json`: what the output depends on. A run continues only with the same.
+- `run.json`: everything that the output depends on. A run continues only if it is the same.
 """
 
 import json

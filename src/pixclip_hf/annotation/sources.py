@@ -70,7 +70,7 @@ class ReadRecords:
 
     Args:
         source: name of the source, or its words, as in [`open_source`].
-        batch_size: images read a call.
+        batch_size: images read per call.
     """
 
     source: str | tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Records read as they are trained on, from Parquet shards or WebDataset tars: any number of them, from disk or Hub.
+"""Records that are read during training, from Parquet shards or WebDataset tars: any number of them, from disk or Hub.
 
 `datasets` reads and splits the shards. What it leaves open is done here: an order that is shuffled and still resumes
 where it stopped, records that cannot be read, and a share of the stream for every rank that never runs dry.
@@ -199,7 +199,7 @@ class StreamLoader:
         collator: makes a batch of a list of records, in the workers.
         batch_size: records per batch.
         rank, world_size: which share of the stream to read.
-        num_workers: no more than the rank has shards are started.
+        num_workers: number of workers; no more are started than the rank has shards.
         options: further arguments of `DataLoader`.
     """
 

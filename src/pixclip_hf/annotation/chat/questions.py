@@ -163,7 +163,7 @@ def ask_until_usable(
 
 
 def _with_reason(question: Question, problem: str | None) -> Question:
-    """A question as it is asked again: with the reason why its last answer could not be used."""
+    """The question to ask again, with the reason why its last answer could not be used."""
     if problem is None:
         return question
     form = "text" if question.schema is None else "JSON object"
