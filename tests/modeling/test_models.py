@@ -683,7 +683,7 @@ def test_return_loss(case):
         model(**bare, return_loss=True)
     ids, mask = build_texts(5)
     for return_loss in (True, None):
-        with pytest.raises(ValueError, match="one caption an image: got 5 texts for 3 images"):
+        with pytest.raises(ValueError, match="one caption per image: got 5 texts for 3 images"):
             model(**batch | {"input_ids": ids, "attention_mask": mask}, return_loss=return_loss)
     output = model(**batch | {"input_ids": ids, "attention_mask": mask}, return_loss=False)
     assert output.logits_per_region.shape == (3, 3, 5)

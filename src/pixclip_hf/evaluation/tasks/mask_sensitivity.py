@@ -83,9 +83,9 @@ def measure_sensitivity(
     Args:
         encoder: a [`CachedEncoder`].
         data: images with `regions`.
-        text: field of the regions whose texts are ranked; `category` where a region has none of it.
-        most: regions that are looked at, the first ones.
-        resamples: of the bootstrap, which draws images.
+        text: field of the regions whose texts are ranked; `category` for regions that lack it.
+        most: how many regions are measured, from the first on.
+        resamples: the number of resamples of the bootstrap, which draws images.
 
     Returns:
         For each change `<change>_distance_cosine` (mean of 1 - cosine to the region's own embedding) and

@@ -14,7 +14,7 @@ _INPUTS = """\
 Args:
     predictions: for each expression a box [x0, y0, x1, y1].
     references: for each expression its right boxes (several where any of them counts).
-    threshold: of the intersection over union, 0.5 as usual; it must be exceeded.
+    threshold: threshold of the intersection over union, 0.5 as usual; it must be exceeded.
 
 Returns:
     `accuracy` and `mean_iou`, the mean overlap with the best right box.

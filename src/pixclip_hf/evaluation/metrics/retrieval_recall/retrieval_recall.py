@@ -1,4 +1,4 @@
-"""Recall@k of retrieval with several right keys a query, as an `evaluate` metric."""
+"""Recall@k of retrieval with several right keys per query, as an `evaluate` metric."""
 
 import datasets
 import evaluate
