@@ -93,8 +93,8 @@ class RegionCollator:
         processor: the processor of the model to train.
         regions_per_image: the most regions per image, drawn without replacement from those that have the text.
         region_text: `"caption"` (short), `"long_caption"`, `"category"` (as `a {category}`), or several of them, of
-            which each batch draws one: within one batch the less specific text would be a false negative of the
-            other. On several ranks the batches of a step may draw different kinds, which are such negatives of each
+            which each batch draws one (a kind that is named twice twice as often): within one batch the less specific
+            text would be a false negative of the other. On several ranks the batches of a step may draw different kinds, which are such negatives of each
             other, because the draw depends on the batch alone, so that a run that resumes repeats it.
         image_captions: adds one caption per image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption

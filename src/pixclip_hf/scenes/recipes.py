@@ -20,8 +20,8 @@ RECIPES = {
     # Image captions keep what the towers know of whole images; categories and captions say what a region is, apart
     # from all else that a long caption says.
     "pixclip": (
-        "--max_steps", "450", "--per_device_train_batch_size", "24", "--warmup_steps", "50",
-        "--regions_per_image", "4", "--region_text", "long_caption", "caption", "category",
+        "--max_steps", "560", "--per_device_train_batch_size", "24", "--warmup_steps", "50",
+        "--regions_per_image", "4", "--region_text", "long_caption", "caption", "caption", "category", "category",
         "--image_captions", "True", "--whole_image_share", "0",
     ),
 }  # fmt: skip
@@ -73,7 +73,9 @@ def start_from_towers(towers: Path, folder: Path) -> PixCLIPModel:
     Its mask projection is zero: at this step every region embedding is that of the whole image, bit for bit.
     """
     cloc = str(towers)
-    model = PixCLIPModel.from_vision_text_pretrained(cloc, cloc, text_projection="linear")
+    # Pooled features learn from the third branch alone.
+    weights = {"local_global_loss_weight": 4.0}
+    model = PixCLIPModel.from_vision_text_pretrained(cloc, cloc, text_projection="linear", **weights)
     model.save_pretrained(folder)
     PixCLIPProcessor.from_vision_text_pretrained(cloc, cloc).save_pretrained(folder)
     return model
