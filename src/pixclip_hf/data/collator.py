@@ -93,9 +93,10 @@ class RegionCollator:
         processor: the processor of the model to train.
         regions_per_image: the most regions per image, drawn without replacement from those that have the text.
         region_text: `"caption"` (short), `"long_caption"`, `"category"` (as `a {category}`), or several of them, of
-            which each batch draws one (a kind that is named twice twice as often): within one batch the less specific
-            text would be a false negative of the other. On several ranks the batches of a step may draw different kinds, which are such negatives of each
-            other, because the draw depends on the batch alone, so that a run that resumes repeats it.
+            which each batch draws one (a kind that is named twice, twice as often): within one batch the less specific
+            text would be a false negative of the other. On several ranks the batches of a step may draw different
+            kinds, which are such negatives of each other, because the draw depends on the batch alone, so that a run
+            that resumes repeats it.
         image_captions: adds one caption per image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption
             (Alpha-CLIP mixes 10 %). An image without any region always takes that slot when the share is above zero.
