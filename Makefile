@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: ablation demo test test-slow check bench clean
+.PHONY: ablation demo test test-slow check bench dist clean
 
 $(STAMP): setup.py constraints.txt src/pixclip_hf/versions.py
 	$(PYTHON) -m venv $(VENV)
@@ -35,9 +35,16 @@ test-slow: $(SMOLLM2)
 check: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 bench: $(SMOLLM2)
 	@set -e; for script in $(filter-out benchmarks/ablation.py benchmarks/vesl.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script; done
+
+# The wheel is built from the sdist, with the build tools that constraints.txt pins.
+dist: $(STAMP)
+	rm -rf dist
+	$(RUN) -m build --no-isolation
+	$(RUN) -m twine check --strict dist/*
 
 # Three seeds of every arm: about three hours on two cores; goes on where it was stopped.
 ablation: $(STAMP)
@@ -45,5 +52,5 @@ ablation: $(STAMP)
 	$(RUN) benchmarks/vesl.py
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

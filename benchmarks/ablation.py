@@ -32,7 +32,7 @@ from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.evaluation.report import markdown_table
 from pixclip_hf.evaluation.scenes import CLIP_TOKENS, evaluate_scenes
 from pixclip_hf.modeling import modeling_cloc
-from pixclip_hf.modeling.modeling_batches import gathered_contrastive_loss
+from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
 from pixclip_hf.scenes.recipes import COMMON, RECIPES, start_from_towers
 from pixclip_hf.training import command
 from pixclip_hf.training.from_scratch import small_model

@@ -26,15 +26,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pixclip_hf.annotation.captioning import CaptionColumn
-from pixclip_hf.annotation.detection import BoxRules, OpenVocabularyDetector, SimulatedDetector
 from pixclip_hf.annotation.engines import run_stages
 from pixclip_hf.annotation.longgrit import LongGritArguments, longgrit_stages
-from pixclip_hf.annotation.phrases import NgramCandidates, PhraseCandidates
 from pixclip_hf.annotation.run import write_shard
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.stages import add_step, open_batch, pipeline_features
 from pixclip_hf.annotation.vesl import VeslRegions
+from pixclip_hf.annotation.vesl.captioning import CaptionColumn
+from pixclip_hf.annotation.vesl.detection import BoxRules, OpenVocabularyDetector, SimulatedDetector
+from pixclip_hf.annotation.vesl.phrases import NgramCandidates, PhraseCandidates
 
 REPEATS = 3
 IMAGES = 128

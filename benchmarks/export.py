@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel, AutoProcessor
 
-from pixclip_hf import CLOCConfig, CLOCModel
+from pixclip_hf import CLOCConfig, CLOCModel, RegionEncoder
 from pixclip_hf.data.scenes import all_descriptions, make_scene
-from pixclip_hf.evaluation.scenes import embed_regions
 from pixclip_hf.export import TextHalf, export_text_half
 
 DEMO = Path("runs/demo/cloc")
@@ -93,7 +92,7 @@ def ranking() -> dict[str, float]:
     """Share of the texts whose best region stays, and of their best regions that stay among the best."""
     model, processor = AutoModel.from_pretrained(DEMO).eval(), AutoProcessor.from_pretrained(DEMO)
     records = [make_scene(index, "test") for index in range(SCENES)]
-    regions = torch.cat(embed_regions(model, processor, records))
+    regions = torch.cat(RegionEncoder(model, processor).encode_records(records, convert_to_tensor=True))
     tokens = processor(text=all_descriptions(), return_tensors="pt")
     best = {
         name: (F.normalize(half(**tokens)["text_embeds"].float(), dim=-1) @ regions.T).topk(TOP).indices

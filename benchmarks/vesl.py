@@ -27,11 +27,11 @@ from ablation import done_before, gain, keep, side_by_side
 from datasets import load_dataset
 from transformers import AutoModel, AutoProcessor
 
+from pixclip_hf import RegionEncoder
 from pixclip_hf.annotation.run import annotate
 from pixclip_hf.annotation.vesl import VeslArguments, vesl_stages
 from pixclip_hf.data.scenes import COLOURS, SHAPES, TEXTURES, make_scene
 from pixclip_hf.data.sources import load_records
-from pixclip_hf.evaluation.encoders import embed_regions, embed_texts
 from pixclip_hf.evaluation.report import markdown_table
 from pixclip_hf.evaluation.retrieval import retrieval_recall
 from pixclip_hf.evaluation.scenes import evaluate_scenes
@@ -89,8 +89,9 @@ def evaluate(folder: Path, seed: int) -> dict[str, float]:
     metrics = evaluate_scenes(model, processor, records)
     texts = [region["caption"] for record in records for region in record["regions"]]
     ids = torch.tensor([list(dict.fromkeys(texts)).index(text) for text in texts])
-    regions = torch.cat(embed_regions(model.eval(), processor, records))
-    forth, back = retrieval_recall(regions, embed_texts(model, processor, texts), ids)
+    encoder = RegionEncoder(model, processor)
+    regions = torch.cat(encoder.encode_records(records, batch_size=64, convert_to_tensor=True))
+    forth, back = retrieval_recall(regions, encoder.encode_texts(texts, batch_size=128, convert_to_tensor=True), ids)
     return {**metrics, "region_to_text_recall@1": forth, "text_to_region_recall@1": back}
 
 

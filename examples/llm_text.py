@@ -18,10 +18,11 @@ import torch
 from run_pretrain import main as run_pretrain
 from transformers import AutoModel, AutoProcessor
 
+from pixclip_hf import RegionEncoder
 from pixclip_hf.data.scenes import late_detail_pairs, make_scene
 from pixclip_hf.evaluation.report import markdown_table, share
 from pixclip_hf.evaluation.retrieval import retrieval_recall
-from pixclip_hf.evaluation.scenes import embed_regions, embed_texts, pair_accuracy
+from pixclip_hf.evaluation.scenes import pair_accuracy
 from pixclip_hf.training.llm import find_smollm2, load_gguf
 
 COMMON = [
@@ -53,10 +54,11 @@ def evaluate(model: Any, processor: Any, count: int) -> dict[str, float]:
     """Long captions of unseen scenes: a region's own among those of its scene, and among all; pairs that differ only
     late in the text."""
     records = [make_scene(index, "test") for index in range(count)]
-    regions = embed_regions(model, processor, records)
+    encoder = RegionEncoder(model, processor)
+    regions = encoder.encode_records(records, batch_size=64, convert_to_tensor=True)
     captions = [[region["long_caption"] for region in record["regions"]] for record in records]
     flat = [text for texts in captions for text in texts]
-    texts = embed_texts(model, processor, flat, batch_size=32)
+    texts = encoder.encode_texts(flat, convert_to_tensor=True)
     sizes = [len(texts) for texts in captions]
     own = sum(
         int(((rows @ scene.T).argmax(-1) == torch.arange(len(rows))).sum())

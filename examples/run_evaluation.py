@@ -7,8 +7,8 @@
 
 import argparse
 
-from pixclip_hf.evaluation.cache import CachedEncoder
-from pixclip_hf.evaluation.peers import load_encoder
+from pixclip_hf import load_encoder
+from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.evaluation.report import write_results
 from pixclip_hf.evaluation.tasks import run_task
 

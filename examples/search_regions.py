@@ -8,7 +8,7 @@
 import argparse
 from pathlib import Path
 
-from pixclip_hf.evaluation.peers import load_encoder
+from pixclip_hf import load_encoder
 from pixclip_hf.search.collection import Collection
 from pixclip_hf.search.index import build_index, embed_collection, find_regions
 from pixclip_hf.search.sheet import draw_sheet
@@ -27,7 +27,7 @@ regions = build_index(arguments.output_dir)
 
 # 2. Texts are embedded into the same space: the nearest regions are the hits.
 queries = ["a plain red disc", "a striped blue star"]
-hits = find_regions(regions, encoder.embed_texts(queries).numpy(), top=6)
+hits = find_regions(regions, encoder.encode_texts(queries), top=6)
 for query, found in zip(queries, hits, strict=True):
     print(query)
     for name, box, score in zip(found["picture"], found["box"], found["score"], strict=True):

@@ -17,7 +17,8 @@ class ChatServer:
 
     A question is a dict: `prompt`, as first asked; `images`, bytes; `key`, a whole number made of both; `body`.
     Faults: a status (int), `(status, headers)`, `"slow"`, `"no json"` (body), `"cut body"`, `"wrong shape"`,
-    `"at the limit"`, or `{"content": text}` in place of the answer.
+    `"at the limit"`, `{"content": content}` in place of the answer, or a function that is called with the request's
+    handler and answers itself.
     """
 
     def __init__(self, answer, fault=lambda question, number: None):
@@ -41,6 +42,10 @@ class ChatServer:
             self.questions.append(question)
             self.headers.append({**handler.headers, "path": handler.path})
         fault = self.fault(question, number)
+        if callable(fault):
+            handler.close_connection = True
+            fault(handler)
+            return
         status, headers, reason = 200, {}, "stop"
         if isinstance(fault, dict):
             content = fault["content"]

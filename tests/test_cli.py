@@ -13,6 +13,8 @@ import pixclip_hf
 from pixclip_hf import cli
 
 SOURCE = Path(pixclip_hf.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
+GUIDES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "hub_cards").glob("*.md")]
 # Runs the command as the installed script does, then says what it imported.
 SCRIPT = """
 import sys
@@ -48,10 +50,11 @@ def test_the_package_installs_it(monkeypatch):
 @pytest.mark.parametrize(
     "command",
     ("train", "evaluate", "annotate vesl", "annotate longgrit", "annotate report", "embed", "search", "convert clip",
-     "publish"),
+     "convert pixclip", "convert alpha-clip", "convert open-clip", "publish"),
 )  # fmt: skip
 def test_each_command_explains_itself(command, capsys, monkeypatch):
-    """Its own name, a text for every argument, and no argument in its examples that it does not take."""
+    """Its own name, a text for every argument, and no argument in its examples and in the guides that it does not
+    take."""
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as end:
         cli.main([*command.split(), "--help"])
@@ -66,12 +69,9 @@ def test_each_command_explains_itself(command, capsys, monkeypatch):
             name, *text = re.split(r"  +", line.strip())
             known.add(name.split()[0])
             assert text or following.startswith(" " * 10), line
-    named = {
-        name
-        for line in description.replace("\\\n", "").splitlines()
-        if line.startswith(f"  pixclip-hf {command} ")
-        for name in re.findall(r"(?<![\w-])--[a-z]\w+", line)
-    }
+    texts = "\n".join([description, *(path.read_text() for path in GUIDES)]).replace("\\\n", "")
+    examples = re.findall(rf"^ *pixclip-hf {command} .*", texts, flags=re.M)
+    named = {name for example in examples for name in re.findall(r"(?<![\w-])--[a-z]\w+", example.split(" # ")[0])}
     assert named <= known | {"--help"}, named - known
 
 

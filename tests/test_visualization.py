@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import pixclip_hf
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.processing.processing_regions import decode_rle
 from pixclip_hf.visualization import (
@@ -23,7 +24,7 @@ from pixclip_hf.visualization import (
 def test_similarity_map(family, request):
     model, processor = request.getfixturevalue(f"tiny_{family}")
     image = make_scene(0)["image"].crop((0, 0, 64, 48))
-    values = similarity_map(model, processor, image, "a red disc", grid=4, side=0.5)
+    values = similarity_map(pixclip_hf.RegionEncoder(model, processor), image, "a red disc", grid=4, side=0.5)
     assert values.shape == (4, 4) and values.dtype == np.float32
     assert np.abs(values).max() <= 1 + 1e-6 and values.std() > 0
     # Row 1, column 2: the window around (0.625, 0.375); row 0, column 0 is cut at the border.

@@ -5,7 +5,7 @@ Importing the package registers its configurations, models, processors and pipel
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .versions import check_versions
 
@@ -28,6 +28,18 @@ from .processing.image_processing_region import RegionImageProcessor
 from .processing.processing_cloc import CLOCProcessor
 from .processing.processing_pixclip import PixCLIPProcessor
 
+if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
+    from .data.collator import RegionCollator
+    from .data.scenes import make_scene, scenes_dataset
+    from .data.sources import load_records
+    from .data.tokenizer import scenes_tokenizer, train_tokenizer
+    from .encoders.region_encoder import RegionEncoder
+    from .encoders.view_encoder import ViewEncoder, load_encoder
+    from .hub import publish
+    from .record import record_features, validate_record
+    from .training.text_cache import TextEmbeddingCache
+    from .training.trainer import RegionTrainer
+
 __version__ = "0.1.0"
 
 # Public names whose modules need an extra (`pip install pixclip-hf[train]`, `[data]`): imported on first access.
@@ -41,8 +53,11 @@ _MODULE_OF_LAZY_NAME = {
     "train_tokenizer": ".data.tokenizer",
     "validate_record": ".record",
     "RegionCollator": ".data.collator",
+    "RegionEncoder": ".encoders.region_encoder",
     "RegionTrainer": ".training.trainer",
     "TextEmbeddingCache": ".training.text_cache",
+    "ViewEncoder": ".encoders.view_encoder",
+    "load_encoder": ".encoders.view_encoder",
 }
 
 __all__ = [
@@ -60,9 +75,23 @@ __all__ = [
     "PixCLIPPreTrainedModel",
     "PixCLIPProcessor",
     "PixCLIPVisionModel",
+    "RegionCollator",
+    "RegionEncoder",
     "RegionFeatureExtractionPipeline",
     "RegionImageProcessor",
+    "RegionTrainer",
+    "TextEmbeddingCache",
+    "ViewEncoder",
     "ZeroShotRegionClassificationPipeline",
+    "load_encoder",
+    "load_records",
+    "make_scene",
+    "publish",
+    "record_features",
+    "scenes_dataset",
+    "scenes_tokenizer",
+    "train_tokenizer",
+    "validate_record",
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from .evaluation.report import weights_digest
+from .evaluation.tasks import TASKS
 
 # Built distributions carry the templates inside the package, a checkout (and an editable install of it) beside `src`.
 _TEMPLATE_FOLDERS = (Path(__file__).with_name("hub_cards"), Path(__file__).parents[2] / "hub_cards")
@@ -30,16 +31,6 @@ _RUN_ENTRIES = ("seed", "train_steps", "train_seconds")
 _OF_TOWERS = "towers_"
 # Measures that are shares of right decisions.
 _ACCURACIES = ("region_description_", "crop_", "same_box", "late_detail", "grounding_accuracy")
-# Task of an evaluation -> task of the Hub.
-_TASK_TYPES = {
-    "region-classification": "zero-shot-image-classification",
-    "zero-shot-classification": "zero-shot-image-classification",
-    "referring": "zero-shot-object-detection",
-    "region-retrieval": "image-feature-extraction",
-    "image-text-retrieval": "image-feature-extraction",
-    "long-text-retrieval": "image-feature-extraction",
-    "mask-sensitivity": "image-feature-extraction",
-}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
           (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
 
@@ -93,15 +84,15 @@ def write_card(
             names = [adapter.get("base_model_name_or_path")]
         else:
             names = [made_from.get(f"{part}model_name_or_path") for part in ("", "vision_", "text_")]
-        base_model = [name for name in names if is_hub_id(name)] or None
+        base_model = [name for name in names if name is not None and is_hub_id(name)] or None
     if datasets is None and is_hub_id(data.get("dataset_name")):
         datasets = [data["dataset_name"]]
-    evaluation = {}
+    evaluation: dict[str, Any] = {}
     if evaluation_folder is not None:
         evaluation = _read_evaluation(Path(evaluation_folder), repo_id, (folder, records))
     results = _evaluations(records, data, evaluation)
     name = repo_id.rstrip("/").split("/")[-1]
-    fields = {
+    fields: dict[str, Any] = {
         "language": language,
         "license": license,
         "library_name": "transformers",
@@ -112,10 +103,9 @@ def write_card(
         "base_model_relation": "adapter" if adapter and base_model else None,
         "datasets": datasets,
     }
-    card_data = ModelCardData(
-        **{key: value for key, value in fields.items() if value},
-        **({"eval_results": results, "model_name": name} if results else {}),
-    )
+    if results:
+        fields |= {"eval_results": results, "model_name": name}
+    card_data = ModelCardData(**{key: value for key, value in fields.items() if value})
     state = _read_json(records / "trainer_state.json")
     card = ModelCard.from_template(
         card_data,
@@ -130,7 +120,7 @@ def write_card(
         page=PAGE if (folder / PAGE).is_file() else None,
         results=results,
         # The measures of the demo; those of a task on scenes have its name in front.
-        scenes=any(result.dataset_type == "scenes" and ":" not in result.metric_name for result in results),
+        scenes=any(result.dataset_type == "scenes" and ":" not in (result.metric_name or "") for result in results),
         recorded_by=_recorders(records, evaluation),
         training=_training_table(run, state),
         data=_data_table(data),
@@ -172,7 +162,7 @@ def write_dataset_card(
         raise ValueError(f"`kind` must be one of {', '.join(DATASET_CARDS)}, got {kind!r}.")
     splits = _count_rows(folder)
     rows = sum(split["rows"] for split in splits.values())
-    fields = {
+    fields: dict[str, Any] = {
         "language": language,
         "license": license,
         "pretty_name": {"longgrit": "LongGRIT", "vesl": "VESL"}[kind],
@@ -254,7 +244,7 @@ def _picture(folder: Path, evaluation_folder: str | PathLike | None, drawn: Iter
     if (folder / "regions.png").is_file():
         return "regions.png"
     name = next((name for name in drawn if name.endswith("regions.png")), None)
-    if name is not None and not (folder / name).is_file():
+    if evaluation_folder is not None and name is not None and not (folder / name).is_file():
         shutil.copyfile(Path(evaluation_folder, name), folder / name)
     return name
 
@@ -307,7 +297,7 @@ def _evaluation(
     metric_name = f"{name.replace('_', ' ')} recall@{rank}" if at else measure.replace("_", " ")
     own_type = "image-feature-extraction" if at else "zero-shot-image-classification"
     return EvalResult(
-        task_type=_TASK_TYPES[task] if task else own_type,
+        task_type=TASKS[task].hub_task if task else own_type,
         dataset_type=dataset,
         dataset_name=f"{dataset} ({setting})" if setting else dataset,
         dataset_config=setting,

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         function = getattr(import_module(command.module), command.function)
     except ModuleNotFoundError as error:
-        if command.extra is None or error.name.partition(".")[0] == "pixclip_hf":
+        if command.extra is None or error.name is None or error.name.partition(".")[0] == "pixclip_hf":
             raise
         install = f'pip install "pixclip-hf[{command.extra}]"'
         print(f"error: pixclip-hf {argv[0]} needs {error.name}: {install}", file=sys.stderr)

@@ -19,9 +19,9 @@ from transformers.exporters import (
     OnnxRuntimeQuantizer,
 )
 
-from .modeling.configuration_choices import check_choice
-from .modeling.modeling_batches import unit
+from .modeling.configuration_region_text import check_choice
 from .modeling.modeling_pixclip import REGION_MODES
+from .modeling.modeling_region_text import unit
 from .modeling.modeling_text import text_features
 
 EXPORT_FORMATS = ("torch", "onnx")

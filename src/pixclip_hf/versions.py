@@ -1,10 +1,18 @@
-"""Which versions of which libraries this package works with: `setup.py` asks for them, the import checks them."""
+"""The versions of other libraries that this package works with: `setup.py` asks for them, the import checks them.
+
+Run as a script, it prints the oldest of them as constraints for pip.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 
 # transformers 5.23 itself asks for this torch and this peft; constraints.txt holds what the tests run with.
 SUPPORTED = {"transformers": ">=5.23,<6", "torch": ">=2.6,<3", "peft": ">=0.20,<1"}
 OPTIONAL = {"peft"}
+
+
+def oldest() -> dict[str, str]:
+    """The lower end of each range, by library: what the tests run with once beside the newest."""
+    return {name: versions.split(",")[0].removeprefix(">=") for name, versions in SUPPORTED.items()}
 
 
 def check_versions() -> None:
@@ -25,3 +33,7 @@ def check_versions() -> None:
         if installed is None or not Requirement(name + versions).specifier.contains(installed, prereleases=True):
             found = "is not installed" if installed is None else f"{installed} is installed"
             raise ImportError(f'pixclip_hf needs {name}{versions}, but {found}: pip install "{name}{versions}"')
+
+
+if __name__ == "__main__":
+    print(*(f"{name}=={lowest}" for name, lowest in oldest().items()), sep="\n")

@@ -7,22 +7,22 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
+
+from .encoders.protocol import Encoder
+from .images import open_image
 
 REGION_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 LITERAL = {"parse_math": False}  # a text may hold dollar signs
 
 
-@torch.no_grad()
-def similarity_map(model: Any, processor: Any, image: Image.Image, text: str, grid: int = 24, side: float = 0.25):
-    """Cosine similarity of a text to a square window around each point of a grid, all windows from one image pass.
+def similarity_map(encoder: Encoder, image: Any, text: str, grid: int = 24, side: float = 0.25) -> np.ndarray:
+    """Cosine similarity of a text to a square window around each point of a grid.
 
     Args:
-        model: a [`CLOCModel`], or a [`PixCLIPModel`], whose windows are pooled.
-        processor: its processor.
-        image: RGB.
+        encoder: a [`RegionEncoder`], whose model embeds all windows from one image pass (PixCLIP pools them), or any
+            other [`Encoder`].
+        image: in any form of `open_image`.
         text: what to look for.
         grid: points a side.
         side: of the window, as a share of the image's sides; windows are cut at the image's border.
@@ -30,15 +30,19 @@ def similarity_map(model: Any, processor: Any, image: Image.Image, text: str, gr
     Returns:
         `(grid, grid)` float32 array, row by row from the top.
     """
+    image = open_image(image)
     steps = (np.arange(grid) + 0.5) / grid
     x, y = (axis.ravel() for axis in np.meshgrid(steps, steps))
     boxes = np.clip(np.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], -1), 0, 1)
-    inputs = processor(images=image, boxes=boxes, normalized=True, text=text, return_tensors="pt").to(model.device)
-    texts = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
-    mode = {"mode": "pooled"} if "box" not in processor.prompts else {}
-    regions = F.normalize(model.get_region_features(**inputs, **mode).pooler_output[0].float(), dim=-1)
-    target = F.normalize(model.get_text_features(**texts).pooler_output[0].float(), dim=-1)
-    return (regions @ target).reshape(grid, grid).cpu().numpy()
+    windows = encoder.encode_regions(
+        image,
+        boxes=boxes * np.array([*image.size, *image.size]),
+        show_progress_bar=False,
+        convert_to_tensor=True,
+        mode="pooled" if "pooled" in encoder.modes else None,
+    )
+    target = encoder.encode_texts(text, show_progress_bar=False, convert_to_tensor=True)
+    return (windows @ target).reshape(grid, grid).numpy()
 
 
 def draw_regions(
@@ -128,9 +132,9 @@ def draw_answers(
     """
     if not images:
         raise ValueError("`images` must hold at least one image, got none.")
-    for i, (rows, given, right) in enumerate(zip(boxes, answers, truths, strict=True)):
-        if not len(rows) == len(given) == len(right):
-            raise ValueError(f"Image {i} has {len(rows)} regions, {len(given)} answers and {len(right)} truths.")
+    for i, (regions, given, right) in enumerate(zip(boxes, answers, truths, strict=True)):
+        if not len(regions) == len(given) == len(right):
+            raise ValueError(f"Image {i} has {len(regions)} regions, {len(given)} answers and {len(right)} truths.")
     rows = -(-len(images) // columns)
     lines = max(sum(1 + (a != t) for a, t in zip(*pair, strict=True)) for pair in zip(answers, truths, strict=True))
     figure = _figure_class()(figsize=(2.9 * columns, rows * (2.6 + 0.17 * lines)), layout="constrained")

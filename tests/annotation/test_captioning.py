@@ -1,7 +1,10 @@
-"""Captions: what the source has, and tiny random models of transformers from disk."""
+"""Captions: what the source has, tiny random models of transformers from disk, and a server."""
+
+import pickle
 
 import pytest
 import torch
+from chat_server import serving
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tokenizer
 from tiny_chats import save_llava
 from transformers import (
@@ -13,9 +16,12 @@ from transformers import (
     LlavaProcessor,
 )
 
-from pixclip_hf.annotation.captioning import CaptionColumn, CaptionModel
+from pixclip_hf.annotation.chat import LocalChat
+from pixclip_hf.annotation.chat.local import _load as load_local
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.stages import open_image, pipeline_features
+from pixclip_hf.annotation.vesl import VeslArguments, vesl_models, vesl_stages
+from pixclip_hf.annotation.vesl.captioning import CaptionColumn, ImageCaptions
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def test_column():
 
 @pytest.mark.parametrize(("name", "prompt"), [("llava", "What is it?"), ("blip", ""), ("blip", "a picture")])
 def test_models_caption_and_do_not_depend_on_batch_mates(name, prompt, request):
-    stage = CaptionModel(request.getfixturevalue(name), prompt, max_new_tokens=12, min_words=0)
+    stage = ImageCaptions(LocalChat(request.getfixturevalue(name), 12), prompt, min_words=0)
     batch = prepared(stage)
     batch["rejected_stage"][2] = "source"
     done = stage(batch)
@@ -75,13 +81,13 @@ def test_models_caption_and_do_not_depend_on_batch_mates(name, prompt, request):
     for row in (0, 1, 3):
         alone = stage({key: values[row : row + 1] for key, values in batch.items()})
         assert alone["vesl_caption"] == [texts[row]]
-    assert done["steps"][0][0]["model"] == stage.model
+    assert done["steps"][0][0]["model"] == stage.chat.model
 
 
 def test_llava_equals_the_library(llava):
-    stage = CaptionModel(llava, "What is it?", max_new_tokens=8, min_words=0)
+    stage = ImageCaptions(LocalChat(llava, 8), "What is it?", min_words=0)
     batch = prepared(stage, 2)
-    assert stage._load()[1].tokenizer.padding_side == "left"  # chats may differ in their number of image tokens
+    assert load_local(llava)[1].tokenizer.padding_side == "left"  # chats may differ in their number of image tokens
     model, processor = LlavaForConditionalGeneration.from_pretrained(llava), LlavaProcessor.from_pretrained(llava)
     for row, text in enumerate(stage(batch)["vesl_caption"]):
         inputs = processor(images=open_image(batch["image"][row]), text="user: <image>What is it? answer:",
@@ -92,7 +98,46 @@ def test_llava_equals_the_library(llava):
 
 
 def test_short_answers_are_rejected_with_the_answer(blip):
-    stage = CaptionModel(blip, "", max_new_tokens=6, min_words=50)
+    stage = ImageCaptions(LocalChat(blip, 6), "", min_words=50)
     done = stage(prepared(stage, 1))
     assert done["rejected_reason"] == ["fewer than 50 words"] and done["vesl_caption"] == [None]
     assert isinstance(done["raw_answer"][0], str)
+
+
+def stages_over(server, **options):
+    return vesl_stages(VeslArguments(captioner=f"org/vlm@{server.url}", retries=0, **options))
+
+
+def test_a_server_captions_as_a_model_on_this_machine_does():
+    captions = ["A red  star\nlies on a green table.", "describe THIS image: a blue ring."]
+    with serving(lambda question: captions[question["key"] % 2]) as server:
+        stage, *_ = stages_over(server, prompt="Describe this image:", max_tokens=70)
+        assert pickle.loads(pickle.dumps(stage)) == stage and server.url not in repr(stage)
+        done = stage(prepared(stage, 12))
+        assert {question["prompt"] for question in server.questions} == {"Describe this image:"}
+        assert all(len(question["images"]) == 1 for question in server.questions)
+        bodies = [question["body"] for question in server.questions]
+        # A caption is plain text: no schema goes along.
+        assert not any("response_format" in body for body in bodies)
+        assert {body["max_tokens"] for body in bodies} == {70}
+    assert set(done["vesl_caption"]) == {"A red star lies on a green table.", "a blue ring."}
+    assert {steps[0]["model"] for steps in done["steps"]} == {"org/vlm"}
+    assert vesl_models(VeslArguments(captioner=f"org/vlm@{server.url}"))["caption"] == "org/vlm"
+
+
+def test_captions_may_be_cut_and_thoughts_are_no_caption():
+    texts = ["<think>A star?</think>A red star on a table.", "  \n"]
+    with serving(lambda question: "A red star on a table.", lambda question, number: "at the limit") as server:
+        (stage, *_) = stages_over(server, attempts=1)
+        assert stage(prepared(stage, 1))["vesl_caption"] == ["A red star"]
+    with serving(lambda question: "<think>A star, or what?") as server:
+        (stage, *_) = stages_over(server, attempts=1)
+        assert stage(prepared(stage, 1))["rejected_reason"] == ["empty answer"]
+    with serving(lambda question: texts[question["body"]["seed"] == 0]) as server:
+        (stage, *_) = stages_over(server, attempts=2)
+        assert stage(prepared(stage, 1))["vesl_caption"] == ["A red star on a table."]
+        assert "Answer with the text alone." in server.questions[1]["body"]["messages"][0]["content"][1]["text"]
+    with serving(lambda question: texts[1]) as server:
+        (stage, *_) = stages_over(server, attempts=2)
+        done = stage(prepared(stage, 1))
+        assert done["rejected_reason"] == ["empty answer"] and done["raw_answer"] == [texts[1]]

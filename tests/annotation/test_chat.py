@@ -11,9 +11,16 @@ from requests.exceptions import InvalidURL
 from tiny_chats import save_llama, save_llava
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration, LlavaProcessor
 
-from pixclip_hf.annotation.chat import ChatEndpoint
-from pixclip_hf.annotation.local_chat import LocalChat
-from pixclip_hf.annotation.questions import Answer, Question, Reply, ask_until_usable, load_prompt, read_reply
+from pixclip_hf.annotation.chat import (
+    Answer,
+    ChatEndpoint,
+    LocalChat,
+    Question,
+    Reply,
+    ask_until_usable,
+    read_reply,
+)
+from pixclip_hf.annotation.longgrit.prompts import load_prompt
 
 SCHEMA = {
     "type": "object",
@@ -164,7 +171,6 @@ def test_faults_that_pass(fault):
 @pytest.mark.parametrize(
     ("fault", "problem", "raw", "requests"),
     [
-        (400, "HTTP 400", "status 400 on demand", 1),
         (413, "HTTP 413", "status 413 on demand", 1),
         ("slow", "timeout", None, 3),
         ("no json", "response not as the API describes", '{"choices"', 2),

@@ -6,18 +6,18 @@ import torch
 from conftest import build_tokenizer
 from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessorPil, Owlv2Processor
 
-from pixclip_hf.annotation.captioning import CaptionColumn
-from pixclip_hf.annotation.detection import (
+from pixclip_hf.annotation.engines import run_stages
+from pixclip_hf.annotation.sources import ReadRecords
+from pixclip_hf.annotation.stages import open_image, pipeline_features
+from pixclip_hf.annotation.vesl import VeslArguments, VeslRegions, vesl_models, vesl_stages
+from pixclip_hf.annotation.vesl.captioning import CaptionColumn
+from pixclip_hf.annotation.vesl.detection import (
     BoxRules,
     OpenVocabularyDetector,
     SimulatedDetector,
     non_maximum_suppression,
 )
-from pixclip_hf.annotation.engines import run_stages
-from pixclip_hf.annotation.phrases import PhraseCandidates
-from pixclip_hf.annotation.sources import ReadRecords
-from pixclip_hf.annotation.stages import open_image, pipeline_features
-from pixclip_hf.annotation.vesl import VeslArguments, VeslRegions, vesl_models, vesl_stages
+from pixclip_hf.annotation.vesl.phrases import PhraseCandidates
 
 KEEP_ALL = BoxRules(threshold=0.0, top_k=1000, nms_iou=1.0, min_area=0.0)
 

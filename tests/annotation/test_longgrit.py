@@ -14,14 +14,12 @@ from datasets import load_dataset
 from PIL import Image
 from tiny_chats import save_llama, save_llava
 
-from pixclip_hf.annotation.chat import ChatEndpoint
+from pixclip_hf.annotation.chat import ChatEndpoint, LocalChat, Reply, read_reply
 from pixclip_hf.annotation.engines import run_stages
-from pixclip_hf.annotation.local_chat import LocalChat
 from pixclip_hf.annotation.longgrit import LongGritArguments, longgrit_models, longgrit_stages
-from pixclip_hf.annotation.masks import SamMasks
-from pixclip_hf.annotation.own_texts import STAND_IN, OwnTexts
-from pixclip_hf.annotation.questions import Reply, read_reply
-from pixclip_hf.annotation.region_views import box_in_thousandths, draw_box, isolate
+from pixclip_hf.annotation.longgrit.masks import SamMasks
+from pixclip_hf.annotation.longgrit.own_texts import STAND_IN, OwnTexts
+from pixclip_hf.annotation.longgrit.region_views import box_in_thousandths, draw_box, isolate
 from pixclip_hf.annotation.run import annotate
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.stages import pipeline_features

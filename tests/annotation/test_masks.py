@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import Sam2Config, SamConfig, SamImageProcessorPil, SamModel, SamProcessor
 from transformers.utils import is_torchvision_available
 
-from pixclip_hf.annotation.masks import SamMasks
+from pixclip_hf.annotation.longgrit.masks import SamMasks
 from pixclip_hf.annotation.stages import open_image, pipeline_features
 from pixclip_hf.processing.processing_regions import decode_rle, encode_rle
 

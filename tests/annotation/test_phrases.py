@@ -2,8 +2,8 @@
 
 import pytest
 
-from pixclip_hf.annotation.phrases import NgramCandidates, PhraseCandidates
 from pixclip_hf.annotation.stages import pipeline_features
+from pixclip_hf.annotation.vesl.phrases import NgramCandidates, PhraseCandidates
 from pixclip_hf.data.scenes import scene_texts
 
 

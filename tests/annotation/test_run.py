@@ -17,13 +17,13 @@ from filelock import FileLock
 from PIL import Image
 
 from pixclip_hf import hub
-from pixclip_hf.annotation.captioning import CaptionColumn
-from pixclip_hf.annotation.detection import BoxRules, SimulatedDetector
-from pixclip_hf.annotation.phrases import NgramCandidates
 from pixclip_hf.annotation.report import report, run_counts
 from pixclip_hf.annotation.run import annotate, rejected_features
 from pixclip_hf.annotation.stages import active_rows, open_batch, reject_region
 from pixclip_hf.annotation.vesl import VeslRegions
+from pixclip_hf.annotation.vesl.captioning import CaptionColumn
+from pixclip_hf.annotation.vesl.detection import BoxRules, SimulatedDetector
+from pixclip_hf.annotation.vesl.phrases import NgramCandidates
 from pixclip_hf.data.sources import load_records
 from pixclip_hf.record import record_features, validate_record
 

@@ -10,17 +10,18 @@ from datasets import Value
 from PIL import Image
 
 from pixclip_hf.annotation import stages
-from pixclip_hf.annotation.captioning import CaptionColumn, CaptionModel
-from pixclip_hf.annotation.detection import OpenVocabularyDetector, SimulatedDetector
+from pixclip_hf.annotation.chat import LocalChat
 from pixclip_hf.annotation.engines import gpu_shares, run_stages
-from pixclip_hf.annotation.phrases import NgramCandidates, PhraseCandidates
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.vesl import VeslRegions
+from pixclip_hf.annotation.vesl.captioning import CaptionColumn, ImageCaptions
+from pixclip_hf.annotation.vesl.detection import OpenVocabularyDetector, SimulatedDetector
+from pixclip_hf.annotation.vesl.phrases import NgramCandidates, PhraseCandidates
 
 STAGES = [
     ReadRecords("scenes:5"),
     CaptionColumn(),
-    CaptionModel("org/model"),
+    ImageCaptions(LocalChat("org/model")),
     PhraseCandidates(),
     NgramCandidates(),
     OpenVocabularyDetector("org/model"),

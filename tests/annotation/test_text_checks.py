@@ -2,7 +2,7 @@
 
 import pytest
 
-from pixclip_hf.annotation.text_checks import (
+from pixclip_hf.annotation.longgrit.text_checks import (
     LANGUAGES,
     TextRules,
     find_echo,

@@ -223,9 +223,9 @@ def test_bad_arguments(arguments, message):
         RegionCollator(Recorder(), **arguments)
 
 
-def test_crops_are_for_models_that_take_them(tiny_cloc, scenes):
-    with pytest.raises(ValueError, match="return_crops must be False"):
-        RegionCollator(tiny_cloc[1], crops=True)(scenes[:1])
+def test_crops_are_for_models_that_take_them(tiny_cloc):
+    with pytest.raises(ValueError, match="`crops` must be False: a CLOCProcessor makes none, got True"):
+        RegionCollator(tiny_cloc[1], crops=True)
 
 
 def test_missing_image_caption():

@@ -11,9 +11,9 @@ from transformers import AutoModel, AutoProcessor
 from pixclip_hf import cli, hub
 from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
+from pixclip_hf.encoders.view_encoder import load_encoder
 from pixclip_hf.evaluation import command
 from pixclip_hf.evaluation.command import main
-from pixclip_hf.evaluation.peers import load_encoder
 from pixclip_hf.evaluation.report import weights_digest, write_results
 from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.training.from_scratch import small_model

@@ -5,10 +5,10 @@ import torch
 from PIL import Image
 from stand_ins import known
 
-from pixclip_hf.evaluation.cache import CachedEncoder
-from pixclip_hf.evaluation.encoders import RegionEncoder
-from pixclip_hf.evaluation.grounding import refer_by_grounding, refer_by_similarity
+from pixclip_hf.encoders.cached import CachedEncoder
+from pixclip_hf.encoders.region_encoder import RegionEncoder
 from pixclip_hf.evaluation.image_sets import Images
+from pixclip_hf.evaluation.tasks.referring import refer_by_grounding, refer_by_similarity
 
 LEFT, RIGHT, BOTH = [0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 30, 10]
 
@@ -59,16 +59,16 @@ def test_by_similarity():
 def test_official_quirks():
     """Lower case behind "a photo of"; the whole image where there is no candidate; plain and blurred image add up."""
     encoder = known(texts={"a photo of the left": [1.0, 0.0]}, regions={"l": [1.0, 0.0], "r": [0.9, 0.1]})
-    plain, embed, calls = encoder.encoder, encoder.encoder.embed_regions, []
+    plain, embed, calls = encoder.encoder, encoder.encoder.encode_records, []
 
-    def embed_and_note(records):
+    def embed_and_note(records, **options):
         calls.append([len(record["regions"]) for record in records])
         # Blurred (one region a record), the right one is ahead by more than the left one is without blur.
         if all(len(record["regions"]) == 1 and "name" in record["regions"][0] for record in records):
             return [torch.tensor([[0.0, 0.0] if r["regions"][0]["name"] == "l" else [0.5, 0.0]]) for r in records]
         return embed([{**r, "regions": [{"name": "l", **region} for region in r["regions"]]} for r in records])
 
-    plain.embed_regions = embed_and_note
+    plain.encode_records = embed_and_note
     found = refer_by_similarity(
         encoder,
         data(
@@ -94,7 +94,7 @@ def test_by_the_grounding_head(tiny_cloc):
     boxes = torch.stack([boxes[:, 0::2].clamp(0, 60), boxes[:, 1::2].clamp(0, 40)], -1).flatten(1).tolist()
     expressions = [{"text": texts[0], "boxes": [boxes[0]]}, {"text": texts[1], "boxes": [[0, 0, 1, 1]]}]
     encoder = CachedEncoder(RegionEncoder(model, processor), progress=False)
-    assert encoder.grounds
+    assert encoder.encoder.grounds
     found = refer_by_grounding(
         encoder, Images("refs", [{"image": image, "regions": [], "expressions": expressions}]), 5
     )

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pixclip_hf.data.scenes import scenes_dataset
 from pixclip_hf.evaluation.image_sets import LAYOUTS, parse_scenes, read_images
-from pixclip_hf.evaluation.views import open_image
+from pixclip_hf.images import open_image
 
 SIZE = (64, 48)
 

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from pixclip_hf.data.scenes import make_scene
-from pixclip_hf.evaluation.cache import CachedEncoder
-from pixclip_hf.evaluation.encoders import RegionEncoder
+from pixclip_hf.encoders.cached import CachedEncoder
+from pixclip_hf.encoders.region_encoder import RegionEncoder
 from pixclip_hf.evaluation.image_sets import Images
-from pixclip_hf.evaluation.mask_sensitivity import inverted, measure_sensitivity, moved, shrunk, whole
+from pixclip_hf.evaluation.tasks.mask_sensitivity import inverted, measure_sensitivity, moved, shrunk, whole
 
 CHANGES = {"moved", "shrunk", "inverted", "whole"}
 
@@ -105,13 +105,13 @@ def test_prompts_at_the_border_move_whole(family, request):
     cached = encoder(request.getfixturevalue(f"tiny_{family}"))
     boxes = [[0.5, 0.25, 10.0, 8.0], [20.0, 12.0, 32.0, 31.75], [0.0, 0.0, 32.0, 32.0]]
     regions = [{"box": box, "mask": None, "category": name} for box, name in zip(boxes, "abc", strict=True)]
-    seen, embed = {}, cached.embed_regions
+    seen, embed = {}, cached.encode_records
 
     def watch(records, name):
         seen[name] = [region["box"] for record in records for region in record["regions"]]
         return embed(records, name=name)
 
-    cached.embed_regions = watch
+    cached.encode_records = watch
     data = Images("one", [{"image": Image.new("RGB", (32, 32), (9, 90, 200)), "regions": regions}])
     result = measure_sensitivity(cached, data, resamples=3)
     assert seen["moved regions"] == [[22.5, 24.25, 32, 32], [0, 0, 12, 19.75]]

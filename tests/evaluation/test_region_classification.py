@@ -11,16 +11,12 @@ import torch
 from PIL import Image
 from stand_ins import known
 
-from pixclip_hf.evaluation.cache import CachedEncoder
-from pixclip_hf.evaluation.encoders import RegionEncoder
+from pixclip_hf.encoders.cached import CachedEncoder
+from pixclip_hf.encoders.region_encoder import RegionEncoder
+from pixclip_hf.encoders.templates import IMAGENET_TEMPLATES, ONE_TEMPLATE
 from pixclip_hf.evaluation.image_sets import Images, read_images
-from pixclip_hf.evaluation.prompts import IMAGENET_TEMPLATES, ONE_TEMPLATE, class_embeddings
-from pixclip_hf.evaluation.region_classification import (
-    PROTOCOLS,
-    choose_protocol,
-    classify_images,
-    classify_regions,
-)
+from pixclip_hf.evaluation.tasks.image_classification import classify_images
+from pixclip_hf.evaluation.tasks.region_classification import PROTOCOLS, choose_protocol, classify_regions
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "regions-train"
 
@@ -35,10 +31,10 @@ def data(*regions, categories=("cat", "hot_dog")):
 
 def test_classes_are_means_of_normalised_templates():
     texts = {"a cat.": [1.0, 0.0], "the cat.": [0.0, 1.0], "a dog.": [0.6, 0.8], "the dog.": [0.6, 0.8]}
-    found = class_embeddings(known(texts=texts), ["cat", "dog"], ("a {}.", "the {}."))
+    found = known(texts=texts).encode_texts(["cat", "dog"], ("a {}.", "the {}."))
     torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [0.6, 0.8]]))
     with pytest.raises(ValueError, match="`templates` must each have a '{}' for the class, got 'a cat'"):
-        class_embeddings(known(), ["cat"], ("a cat",))
+        known().encode_texts(["cat"], ("a cat",))
 
 
 def test_imagenet_templates():
@@ -81,9 +77,9 @@ def test_protocols_on_known_embeddings(protocol, name):
 
 def test_names_of_protocols():
     masks, boxes, peer = (
-        SimpleNamespace(takes_masks=True),
-        SimpleNamespace(takes_masks=False),
-        SimpleNamespace(takes_masks=True, view="blur"),
+        SimpleNamespace(prompt="mask", view=None),
+        SimpleNamespace(prompt="box", view=None),
+        SimpleNamespace(prompt="mask", view="blur"),
     )
     assert choose_protocol(None, "COCO", masks) == choose_protocol("corrected", "COCO", masks) == "pixclip-coco"
     assert choose_protocol(None, "COCO", boxes) == "cloc-boxes"
@@ -107,14 +103,14 @@ def test_protocols_show_what_they_say(tiny_pixclip):
     """The crop, the frame of the crop and the whole image give three embeddings of one region; boxes drop the mask."""
     encoder = CachedEncoder(RegionEncoder(*tiny_pixclip), progress=False)
     seen = {}
-    embed = encoder.encoder.embed_regions
+    embed = encoder.encoder.encode_records
 
-    def watch(records):
-        rows = embed(records)
+    def watch(records, **options):
+        rows = embed(records, **options)
         seen.setdefault(protocol, []).extend((r["image"].size, r["regions"][0]["mask"] is None) for r in records)
         return rows
 
-    encoder.encoder.embed_regions = watch
+    encoder.encoder.encode_records = watch
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 64, 3), dtype=np.uint8))
     square = [[10, 10, 26, 10, 26, 26, 10, 26]]
     regions = [{"box": [10, 10, 26, 26], "mask": square, "category": "cat"}]

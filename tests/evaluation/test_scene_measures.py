@@ -7,14 +7,11 @@ import torch
 
 from pixclip_hf.data.scenes import all_descriptions, late_detail_pairs, make_scene
 from pixclip_hf.data.tokenizer import scenes_tokenizer
-from pixclip_hf.evaluation.cache import CachedEncoder
-from pixclip_hf.evaluation.encoders import RegionEncoder
+from pixclip_hf.encoders.cached import CachedEncoder
+from pixclip_hf.encoders.region_encoder import RegionEncoder
 from pixclip_hf.evaluation.scenes import (
     description_accuracy,
     embed_crops,
-    embed_images,
-    embed_regions,
-    embed_texts,
     evaluate_scenes,
     grounding_hits,
     measure_scenes,
@@ -100,17 +97,17 @@ def test_grounding_counts_captions_that_name_one_region():
 
 def test_the_measures_by_mask_are_prompted_by_masks(tiny_cloc, scenes):
     """Where all boxes are the whole image, boxes know nothing of the regions: the measures by mask stay."""
-    encoder = RegionEncoder(*tiny_cloc, batch_size=4)
+    encoder = CachedEncoder(RegionEncoder(*tiny_cloc), progress=False, batch_size=4)
     whole = [
         {**scene, "regions": [{**region, "box": [0.0, 0.0, 32.0, 32.0]} for region in scene["regions"]]}
         for scene in scenes
     ]
     for prompt, equal in (("box", False), ("mask", True)):
-        own, other = (torch.cat(encoder.embed_regions(records, prompt=prompt)) for records in (scenes, whole))
+        own, other = (torch.cat(encoder.encode_records(records, prompt=prompt)) for records in (scenes, whole))
         assert torch.equal(own, other) == equal
     metrics, blind = (measure_scenes(encoder, records, 0)[0] for records in (scenes, whole))
     assert metrics["region_description_exact_mask"] == blind["region_description_exact_mask"]
-    by_mask = RegionEncoder(*tiny_cloc, batch_size=4, prompt="mask")
+    by_mask = CachedEncoder(RegionEncoder(*tiny_cloc, prompt="mask"), progress=False, batch_size=4)
     assert (
         measure_scenes(by_mask, scenes, 0)[0]["region_description_exact"] == metrics["region_description_exact_mask"]
     )
@@ -121,10 +118,11 @@ def test_embeddings_equal_the_models_one_by_one(family, scenes, request):
     """Batches, padding and the sharing of equal texts change nothing."""
     model, processor = request.getfixturevalue(f"tiny_{family}")
     texts = ["a plain red disc", "a star", "a plain red disc"]
-    embeds = embed_texts(model, processor, texts, batch_size=1)
+    encoder = RegionEncoder(model, processor)
+    embeds = encoder.encode_texts(texts, batch_size=1, convert_to_tensor=True)
     assert torch.equal(embeds[0], embeds[2])
-    regions = embed_regions(model, processor, scenes[:3], batch_size=2)
-    images = embed_images(model, processor, [scene["image"] for scene in scenes[:3]], batch_size=2)
+    regions = encoder.encode_records(scenes[:3], batch_size=2, convert_to_tensor=True)
+    images = encoder.encode_images([scene["image"] for scene in scenes[:3]], batch_size=2, convert_to_tensor=True)
     key = "masks" if family == "pixclip" else "boxes"
     for i, scene in enumerate(scenes[:3]):
         given = {key: [region[key[:-1] if key == "masks" else "box"] for region in scene["regions"]]}
@@ -143,8 +141,9 @@ def test_crops_are_squares_around_the_regions(tiny_cloc):
     image = scene["image"]
     square = image.crop((14, 11, 38, 35))  # box of 16 x 10 around (26, 23), times 1.5
     scene["regions"] = [{"box": [18.0, 18.0, 34.0, 28.0]}]
-    (found,) = embed_crops(RegionEncoder(model, processor), [scene])
-    torch.testing.assert_close(found, embed_images(model, processor, [square]), atol=1e-6, rtol=1e-5)
+    encoder = CachedEncoder(RegionEncoder(model, processor), progress=False)
+    (found,) = embed_crops(encoder, [scene])
+    torch.testing.assert_close(found, encoder.encode_images([square]), atol=1e-6, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +187,10 @@ def test_texts_that_a_cut_makes_equal_tie_exactly(scenes, tokenizer):
     i, j = late_detail_pairs(scenes[0])[0]
     texts = [scenes[0]["regions"][k]["long_caption"] for k in (i, j)]
     for batch_size in (1, 2, 128):
-        whole = embed_texts(model, processor, ["a longer neighbour", *texts], batch_size=batch_size)
-        cut = embed_texts(model, processor, ["a longer neighbour", *texts], max_length=77, batch_size=batch_size)
+        encoder = RegionEncoder(model, processor)
+        options = {"batch_size": batch_size, "convert_to_tensor": True}
+        whole = encoder.encode_texts(["a longer neighbour", *texts], **options)
+        cut = encoder.encode_texts(["a longer neighbour", *texts], max_length=77, **options)
         assert (whole[1] - whole[2]).abs().max() > 1e-5
         assert torch.equal(cut[1], cut[2])
 
@@ -201,7 +202,7 @@ def test_through_a_cache_with_intervals(scenes, tokenizer, tmp_path):
     model, processor = small_model("pixclip", tokenizer, image_size=32)
     expected = evaluate_scenes(model, processor, scenes)
     for first in (True, False):
-        encoder = CachedEncoder(RegionEncoder(model, processor, batch_size=3), tmp_path, shard_size=2, progress=False)
+        encoder = CachedEncoder(RegionEncoder(model, processor), tmp_path, shard_size=2, progress=False, batch_size=3)
         metrics, intervals = measure_scenes(encoder, scenes, resamples=30)
         assert metrics == pytest.approx(expected, nan_ok=True) and list(metrics) == list(expected)
         assert metrics["late_detail_cut_77"] == 0.5 and intervals["late_detail_cut_77"] == (0.5, 0.5)

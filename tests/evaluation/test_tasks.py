@@ -11,13 +11,13 @@ from transformers import TrainingArguments
 
 from pixclip_hf.data.collator import RegionCollator
 from pixclip_hf.data.scenes import make_scene
-from pixclip_hf.evaluation.cache import CachedEncoder
-from pixclip_hf.evaluation.encoders import RegionEncoder
+from pixclip_hf.encoders.cached import CachedEncoder
+from pixclip_hf.encoders.region_encoder import RegionEncoder
+from pixclip_hf.encoders.view_encoder import ViewEncoder
 from pixclip_hf.evaluation.image_sets import Images
-from pixclip_hf.evaluation.peers import PeerEncoder
 from pixclip_hf.evaluation.report import Result, write_results
-from pixclip_hf.evaluation.retrieval_tasks import retrieve_images, retrieve_regions
 from pixclip_hf.evaluation.tasks import TASKS, EvaluateTasks, run_task
+from pixclip_hf.evaluation.tasks.retrieval import retrieve_images, retrieve_regions
 from pixclip_hf.training import RegionTrainer
 
 
@@ -117,7 +117,7 @@ def test_tasks_on_scenes(family, request):
 
 
 def test_scenes_need_a_region_model():
-    encoder = CachedEncoder(PeerEncoder(*tiny_clip()), progress=False)
+    encoder = CachedEncoder(ViewEncoder(*tiny_clip()), progress=False)
     with pytest.raises(ValueError, match="`split` must not be given for scenes:4:0"):
         run_task(encoder, "scenes", "scenes:4:0", split="val")
     with pytest.raises(ValueError, match="`scenes` measures CLOC and PixCLIP"):
@@ -126,10 +126,10 @@ def test_scenes_need_a_region_model():
 
 def test_cut_texts_are_said(tiny_cloc):
     """A token a byte beside <bos> and <eos>; a second task counts its own."""
-    clip = PeerEncoder(*tiny_clip(), max_length=12)
+    clip = ViewEncoder(*tiny_clip(), max_length=12)
     for encoder in (CachedEncoder(clip, progress=False), CachedEncoder(RegionEncoder(*tiny_cloc, max_length=12))):
         texts = ["x" * 10, "x" * 11, "x" * 12, "short"]
-        embeds = encoder.embed_texts(texts)
+        embeds = encoder.encode_texts(texts)
         assert (encoder.texts, encoder.cut_texts) == (4, 2)
         # What is left of the three longest is the same.
         assert torch.equal(embeds[1], embeds[2]) and not torch.equal(embeds[1], embeds[3])

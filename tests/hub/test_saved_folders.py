@@ -150,7 +150,8 @@ torch.save({
         assert (wanted["features"][0] - wanted["features"][1]).abs().max() > 1e-4
         for way in (name, f"{name} again"):
             assert found[way]["modules"] == {"transformers_modules"}, way
-            assert_same(found[way], wanted)
+            # Saved again, shards become one file, as the same weights have in another folder.
+            assert_same(found[way], here["CLOC clip"] if way == "sharded again" else wanted)
     assert_same(found["CLOC siglip from a pipeline"], here["CLOC siglip"])
 
 

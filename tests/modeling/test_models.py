@@ -1,5 +1,7 @@
 """What both models promise, for every kind of vision and text tower: outputs, files, padding, gradients, losses."""
 
+import json
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -26,8 +28,10 @@ from builders import (
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-import pixclip_hf.modeling.modeling_batches as modeling_batches
+from pixclip_hf import CLOCOutput, PixCLIPOutput
+from pixclip_hf.modeling import modeling_region_text
 from pixclip_hf.modeling.modeling_losses import grounding_losses
+from pixclip_hf.modeling.modeling_region_text import derived
 
 PER_REGION = (
     "region_embeds",
@@ -37,6 +41,8 @@ PER_REGION = (
     "crop_embeds",
     "pooled_region_embeds",
 )
+# Three images by three texts look like three slots of three images.
+ONE_PER_TEXT = ("logits_per_image",)
 close = {"atol": 2e-5, "rtol": 1e-4}
 
 every_kind = pytest.mark.parametrize(
@@ -141,6 +147,27 @@ def test_logits_are_scaled_cosines(case):
             torch.testing.assert_close(output.logits_per_region[i, 0, t], scale * cosine, **close)
     if case.family == "cloc":
         assert scale != image_scale
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_output_takes_part_in_chunked_training(family):
+    """Unless it says that it is derived; and what a loss reads is not."""
+    output_class = {"cloc": CLOCOutput, "pixclip": PixCLIPOutput}[family]
+
+    @dataclass
+    class Output(output_class):
+        new_embeds: torch.Tensor | None = None
+        new_logits: torch.Tensor | None = derived()
+
+    assert Output.representations() == (*output_class.representations(), "new_embeds")
+    model, batch = build_model(family), build_batch(family)
+    output = model(**{**batch, "return_loss": False})
+    read = type(output)(**{name: output[name] for name in output.representations() if name in output})
+    regions = (batch[region_key(family)], batch["region_attention_mask"])
+    parts = model.compute_loss(read, *regions)
+    assert parts.keys() == loss_names(family)
+    for name, part in model.compute_loss(output, *regions).items():
+        assert torch.equal(parts[name], part)
 
 
 @both
@@ -259,6 +286,32 @@ def test_wrong_shapes_in_a_checkpoint_are_refused(case, tmp_path):
         MODELS[case.family].from_pretrained(tmp_path, config=config)
 
 
+@both
+def test_settings_of_a_run_are_no_configuration(case, tmp_path, caplog):
+    """A folder of before has them in its configuration: they are read, warned about and dropped."""
+    case.model.contrastive_tile_size = 2
+    if case.family == "pixclip":
+        case.model.max_regions_per_forward = 4
+    case.model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    assert not {"contrastive_tile_size", "max_regions_per_forward"} & fields.keys()
+    file.write_text(json.dumps(fields | {"contrastive_tile_size": None}))
+    with caplog.at_level("WARNING", logger="pixclip_hf"):
+        AutoModel.from_pretrained(tmp_path)
+        assert "contrastive_tile_size" not in caplog.text
+        old = {"contrastive_tile_size": 2} | ({"max_regions_per_forward": 4} if case.family == "pixclip" else {})
+        file.write_text(json.dumps(fields | old))
+        loaded = AutoModel.from_pretrained(tmp_path)
+    for name, value in old.items():
+        assert f"`{name}={value}` is ignored" in caplog.text
+        assert not hasattr(loaded.config, name) and getattr(loaded, name) != value
+    assert loaded.config.to_dict().keys() == case.model.config.to_dict().keys()
+    assert_equal_outputs(loaded(**case.batch), case.model(**case.batch), atol=1e-6, rtol=1e-5)
+    loaded.save_pretrained(tmp_path / "again")
+    assert not old.keys() & json.loads((tmp_path / "again" / "config.json").read_text()).keys()
+
+
 # Batches and padding
 
 
@@ -329,6 +382,29 @@ def test_images_without_regions_have_no_features(case, slots):
     features = case.model.get_region_features(*given).pooler_output
     assert torch.equal(features, torch.zeros(3, slots, 16))
     assert case.model(*given).region_embeds.shape == (3, slots, 16)
+
+
+@every_vision
+def test_rows_of_padded_slots_are_zero(case):
+    """In every output that has region slots, whatever the padding holds."""
+    batch = case.batch
+    padded = ~batch["region_attention_mask"].bool()
+    given = (batch["pixel_values"], batch[case.regions], batch["region_attention_mask"])
+    vision = VISION_MODELS[case.family](case.model.config).eval()
+    outputs = [case.model(**batch), case.model.get_region_features(*given), vision(*given)]
+    if case.family == "cloc":
+        masks = build_batch("pixclip")["region_masks"]
+        outputs += [case.model.get_region_tokens(*given), case.model(**batch, region_masks=masks, prompt="mask")]
+    else:
+        outputs += [case.model.get_region_features(*given, mode="pooled"), case.model(**batch, mode="pooled")]
+    seen = set()
+    for output in outputs:
+        for name, value in output.items():
+            if isinstance(value, torch.Tensor) and value.shape[:2] == padded.shape and name not in ONE_PER_TEXT:
+                seen.add(name)
+                assert not value[padded].any() and value[~padded].any(), name
+    optional = {"pred_boxes"} if case.family == "cloc" else {"crop_embeds", "pooled_region_embeds"}
+    assert {*optional, "region_embeds", "region_text_embeds", "logits_per_region", "region_text_ids"} < seen
 
 
 # Gradients
@@ -446,7 +522,9 @@ def test_autocast(case, normalize_in_float, monkeypatch):
     if normalize_in_float:
         # On CUDA, autocast runs norms in float32; on CPU it does not.
         monkeypatch.setattr(
-            modeling_batches.F, "normalize", lambda rows, plain=F.normalize, **options: plain(rows.float(), **options)
+            modeling_region_text.F,
+            "normalize",
+            lambda rows, plain=F.normalize, **options: plain(rows.float(), **options),
         )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = case.model(**case.batch)

@@ -220,7 +220,9 @@ def test_what_each_mode_costs():
 
 
 def test_many_regions_are_prompted_in_parts():
-    model, batch = build_model("pixclip", max_regions_per_forward=4), build_batch("pixclip")
+    model, batch = build_model("pixclip"), build_batch("pixclip")
+    assert model.max_regions_per_forward == 64
+    model.max_regions_per_forward = 4
     rows = []
     patch_conv(model).register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     arguments = (batch["pixel_values"], batch["region_masks"], batch["region_attention_mask"])
@@ -234,7 +236,7 @@ def test_many_regions_are_prompted_in_parts():
         torch.testing.assert_close(parts[name], whole[name], atol=1e-5, rtol=1e-5)
     assert torch.pdist(parts.pooler_output[0]).min() > 1e-3
     with pytest.raises(ValueError, match="`max_regions_per_forward`.*0"):
-        build_config("pixclip", max_regions_per_forward=0)
+        model.max_regions_per_forward = 0
 
 
 def test_forward_takes_the_mode():

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from builders import EOS, TEXT_KINDS, build_config, build_model, build_texts, shake, text_tower_config
 from transformers import AutoModel, CLIPTextModel
 
-from pixclip_hf.modeling.configuration_choices import TEXT_POOLINGS
-from pixclip_hf.modeling.modeling_batches import region_text_features
+from pixclip_hf.modeling.configuration_region_text import TEXT_POOLINGS
+from pixclip_hf.modeling.modeling_region_text import region_text_features
 from pixclip_hf.modeling.modeling_text import (
     LogitScale,
     MLPAdapter,

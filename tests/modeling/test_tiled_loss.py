@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from builders import build_batch, build_model, contrastive_by_loops, run_ranks
 
 from pixclip_hf.modeling import modeling_losses, modeling_tiled_loss
-from pixclip_hf.modeling.modeling_batches import gathered_contrastive_loss
 from pixclip_hf.modeling.modeling_losses import contrastive_loss
+from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
 
 ROWS = 23
 
@@ -172,16 +172,16 @@ def test_no_matrix_of_all_pairs(monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["cloc", "pixclip"])
-def test_models_take_the_tile_size_from_their_config(family, monkeypatch):
+def test_models_take_the_tile_size_from_their_attribute(family, monkeypatch):
     batch = build_batch(family)
     model = build_model(family)
-    assert model.config.contrastive_tile_size is None
+    assert model.contrastive_tile_size is None
     plain = model(**batch).loss
     wanted = torch.autograd.grad(plain, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
     seen = []
     tiled = modeling_losses.tiled_losses
     monkeypatch.setattr(modeling_losses, "tiled_losses", lambda *args: seen.append(args[-1]) or tiled(*args))
-    model.config.contrastive_tile_size = 2
+    model.contrastive_tile_size = 2
     loss = model(**batch).loss
     # Every contrastive part: images, regions, and the crops of PixCLIP.
     assert seen == [2] * (2 if family == "cloc" else 3)
@@ -191,4 +191,4 @@ def test_models_take_the_tile_size_from_their_config(family, monkeypatch):
         if value is not None:
             torch.testing.assert_close(got, value, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="`contrastive_tile_size` must not be negative, got -1"):
-        type(model.config)(contrastive_tile_size=-1)
+        model.contrastive_tile_size = -1

@@ -213,7 +213,8 @@ def test_bad_crop_scale(crop_scale):
 
 
 def test_cloc_has_no_crops():
-    with pytest.raises(ValueError, match="return_crops"):
+    assert build(PixCLIPProcessor).has_crops and not build(CLOCProcessor).has_crops
+    with pytest.raises(TypeError, match="unknown argument return_crops"):
         build(CLOCProcessor)(IMAGE_A, boxes=[BOX_A], return_crops=True)
 
 

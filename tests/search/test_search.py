@@ -15,7 +15,7 @@ from pixclip_hf.data.scenes import make_scene, scenes_dataset
 pytest.importorskip("faiss", reason="needs pip install pixclip-hf[search]")
 
 from pixclip_hf import cli  # noqa: E402
-from pixclip_hf.evaluation.encoders import RegionEncoder  # noqa: E402
+from pixclip_hf.encoders.region_encoder import RegionEncoder  # noqa: E402
 from pixclip_hf.search import collection, command, index  # noqa: E402
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
@@ -57,7 +57,7 @@ def test_scenes(folder, tiny_cloc, monkeypatch):
     # The hits are those of a plain product.
     queries, hits = sheets[0]
     assert len(queries) == 3 and set(queries) <= set(regions["text"])
-    embeds = RegionEncoder(*tiny_cloc).embed_texts(queries).numpy()
+    embeds = RegionEncoder(*tiny_cloc).encode_texts(queries)
     scores = embeds @ np.array(regions["embedding"], dtype=np.float32).T
     for found, own in zip(hits, scores, strict=True):
         best = np.argsort(-own)[:4]
@@ -122,7 +122,7 @@ def test_prompt(folder, tiny_cloc):
     for name, given in (("box", []), ("mask", ["--prompt", "mask"])):
         command.embed(["--scenes", "3", "--output_dir", name, *given])
         encoder = RegionEncoder(*tiny_cloc, prompt=name)
-        expected = np.concatenate(encoder.embed_regions([make_scene(number, "test") for number in range(3)]))
+        expected = np.concatenate(encoder.encode_records([make_scene(number, "test") for number in range(3)]))
         assert np.array(stored(folder / name)["embedding"]) == pytest.approx(expected, abs=1e-5)
         assert json.loads((folder / name / "embedding.json").read_text())["prompt"] == name
     boxes, masks = (np.array(stored(folder / name)["embedding"]) for name in ("box", "mask"))

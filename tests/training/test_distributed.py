@@ -92,11 +92,11 @@ def build_trainer(folder, processor, captions, world_size, lora=False, gradient_
         "max_grad_norm": 0,
         "lr_scheduler_type": "constant",
     }
-    masked = "region_masks" in processor.model_input_names
+    crops = processor.has_crops
     return RegionTrainer(
         load(folder, lora),
         TrainingArguments(**settings | changes),
-        data_collator=RegionCollator(processor, regions_per_image=4, crops=masked, image_captions=captions),
+        data_collator=RegionCollator(processor, regions_per_image=4, crops=crops, image_captions=captions),
         train_dataset=scenes[:8],
         eval_dataset=scenes[8:],
         gradient_cache_chunks=gradient_cache_chunks,

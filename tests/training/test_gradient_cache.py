@@ -8,9 +8,9 @@ from transformers import TrainingArguments
 import pixclip_hf
 from pixclip_hf.data.collator import RegionCollator
 from pixclip_hf.data.scenes import make_scene
-from pixclip_hf.modeling.modeling_batches import set_losses
+from pixclip_hf.modeling.modeling_region_text import set_losses
 from pixclip_hf.training import RegionTrainer, add_lora
-from pixclip_hf.training.gradient_cache import REPRESENTATIONS, cached_backward, split_batch
+from pixclip_hf.training.gradient_cache import cached_backward, split_batch
 
 FAMILIES = ("cloc", "pixclip")
 IMAGES = 5
@@ -48,8 +48,8 @@ def build_batch(processor, images=IMAGES, captions=True):
     scenes[1] = {**scenes[1], "regions": scenes[1]["regions"][:1]}
     if images > 4:
         scenes[4] = scenes[0]
-    masked = "region_masks" in processor.model_input_names
-    collate = RegionCollator(processor, regions_per_image=3, crops=masked, image_captions=captions)
+    crops = processor.has_crops
+    collate = RegionCollator(processor, regions_per_image=3, crops=crops, image_captions=captions)
     return collate(scenes)
 
 
@@ -120,7 +120,7 @@ def test_random_numbers_are_replayed(family, processor):
     torch.manual_seed(5)
     outputs = [model(**{**part, "return_loss": False}) for part in split_batch(batch, 3)]
     after = torch.get_rng_state()
-    names = [name for name in REPRESENTATIONS if outputs[0].get(name) is not None]
+    names = [name for name in outputs[0].representations() if outputs[0].get(name) is not None]
     joined = type(outputs[0])(**{name: torch.cat([output[name] for output in outputs]) for name in names})
     loss_of(model, joined, batch).backward()
     wanted = gradients(model)
@@ -135,10 +135,11 @@ def test_random_numbers_are_replayed(family, processor):
 
 
 def test_what_the_loss_reads_is_cached(family, processor):
-    """An output that the loss reads and the list lacks would be taken for absent: compare with all fields."""
+    """An output that the loss reads and that is declared as derived would be taken for absent: compare with all
+    fields."""
     model, batch = build(family), build_batch(processor)
     output = model(**{**batch, "return_loss": False})
-    others = {name for name in output if name not in REPRESENTATIONS}
+    others = {name for name in output if name not in output.representations()}
     assert others == {"logits_per_region", "logits_per_image"}
 
 
@@ -189,11 +190,11 @@ def train(family, processor, folder, chunks, dropout=0.0, images=4, **changes):
         "per_device_train_batch_size": images, "learning_rate": 0.05, "optim": "sgd", "logging_steps": 1,
         "save_strategy": "no", "lr_scheduler_type": "constant", "max_grad_norm": 0,
     }  # fmt: skip
-    masked = "region_masks" in processor.model_input_names
+    crops = processor.has_crops
     trainer = RegionTrainer(
         build(family, dropout),
         TrainingArguments(**settings | changes),
-        data_collator=RegionCollator(processor, regions_per_image=2, crops=masked),
+        data_collator=RegionCollator(processor, regions_per_image=2, crops=crops),
         train_dataset=[make_scene(index, size=32) for index in range(8)],
         gradient_cache_chunks=chunks,
     )

@@ -45,11 +45,11 @@ def train(model, processor, scenes, folder, max_steps=4, resume=None):
         save_steps=4,
         logging_steps=1,
     )
-    masked = "region_masks" in processor.model_input_names
+    crops = processor.has_crops
     trainer = RegionTrainer(
         model,
         settings,
-        data_collator=RegionCollator(processor, regions_per_image=2, crops=masked),
+        data_collator=RegionCollator(processor, regions_per_image=2, crops=crops),
         train_dataset=scenes,
         processing_class=processor,
     )
@@ -59,8 +59,8 @@ def train(model, processor, scenes, folder, max_steps=4, resume=None):
 
 @torch.no_grad()
 def outputs(model, processor, scenes):
-    masked = "region_masks" in processor.model_input_names
-    batch = RegionCollator(processor, regions_per_image=2, crops=masked)(scenes[:3])
+    crops = processor.has_crops
+    batch = RegionCollator(processor, regions_per_image=2, crops=crops)(scenes[:3])
     output = model.eval()(**batch)
     return torch.cat([output.region_embeds.flatten(0, 1), output.region_text_embeds.flatten(0, 1), output.text_embeds])
 
@@ -93,7 +93,7 @@ def test_checkpoint_holds_adapters_and_loads(base, scenes, tmp_path):
     saved = set(load_file(checkpoint / "adapter_model.safetensors"))
     assert not [name for name in saved if ".text_model." in name and "lora_" not in name]
     assert sum("lora_A" in name for name in saved) == sum("lora_B" in name for name in saved) == 8
-    assert any("mask_weight" in name for name in saved) == ("region_masks" in processor.model_input_names)
+    assert any("mask_weight" in name for name in saved) == processor.has_crops
 
     expected = outputs(model, processor, scenes)
     assert (expected - outputs(AutoModel.from_pretrained(folder), processor, scenes)).abs().max() > 0.1

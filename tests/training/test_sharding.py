@@ -15,8 +15,8 @@ from pixclip_hf.training.sharding import scalars_to_vectors, vectors_to_scalars
 def test_scalars_to_vectors(family, lora, request, tmp_path):
     model, processor = request.getfixturevalue(f"tiny_{family}")
     model.save_pretrained(tmp_path / "base")
-    masked = "region_masks" in processor.model_input_names
-    batch = RegionCollator(processor, crops=masked)([make_scene(index, size=32) for index in range(3)])
+    crops = processor.has_crops
+    batch = RegionCollator(processor, crops=crops)([make_scene(index, size=32) for index in range(3)])
     if lora:
         model = add_lora(AutoModel.from_pretrained(tmp_path / "base"), r=2).eval()
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

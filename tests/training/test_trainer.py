@@ -38,8 +38,8 @@ def tiny(family, request):
 
 
 def collator(tiny, **arguments):
-    masked = "region_masks" in tiny[1].model_input_names
-    return RegionCollator(tiny[1], **{"regions_per_image": 2, "crops": masked, **arguments})
+    crops = tiny[1].has_crops
+    return RegionCollator(tiny[1], **{"regions_per_image": 2, "crops": crops, **arguments})
 
 
 def arguments(folder, **changes):

@@ -5,10 +5,11 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from ..data.whole_files import whole_file
 from ..evaluation.report import markdown_table
+from ..images import open_image
 from ..processing.processing_regions import decode_rle
 from ..visualization import draw_regions
-from .stages import open_image
 
 
 def run_counts(output: str | os.PathLike) -> dict[str, Counter]:
@@ -70,7 +71,8 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
         lines += ["", *(f"![{name}](pictures/{name})" for name in names)]
     lines += ["", "The stages:", "", *(f"- `{stage}`" for stage in settings["stages"].values())]
     text = "\n".join(lines) + "\n"
-    (output / "report.md").write_text(text)
+    with whole_file(output / "report.md") as unfinished:
+        unfinished.write_text(text)
     return text
 
 

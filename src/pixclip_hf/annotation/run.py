@@ -12,7 +12,7 @@ A folder of a run holds
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..data.sources import name_source
+from ..data.whole_files import UNFINISHED, whole_file
 from ..record import record_features, validate_record
 from .engines import run_stages
 from .sources import ReadRecords, cached_source
 from .stages import Stage
 
 _STAGE = "run"
+_FOLDERS = ("data", "rejected", "shards")
 
 
 def annotate(
@@ -74,7 +76,7 @@ def annotate(
         "shard_size": shard_size,
         "stages": {stage.name: repr(stage) for stage in stages},
     }
-    for name in ("data", "rejected", "shards"):
+    for name in _FOLDERS:
         (output / name).mkdir(parents=True, exist_ok=True)
     bars_shown = not are_progress_bars_disabled()
     disable_progress_bars()  # a bar a shard and stage is too many
@@ -99,6 +101,9 @@ def annotate(
 
 
 def _start_or_continue(output: Path, settings: dict[str, Any]) -> None:
+    for folder in (output, *(output / name for name in _FOLDERS)):
+        for leftover in folder.glob(f"*{UNFINISHED}"):  # of a run that was killed
+            leftover.unlink()
     path = output / "run.json"
     if path.exists():
         found = json.loads(path.read_text())
@@ -113,23 +118,17 @@ def _start_or_continue(output: Path, settings: dict[str, Any]) -> None:
                     f"`output` {str(output)!r} holds a run with other settings: its {name} is {found.get(name)}, now "
                     f"{settings[name]}. Choose another folder."
                 )
-        for leftover in output.glob("*/*.tmp"):
-            leftover.unlink()
     else:
-        _replace(path, lambda part: part.write_text(json.dumps(settings, indent=1) + "\n"))
+        _write_json(path, settings)
 
 
 def _manifest(output: Path, shard: int) -> Path:
     return output / "shards" / f"{shard:05d}.json"
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file that appears whole or not at all."""
-    part = path.with_name(path.name + ".tmp")
-    write(part)
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def output_features() -> Features:
@@ -194,7 +193,7 @@ def write_shard(output: Path, shard: int, positions: range, rows: Dataset) -> No
         "rejected_regions": _reasons(row for row in rejected if row.get("region") is not None),
         "counts": dict(sorted(counts.items())),
     }
-    _replace(_manifest(output, shard), lambda part: part.write_text(json.dumps(manifest, indent=1) + "\n"))
+    _write_json(_manifest(output, shard), manifest)
 
 
 def _final_check(record: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -215,4 +214,5 @@ def _reasons(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 def _write_table(path: Path, rows: Sequence[dict[str, Any]], features: Features) -> None:
     columns = {name: [row.get(name) for row in rows] for name in features}
     table = Dataset.from_dict(columns, features=features)
-    _replace(path, lambda part: table.to_parquet(part))
+    with whole_file(path) as unfinished:
+        table.to_parquet(unfinished)

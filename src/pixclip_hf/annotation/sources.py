@@ -10,7 +10,8 @@ from PIL import Image
 
 from ..data.sources import AnnotatedImage, Source, open_source
 from ..data.sources.records import BROKEN_ANNOTATION, clean_text, clean_texts, read_bytes, read_regions
-from .stages import Batch, add_counts, open_batch, open_image, reject
+from ..images import open_image
+from .stages import Batch, add_counts, open_batch, reject
 
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
 

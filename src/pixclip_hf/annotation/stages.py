@@ -4,19 +4,15 @@ A pipeline is a list of stages. A stage is called with a batch of columns (a dic
 image) and returns such a dict with every column of the batch, those that it filled among them:
 
     @dataclass
-    class Shout:
-        suffix: str = "!"                                     # shapes the output: stands in the repr
-        batch_size: int = field(default=32, repr=False)       # does not
+    class Shout(RowStage):
+        suffix: str = "!"
 
         name: ClassVar[str] = "shout"
         columns: ClassVar[dict[str, Any]] = {"loud": Value("string")}
-        num_gpus: ClassVar[float] = 0
 
-        def __call__(self, batch):
-            batch = open_batch(batch)
-            for row in active_rows(batch):
+        def fill(self, batch, rows):
+            for row in rows:
                 batch["loud"][row] = batch["alt_text"][row].upper() + self.suffix
-            return batch
 
 - `__init__` is cheap and its result pickles; models, clients and the like are loaded on the first call, once a
   process.
@@ -24,29 +20,27 @@ image) and returns such a dict with every column of the batch, those that it fil
   numbers of workers stay out of it (`field(repr=False)`), and must not change what is written.
 - What a stage draws at random comes from its seed and the row's `record_id` (`row_generator`), never from the order of
   calls. The rows of a batch must not influence each other.
-- A row with a `rejected_stage` is left alone (`active_rows`); no stage removes or reorders rows.
+- A row with a `rejected_stage` is left alone (`RowStage` passes the others); no stage removes or reorders rows.
 - An answer that can't be used ends in `reject` (the whole record) or `reject_region` (one region of it), with the
   reason and the raw answer. What a stage leaves out by design, such as a phrase on the stop list, is counted.
 """
 
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from datasets import Features, Image, List, Value
-from PIL import Image as PILImage
-from PIL import ImageOps
 
-from ..processing.image_processing_region import to_rgb
 from ..record import record_features
 
 Batch = dict[str, list]
 
 
 class Stage(Protocol):
-    """The shape of a stage; nothing inherits from it."""
+    """The shape of a stage. [`RowStage`] is the usual way to write one."""
 
     name: str
     """In counts, rejections and the report."""
@@ -58,6 +52,38 @@ class Stage(Protocol):
     """GPUs that an actor of it is given by Ray when the cluster has enough."""
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch: ...
+
+
+@dataclass
+class RowStage:
+    """The base of a stage that fills the rows that no stage before it has rejected. By default it adds no columns and
+    needs no GPU.
+
+    Args:
+        batch_size: rows per call.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+
+    batch_size: int = field(default=64, repr=False, kw_only=True)
+
+    name: ClassVar[str]
+    columns: ClassVar[Mapping[str, Any]] = {}
+    num_gpus: ClassVar[float] = 0
+
+    def __post_init__(self):
+        check_at_least_one(self, "batch_size")
+
+    def __call__(self, batch: Mapping[str, Sequence]) -> Batch:
+        batch = open_batch(batch)
+        if rows := active_rows(batch):
+            self.fill(batch, rows)
+        return batch
+
+    def fill(self, batch: Batch, rows: Sequence[int]) -> None:
+        """Changes `rows` of the batch in place."""
+        raise NotImplementedError
 
 
 def pipeline_features(stages: Iterable[Stage]) -> Features:
@@ -161,11 +187,12 @@ def row_generator(seed: int, *keys: str | int) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
-def open_image(cell: Mapping[str, Any]) -> PILImage.Image:
-    """The image of a row, upright, and RGB as the image processor makes it.
+def load_model(model_class: Any, name: str) -> Any:
+    """A model of transformers for inference, in the precision of its weights, on the GPU where there is one.
 
-    Raises:
-        ValueError: see [`to_rgb`].
+    Args:
+        model_class: an `AutoModelFor…`.
+        name: folder or Hub id.
     """
-    with PILImage.open(io.BytesIO(cell["bytes"])) as image:
-        return to_rgb(ImageOps.exif_transpose(image), "image")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model_class.from_pretrained(name, dtype="auto").to(device).eval()

@@ -73,8 +73,9 @@ def _lay_over(checkpoint: Checkpoint, clip: str | PathLike, head_width: int, tex
         check_source(base, "clip")
         refuse_open_clip(base)
         theirs = vision_config(base, "visual.", ACTIVATION, head_width)
+        replaced: tuple[str, ...] = ("visual.",)
         text = text_config(base, ACTIVATION, text_head_width)
-        tensors, moves, replaced = base.tensors, text_moves(base, text), "visual."
+        tensors, moves = base.tensors, text_moves(base, text)
         checked = check_scalars(base, theirs[0], text)
     else:
         model, info = CLIPModel.from_pretrained(clip, dtype="auto", output_loading_info=True)

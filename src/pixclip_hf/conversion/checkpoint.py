@@ -3,6 +3,7 @@
 import pickle
 import re
 import zipfile
+from collections.abc import Callable
 from math import isqrt
 from os import PathLike
 from pathlib import Path
@@ -116,6 +117,7 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
 def _load(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(9)
+    read: Callable[[Path], Any]
     # safetensors: the length of a JSON header in eight bytes, then the header.
     if head[8:] == b"{":
         read, kind = load_file, "safetensors"

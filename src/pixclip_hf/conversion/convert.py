@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,12 @@ from .openai_clip import plan_clip
 from .tokenizer import OPENAI_VOCABULARY, find_merges, load_tokenizer
 from .weights import Plan, fill
 
-PLANS = {"alpha-clip": plan_alpha_clip, "pixclip": plan_pixclip, "clip": plan_clip, "open-clip": plan_open_clip}
+PLANS: dict[str, Callable[..., Plan]] = {
+    "alpha-clip": plan_alpha_clip,
+    "pixclip": plan_pixclip,
+    "clip": plan_clip,
+    "open-clip": plan_open_clip,
+}
 DTYPES = ("float32", "float16", "bfloat16")
 REPORT = "conversion_report.json"
 
@@ -99,14 +104,17 @@ def convert(
 def _build_processor(
     config: PixCLIPConfig, plan: Plan, tokenizer: str | PathLike | None, text_model: str | None
 ) -> PixCLIPProcessor:
-    side = config.vision_config.image_size
+    # Objects of transformers by now: a configuration declares what it may be given, dicts among it.
+    vision: Any = config.vision_config
+    text: Any = config.text_config
+    side = vision.image_size
     image_processor = RegionImageProcessor(
         size={"height": side, "width": side},
         crop_size={"height": side, "width": side},
         image_mean=plan.image_mean or RegionImageProcessor.image_mean,
         image_std=plan.image_std or RegionImageProcessor.image_std,
     )
-    text, loaded = config.text_config, None
+    loaded = None
     if text is None and tokenizer is not None:
         raise ValueError(f"`tokenizer` ({str(tokenizer)!r}) needs a text tower: `text_model` must name it.")
     if tokenizer is not None:

@@ -1,5 +1,7 @@
 """What kind of checkpoint a file is, by names that only this kind has."""
 
+from collections.abc import Container
+
 from .checkpoint import Checkpoint
 
 
@@ -15,7 +17,7 @@ def check_source(checkpoint: Checkpoint, source: str) -> None:
         raise ValueError(f"{str(checkpoint.path)!r} is no {source!r} checkpoint, but {description}{hint}.")
 
 
-def kind_of(names: object) -> tuple[tuple[str, ...], str]:
+def kind_of(names: Container[str]) -> tuple[tuple[str, ...], str]:
     """(sources that such a file may be, what it is)."""
     for known, kinds, description in (
         ("visual.alpha_patch_embed.proj.weight", ("pixclip",), "a PixCLIP with EVA02-CLIP's image tower"),

@@ -139,6 +139,8 @@ class RegionCollator:
             raise ValueError(f"`mask_prompt_share` must lie in [0, 1], got {mask_prompt_share}.")
         if mask_prompt_share < 1 and "box" not in prompts:
             raise ValueError(f"`mask_prompt_share` must be 1: boxes prompt no such model, got {mask_prompt_share}.")
+        if crops and not processor.has_crops:
+            raise ValueError(f"`crops` must be False: a {type(processor).__name__} makes none, got {crops}.")
         self.processor = processor
         self.mask_prompt_share = mask_prompt_share
         self.regions_per_image = regions_per_image
@@ -178,7 +180,7 @@ class RegionCollator:
             regions[0], texts[0] = [self._whole_image(records[0])], [captions[0]]
         # A stream of its own again, so that mixing prompts changes no other draw.
         by_mask = np.random.default_rng((PROMPT_STREAM, self.seed, *keys[0])).random() < self.mask_prompt_share
-        arguments = region_inputs(regions, "mask" if by_mask else "box")
+        arguments: dict[str, Any] = region_inputs(regions, "mask" if by_mask else "box")
         if self.crops:
             arguments["return_crops"] = True
         if self.text_cache is not None:
@@ -216,7 +218,7 @@ class RegionCollator:
         regions = record["regions"]
         return [_region_text(region, kind) for kind in self.region_texts for region in regions if region[kind]]
 
-    def _text_states(self, texts: list[list[str]], captions: list[str | None]) -> dict[str, Tensor]:
+    def _text_states(self, texts: list[list[str]], captions: list[str]) -> dict[str, Tensor]:
         """`region_text_states` (B, R, D), zeros in padded slots, and `text_states` (B, D) of the captions."""
         counts = torch.tensor([len(row) for row in texts])
         rows = self.text_cache.states([text for row in texts for text in row])
@@ -229,10 +231,10 @@ class RegionCollator:
 
     def _sample(
         self, record: Mapping[str, Any], kind: str, rng: np.random.Generator, position: int
-    ) -> tuple[list[Any], list[str], str | None]:
+    ) -> tuple[list[Any], list[str], str]:
         usable = [region for region in record["regions"] if region[kind]]
         whole = rng.random() < self.whole_image_share or (not usable and self.whole_image_share > 0)
-        caption = None
+        caption = ""  # none is needed
         if self.image_captions or whole:
             if not record["captions"]:
                 raise ValueError(f"Record {position} of the batch has no entry in `captions`, and one is needed.")

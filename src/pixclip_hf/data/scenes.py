@@ -4,6 +4,7 @@ Any record can be made on its own, from (index, split, seed, size, setting) alon
 """
 
 import io
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,7 @@ def _visible_masks(objects: list[SceneObject], labels: np.ndarray) -> list[np.nd
 def _paint(draws: DrawStream, objects: list[SceneObject], labels: np.ndarray, background: str) -> Image.Image:
     """The image: background with a gradient, the objects in their tones, and a little brightness noise over all."""
     size = len(labels)
-    palette = [_BACKGROUNDS[background], (0, 0, 0)]
+    palette: list[Sequence[int]] = [_BACKGROUNDS[background], (0, 0, 0)]
     for item in objects:
         palette.extend(_tones(item.colour, draws.between(-10, 10)))
     slope_x, slope_y = (draws.pick((-1, 1)) * draws.between(8, 20) for _ in range(2))
@@ -136,7 +137,9 @@ def _paint(draws: DrawStream, objects: list[SceneObject], labels: np.ndarray, ba
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _compose(index: int, split: str, seed: int, size: int, setting: str):
+def _compose(
+    index: int, split: str, seed: int, size: int, setting: str
+) -> tuple[DrawStream, str, list[SceneObject], np.ndarray, list[np.ndarray]]:
     """All of a scene but its pixels: (stream, background, objects, labels, masks)."""
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
         raise TypeError(f"`size` must be an integer, got {size!r}")
@@ -175,7 +178,7 @@ def make_scene(
     details = long_captions(draws, objects, size, background)
     captions = image_captions(draws, objects, background)
     alt = alt_text(draws, objects)
-    regions = []
+    regions: list[dict[str, Any]] = []
     for layer in draws.shuffled(range(len(objects))):
         item = objects[layer]
         regions.append(
@@ -220,13 +223,13 @@ def scene_texts(
     }
 
 
-def same_box_pairs(record: dict[str, Any]) -> list[tuple[int, int]]:
+def same_box_pairs(record: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of regions that have identical boxes: only a mask tells them apart."""
     boxes = [tuple(region["box"]) for region in record["regions"]]
     return [(i, j) for i in range(len(boxes)) for j in range(i + 1, len(boxes)) if boxes[i] == boxes[j]]
 
 
-def late_detail_pairs(record: dict[str, Any], words: int = EARLY_WORDS) -> list[tuple[int, int]]:
+def late_detail_pairs(record: Mapping[str, Any], words: int = EARLY_WORDS) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of regions whose long captions differ, but not within the first `words` words."""
     texts = [region["long_caption"].split() for region in record["regions"]]
     return [

@@ -1,9 +1,13 @@
 """Geometry of the procedural scenes: their random stream, the silhouettes and where the objects go."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring", "star", "crescent", "hourglass")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -41,14 +45,14 @@ class DrawStream:
             raise ValueError(f"`index` must be below 2**48, got {index}")
         key = (SPLITS.index(split), index & 0xFFFFFFFF, index >> 32, seed)
         self._source = np.random.PCG64(np.random.SeedSequence(key))
-        self._words = iter(())
+        self._words: Iterator[int] = iter(())
 
     def below(self, limit: int) -> int:
         """An integer in [0, limit)."""
         word = next(self._words, None)
         if word is None:
             self._words = iter(self._source.random_raw(256).tolist())
-            word = next(self._words)
+            return self.below(limit)
         return word * limit >> 64
 
     def between(self, low: int, high: int) -> int:
@@ -58,15 +62,15 @@ class DrawStream:
     def chance(self, percent: int) -> bool:
         return self.below(100) < percent
 
-    def pick(self, items):
+    def pick(self, items: Sequence[T]) -> T:
         return items[self.below(len(items))]
 
-    def shuffled(self, items) -> list:
-        items = list(items)
-        for last in range(len(items) - 1, 0, -1):
+    def shuffled(self, items: Iterable[T]) -> list[T]:
+        order = list(items)
+        for last in range(len(order) - 1, 0, -1):
             other = self.below(last + 1)
-            items[last], items[other] = items[other], items[last]
-        return items
+            order[last], order[other] = order[other], order[last]
+        return order
 
     def noise(self, count: int) -> np.ndarray:
         """`count` random bytes (uint8)."""
@@ -85,7 +89,7 @@ class SceneObject:
     x: int
     y: int
     layer: int = 0
-    box: tuple[int, int, int, int] | None = None  # tight box of the visible pixels, set when it is drawn
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)  # tight box of the visible pixels, set when it is drawn
 
 
 def _inside_polygon(x: np.ndarray, y: np.ndarray, corners: list[tuple[float, float]]) -> np.ndarray:
@@ -147,7 +151,7 @@ def silhouette(shape: str, side: int) -> np.ndarray:
 
 def tight_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     """(x0, y0, x1, y1) of the true pixels of a non-empty bool (H, W), ends exclusive."""
-    columns, rows = pixels.any(axis=0).nonzero()[0], pixels.any(axis=1).nonzero()[0]
+    columns, rows = np.flatnonzero(pixels.any(axis=0)), np.flatnonzero(pixels.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
@@ -182,8 +186,8 @@ def _visible_percent(back: str, back_side: int, front: str, front_side: int, dx:
     if x0 >= x1 or y0 >= y1:
         return 100
     cover = silhouette(front, front_side)[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
-    hidden = np.count_nonzero(pixels[y0:y1, x0:x1] & cover)
-    return 100 - 100 * hidden // np.count_nonzero(pixels)
+    hidden = int(np.count_nonzero(pixels[y0:y1, x0:x1] & cover))
+    return 100 - 100 * hidden // int(np.count_nonzero(pixels))
 
 
 class _Layout:
@@ -209,6 +213,10 @@ class _Layout:
                 return x, y
         return None
 
+    def first_place(self, width: int, height: int) -> tuple[int, int]:
+        """As `free_place` in an empty scene, where every place is free."""
+        return self.draws.below(self.size - width + 1), self.draws.below(self.size - height + 1)
+
     def colour_for(self, shape: str) -> str:
         return self.draws.pick([colour for colour in COLOURS if (shape, colour) not in self.looks])
 
@@ -233,7 +241,7 @@ class _Layout:
         side = self.side(30, 45)
         back, front = self.draws.pick(same_box_shapes(side))
         colours = self.draws.shuffled(COLOURS)
-        x, y = self.free_place(side, side)
+        x, y = self.first_place(side, side)
         self.taken.append((x, y, x + side, y + side))
         self.put(back, colours[0], self.draws.pick(TEXTURES), side, x, y)
         self.put(front, colours[1], self.draws.pick(TEXTURES), side, x, y)
@@ -250,7 +258,7 @@ class _Layout:
     def nested_pair(self) -> None:
         side = self.side(40, 45)
         inner = min(self.side(self.low, 24), side - 4)
-        x, y = self.free_place(side, side)
+        x, y = self.first_place(side, side)
         self.taken.append((x, y, x + side, y + side))
         self.put("ring", self.draws.pick(COLOURS), self.draws.pick(TEXTURES), side, x, y)
         shape = self.draws.pick(SHAPES)
@@ -271,7 +279,7 @@ class _Layout:
         height = max(back_side, dy + front_side) - top
         if max(width, height) > self.size:
             return
-        x, y = self.free_place(width, height)
+        x, y = self.first_place(width, height)
         self.taken.append((x, y, x + width, y + height))
         self.put(back, self.draws.pick(COLOURS), self.draws.pick(TEXTURES), back_side, x - left, y - top)
         colour = self.colour_for(front)

@@ -139,7 +139,7 @@ def size_name(side: int, size: int) -> str:
 def _by_distance(item: SceneObject, objects: Sequence[SceneObject]) -> list[SceneObject]:
     """The other objects, the one that it touches or is nearest to first."""
 
-    def distance(other):
+    def distance(other: SceneObject) -> tuple[bool, int, int]:
         touching = not relation(item, other).startswith(("to the", "above", "below"))
         dx = item.box[0] + item.box[2] - other.box[0] - other.box[2]
         dy = item.box[1] + item.box[3] - other.box[1] - other.box[3]

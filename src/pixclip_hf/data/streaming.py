@@ -259,7 +259,8 @@ class _Batches(IterableDataset):
     def __init__(self, stream: RecordStream, collator: Callable, batch_size: int, rank: int, world_size: int):
         self.stream, self.collator, self.batch_size = stream, collator, batch_size
         self.rank, self.world_size = rank, world_size
-        self.delivered, self.positions = 0, [None]
+        self.delivered = 0
+        self.positions: list[dict[str, Any] | None] = [None]
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], int, dict[str, Any]] | None]:
         worker = getattr(get_worker_info(), "id", 0)

@@ -9,14 +9,12 @@ import torch
 from huggingface_hub import snapshot_download
 
 from ..command_help import HelpFormatter
-from .cache import CachedEncoder
-from .image_sets import LAYOUTS, read_images
+from ..encoders.cached import CachedEncoder
+from ..encoders.view_encoder import REGION_VIEWS, load_encoder
 from .intervals import RESAMPLES
-from .peers import REGION_VIEWS, load_encoder
 from .pictures import draw_pictures
-from .region_classification import PROTOCOLS
 from .report import Result, refuse_other_model, weights_digest, write_results
-from .tasks import SENSITIVITY_REGIONS, TASKS, check_task, run_task
+from .tasks import OPTIONS, PROTOCOLS, TASKS, check_task, run_task
 
 DESCRIPTION = """\
 Evaluates CLOC, PixCLIP, or any CLIP or SigLIP of transformers, and writes results.json and results.md.
@@ -40,16 +38,14 @@ A CLIP or SigLIP sees a region as --view says:
 # Recorded beside the results.
 LIBRARIES = ("torch", "transformers", "pillow")
 PROMPTS = ("box", "mask")
-# Tasks whose data can be drawn.
-PICTURED = ("region-classification", "region-retrieval", "image-text-retrieval", "long-text-retrieval")
 
 
 class ShowLayouts(argparse.Action):
     """Prints how data must lie, and ends."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        for task, layout in LAYOUTS.items():
-            print(f"{task}: {layout}\n")
+        for name, task in TASKS.items():
+            print(f"{name}: {task.layout}\n")
         parser.exit()
 
 
@@ -63,7 +59,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="Hub id or folder")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--tasks", required=True, nargs="+", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument(
+        "--tasks", required=True, nargs="+", choices=tuple(TASKS), metavar="TASK", help=", ".join(TASKS)
+    )
     places = parser.add_mutually_exclusive_group(required=True)
     places.add_argument(
         "--data_dir",
@@ -81,20 +79,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--protocol",
         default="corrected",
-        choices=("corrected", "official", *PROTOCOLS),
+        choices=PROTOCOLS,
         help="do what a paper says or what its published code does; the named protocols apply to "
         "region-classification alone",
     )
     parser.add_argument("--split", help="split of a dataset that has several")
-    parser.add_argument(
-        "--candidates", default="objects", choices=("objects", "detections"), help="boxes to choose from in referring"
-    )
-    parser.add_argument(
-        "--region_text",
-        default="caption",
-        choices=("caption", "long_caption", "category"),
-        help="text of a region in region-retrieval and mask-sensitivity",
-    )
+    for name, option in OPTIONS.items():
+        parser.add_argument(
+            f"--{name}", default=option.default, type=type(option.default), choices=option.choices, help=option.help
+        )
     parser.add_argument(
         "--prompt",
         choices=PROMPTS,
@@ -109,12 +102,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resamples", type=int, default=RESAMPLES, help="resamples for the bootstrap intervals; 0 for no intervals"
     )
-    parser.add_argument(
-        "--sensitivity_regions",
-        type=int,
-        default=SENSITIVITY_REGIONS,
-        help="regions whose prompts are changed beside region-classification; 0 for none",
-    )
     parser.add_argument("--pictures", action="store_true", help="draw the first images and their hits")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs"
@@ -128,7 +115,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     if arguments.source is not None:
-        arguments.data_dir = [tuple(arguments.source)]
+        words = tuple(arguments.source)
+        arguments.data_dir = [words if len(words) > 1 else words[0]]
     if len(arguments.data_dir) not in (1, len(arguments.tasks)):
         parser.error(
             f"--data_dir must be one for all tasks or one for each of the {len(arguments.tasks)}, "
@@ -166,25 +154,27 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     encoder = load_encoder(
         arguments.model,
         view=arguments.view,
-        batch_size=arguments.batch_size,
         max_length=arguments.max_length,
-        dtype=arguments.dtype,
         revision=arguments.revision,
         prompt=arguments.prompt,
+        device=arguments.device,
+        dtype=arguments.dtype,
     )
-    encoder.model.to(arguments.device)
-    encoder = CachedEncoder(encoder, arguments.cache_dir, progress=not arguments.no_progress)
+    encoder = CachedEncoder(
+        encoder, arguments.cache_dir, progress=not arguments.no_progress, batch_size=arguments.batch_size
+    )
 
     # 2. The tasks. What is done is written at once: a later task may lack its data.
     settings = {
-        "view": getattr(encoder.encoder, "view", None),
-        "prompt": getattr(encoder.encoder, "prompt", None),
+        "view": encoder.encoder.view,
+        "prompt": encoder.encoder.prompt if encoder.encoder.view is None else None,
         "max_length": encoder.encoder.text_limit,
         "dtype": arguments.dtype,
         "revision": getattr(encoder.encoder.model.config, "_commit_hash", None),
         "weights": weights_digest(saved(arguments.model, arguments.revision)),
         **{name: version(name) for name in LIBRARIES},
     }
+    options = {name: getattr(arguments, name) for name in OPTIONS}
     results, pictures = [], []
     for number, (task, data_dir) in enumerate(zip(arguments.tasks, data_dirs, strict=True), 1):
         results += run_task(
@@ -193,13 +183,11 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
             data_dir,
             protocol=arguments.protocol,
             split=arguments.split,
-            candidates=arguments.candidates,
-            region_text=arguments.region_text,
             resamples=arguments.resamples,
-            sensitivity_regions=arguments.sensitivity_regions,
+            **options,
         )
-        if arguments.pictures and task in PICTURED:
-            data = read_images(task, data_dir, arguments.split)
+        if arguments.pictures and TASKS[task].pictured:
+            data = TASKS[task].read(data_dir, arguments.split, **options)
             name = task if arguments.tasks.count(task) == 1 else f"{task}-{number}"
             pictures += draw_pictures(encoder, data, arguments.output_dir, name)
         write_results(arguments.output_dir, arguments.model, results, pictures, settings)

@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from ..encoders.cached import CachedEncoder
+from ..encoders.views import pixel_mask
+from ..images import open_image
 from ..visualization import draw_matrix, draw_regions, draw_retrieval, similarity_map
-from .cache import CachedEncoder
-from .encoders import RegionEncoder
 from .image_sets import Images
 from .retrieval import nearest_keys
-from .views import open_image, pixel_mask
 
-REGION_TEXTS = ("caption", "category")
+# A region is named by the first of these that it has.
+SHOWN_TEXTS = ("caption", "category")
 MOST_REGIONS, QUERIES, FOUND, SEARCHED = 6, 4, 5, 200
 
 
@@ -32,8 +33,8 @@ def draw_pictures(encoder: CachedEncoder, data: Images, folder: str | Path, name
     captioned = [record for record in data.records if record.get("captions")][:SEARCHED]
     if len(captioned) > 1:
         queries = [record["captions"][0] for record in captioned[:QUERIES]]
-        images = encoder.embed_images([record["image"] for record in captioned])
-        scores, indices = nearest_keys(encoder.embed_texts(queries), images, FOUND)
+        images = encoder.encode_images([record["image"] for record in captioned])
+        scores, indices = nearest_keys(encoder.encode_texts(queries), images, FOUND)
         rows = [
             [(open_image(captioned[i]["image"]), score, i == own) for i, score in zip(row, values, strict=True)]
             for own, (row, values) in enumerate(zip(indices.tolist(), scores.tolist(), strict=True))
@@ -48,7 +49,7 @@ def _first_regions(data: Images) -> tuple[dict[str, Any], list[str]] | None:
         named = [
             (region, text)
             for region in record["regions"]
-            if not region.get("iscrowd") and (text := next(filter(None, map(region.get, REGION_TEXTS)), None))
+            if not region.get("iscrowd") and (text := next(filter(None, map(region.get, SHOWN_TEXTS)), None))
         ][:MOST_REGIONS]
         if len({text for _, text in named}) > 1:
             return {**record, "regions": [region for region, _ in named]}, [text for _, text in named]
@@ -60,16 +61,15 @@ def _draw_regions(
 ) -> None:
     image, regions = open_image(record["image"]), record["regions"]
     candidates = list(dict.fromkeys(texts))
-    (rows,) = encoder.embed_regions([record], name="pictured regions")
-    scores = (rows @ encoder.embed_texts(candidates).T).numpy()
+    (rows,) = encoder.encode_records([record], name="pictured regions")
+    scores = (rows @ encoder.encode_texts(candidates).T).numpy()
     right = [candidates.index(text) for text in texts]
     names = [f"{number + 1}: {text}" for number, text in enumerate(texts)]
     draw_matrix(matrix, scores, names, candidates, right, title="regions and texts")
     best = [[(candidates[i], float(row[i])) for i in np.argsort(-row)[:3]] for row in scores]
     maps = {}
-    if isinstance(encoder.encoder, RegionEncoder):
-        model, processor = encoder.encoder.model, encoder.encoder.processor
-        maps = {text: similarity_map(model, processor, image, text) for text in candidates[:2]}
+    if encoder.encoder.view is None:
+        maps = {text: similarity_map(encoder.encoder, image, text) for text in candidates[:2]}
     boxes = [region["box"] for region in regions]
-    masks = [pixel_mask(region, image.size) for region in regions] if encoder.takes_masks else None
+    masks = [pixel_mask(region, image.size) for region in regions] if encoder.encoder.prompt == "mask" else None
     draw_regions(picture, image, boxes, best, maps, masks)

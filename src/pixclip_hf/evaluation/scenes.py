@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from ..data.scenes import all_descriptions, late_detail_pairs, same_box_pairs
+from ..encoders.cached import CachedEncoder
+from ..encoders.protocol import Record
+from ..encoders.region_encoder import RegionEncoder
+from ..encoders.views import square_crop
 from ..modeling.modeling_regions import box_iou
-from .encoders import Record, RegionEncoder, embed_images, embed_regions, embed_texts, square_crop
+from ..processing.processing_pixclip import CROP_SCALE
 from .intervals import mean_interval
 from .retrieval import rank_right_keys
 
 CLIP_TOKENS = 77
-CROP_SCALE = 1.5
 GROUNDED_IOU = 0.5
 DESCRIBED = ("texture", "colour", "shape")
 
@@ -101,7 +104,7 @@ def grounding_hits(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray,
 def embed_crops(encoder: Any, records: Sequence[Record], scale: float = CROP_SCALE) -> list[Tensor]:
     """The crop baseline: each region's square crop, `scale` times its longer box side, embedded as a whole image."""
     crops = [square_crop(record["image"], region["box"], scale) for record in records for region in record["regions"]]
-    return list(encoder.embed_images(crops).split([len(record["regions"]) for record in records]))
+    return list(encoder.encode_images(crops).split([len(record["regions"]) for record in records]))
 
 
 def evaluate_scenes(model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
@@ -113,7 +116,8 @@ def evaluate_scenes(model: Any, processor: Any, records: Iterable[Record]) -> di
         records: scenes that the model has not seen.
     """
     was_training = model.training
-    metrics, _ = measure_scenes(RegionEncoder(model, processor, batch_size=64), list(records), resamples=0)
+    encoder = CachedEncoder(RegionEncoder(model, processor), progress=False, batch_size=64)
+    metrics, _ = measure_scenes(encoder, list(records), resamples=0)
     model.train(was_training)
     return metrics
 
@@ -124,7 +128,7 @@ def measure_scenes(
     """Every measure of the scenes, for either model.
 
     Args:
-        encoder: a [`RegionEncoder`], or a [`CachedEncoder`] of one.
+        encoder: a [`CachedEncoder`] of a [`RegionEncoder`].
         records: scenes that the model has not seen.
         resamples: of the bootstrap, which draws scenes.
 
@@ -144,10 +148,10 @@ def measure_scenes(
     """
     if not records:
         raise ValueError("`records` must hold at least one scene, got none.")
-    regions, crops = encoder.embed_regions(records), embed_crops(encoder, records)
-    descriptions = encoder.embed_texts(all_descriptions())
-    images = encoder.embed_images([record["image"] for record in records])
-    captions = encoder.embed_texts([record["captions"][0] for record in records])
+    regions, crops = encoder.encode_records(records), embed_crops(encoder, records)
+    descriptions = encoder.encode_texts(all_descriptions())
+    images = encoder.encode_images([record["image"] for record in records])
+    captions = encoder.encode_texts([record["captions"][0] for record in records])
 
     scenes = np.arange(len(records))
     own = np.repeat(scenes, [len(record["regions"]) for record in records])
@@ -170,26 +174,26 @@ def measure_scenes(
     metrics["region_description_count"] = len(described)
     measure("crop_description_exact", description_hits(crops, records, descriptions).all(-1), own)
 
-    if "mask" in encoder.prompts:
-        by_mask = regions if encoder.takes_masks else encoder.embed_regions(records, prompt="mask")
+    if "mask" in encoder.encoder.prompts:
+        by_mask = regions if encoder.encoder.prompt == "mask" else encoder.encode_records(records, prompt="mask")
         measure("region_description_exact_mask", description_hits(by_mask, records, descriptions).all(-1), own)
         short = dict(zip(all_descriptions(), descriptions, strict=True))
         hits, groups = pair_hits(by_mask, records, short, same_box_pairs, field="caption")
         measure("same_box_by_mask_caption", hits, groups)
         metrics["same_box_by_mask_caption_count"] = len(hits)
-    if encoder.pools:
-        pooled = encoder.embed_regions(records, mode="pooled")
+    if "pooled" in encoder.encoder.modes:
+        pooled = encoder.encode_records(records, mode="pooled")
         measure("region_description_exact_pooled", description_hits(pooled, records, descriptions).all(-1), own)
-    if encoder.grounds:
+    if encoder.encoder.grounds:
         hits, groups = grounding_hits(encoder, records)
         measure("grounding_accuracy", hits, groups)
         metrics["grounding_accuracy_count"] = len(hits)
-    if encoder.takes_masks:
+    if encoder.encoder.prompt == "mask":
         long_captions = list(
             dict.fromkeys(region["long_caption"] for record in records for region in record["regions"])
         )
-        texts = dict(zip(long_captions, encoder.embed_texts(long_captions), strict=True))
-        cut = dict(zip(long_captions, encoder.embed_texts(long_captions, CLIP_TOKENS), strict=True))
+        texts = dict(zip(long_captions, encoder.encode_texts(long_captions), strict=True))
+        cut = dict(zip(long_captions, encoder.encode_texts(long_captions, max_length=CLIP_TOKENS), strict=True))
         for name, rows, by_caption, find_pairs in (
             ("same_box_by_mask", regions, texts, same_box_pairs),
             ("late_detail", regions, texts, late_detail_pairs),
@@ -207,9 +211,6 @@ __all__ = [
     "CLIP_TOKENS",
     "description_accuracy",
     "embed_crops",
-    "embed_images",
-    "embed_regions",
-    "embed_texts",
     "evaluate_scenes",
     "measure_scenes",
     "pair_accuracy",

@@ -49,7 +49,7 @@ class Eva02VisionConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.hidden_size % (4 * self.num_attention_heads):
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of 4 x `num_attention_heads` "

@@ -22,12 +22,12 @@ class SavesPipelines:
     # Task -> pipeline class, filled where the package is installed; empty in code that came with a repository.
     pipeline_classes: ClassVar[dict[str, type]] = {}
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.pipeline_classes:
             # The tasks are registered. transformers would all the same ask for `trust_remote_code` and run the
             # repository's code, if it saw that the repository brings pipelines along.
             kwargs.pop("custom_pipelines", None)
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves `config.json` and the code that it names: of the configuration and of the pipelines."""
@@ -40,12 +40,12 @@ class SavesPipelines:
             elif getattr(self, "custom_pipelines", None):
                 self.custom_pipelines = self._copy_repository_pipelines(folder)
         try:
-            super().save_pretrained(save_directory)
+            super().save_pretrained(save_directory)  # type: ignore[misc]
         finally:
             if installed:
                 vars(self).pop("custom_pipelines", None)
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", None) or folder.name, **kwargs)
+            self.push_to_hub(kwargs.pop("repo_id", None) or folder.name, **kwargs)  # type: ignore[attr-defined]
 
     def _copy_installed_pipelines(self, folder: Path) -> dict[str, dict[str, Any]]:
         tasks = {}
@@ -79,7 +79,7 @@ class SavesPipelines:
         loaded = Path(sys.modules[type(self).__module__].__file__).parent
         if (loaded / name).is_file():
             return loaded / name
-        return cached_file(self._name_or_path, name, revision=loaded.name)
+        return cached_file(self._name_or_path, name, revision=loaded.name)  # type: ignore[attr-defined]
 
 
 __all__ = ["SavesPipelines"]

@@ -10,22 +10,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_choices import check_choice
-from .configuration_cloc import CLOCConfig
-from .modeling_batches import (
-    Gather,
-    check_arguments,
-    gathered_contrastive_loss,
-    real_slots,
-    region_mask,
-    region_text_features,
-    rows_per_rank,
-    set_losses,
-    unit,
-    wants_loss,
-)
-from .modeling_inherit import model_from_towers
-from .modeling_losses import grounding_losses, text_ids
+from .configuration_cloc import POOLED_READOUTS, CLOCConfig
+from .configuration_region_text import check_choice
+from .modeling_losses import grounding_losses
 from .modeling_prompter import (
     QUERY_GAIN,
     CLOCBoxHead,
@@ -35,38 +22,35 @@ from .modeling_prompter import (
     FourierPositions,
     PlacedTokens,
 )
-from .modeling_regions import mask_boxes, roi_align
-from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
-from .modeling_vision import build_vision_model, patch_grid, patch_tokens
+from .modeling_region_text import (
+    Gather,
+    RegionTextModel,
+    RegionTextOutput,
+    RegionTextPreTrainedModel,
+    RegionTextVisionModel,
+    real_slots,
+    region_text_features,
+    rows_per_rank,
+    set_losses,
+    slots_of,
+    unit,
+    wants_loss,
+)
+from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights, roi_align
+from .modeling_text import LogitScale, ScaledLinear
 
 
 @dataclass
-class CLOCOutput(ModelOutput):
+class CLOCOutput(RegionTextOutput):
     """
-    Output of [`CLOCModel`]. B images, R region slots an image, T texts, D the projection width; every embedding is
-    L2-normalized; rows of padded regions are zero.
+    Output of [`CLOCModel`]: the fields of [`RegionTextOutput`], whose `loss_parts` are `image_text`, `region_text`,
+    `grounding_l1` and `grounding_giou`, and the found boxes.
 
     Args:
-        loss (scalar): weighted sum of `loss_parts`.
-        loss_parts (`dict` of scalars): `image_text`, `region_text`, `grounding_l1`, `grounding_giou`, unweighted.
-        logits_per_region (`(B, R, T)`), logits_per_image (`(B, T)`): scaled cosine similarities to the texts.
-        region_embeds (`(B, R, D)`), image_embeds (`(B, D)`), text_embeds (`(T, D)`).
-        region_text_embeds (`(B, R, D)`): embeddings of the region texts.
         pred_boxes (`(B, R, 4)`): the box that each region text was found in, xyxy in [0, 1] of the processed image.
-        text_ids (`(T,)`), region_text_ids (`(B, R)`): identities of the texts, see [`text_ids`].
     """
 
-    loss: Tensor | None = None
-    loss_parts: dict[str, Tensor] | None = None
-    logits_per_region: Tensor | None = None
-    logits_per_image: Tensor | None = None
-    region_embeds: Tensor | None = None
-    image_embeds: Tensor | None = None
-    text_embeds: Tensor | None = None
-    region_text_embeds: Tensor | None = None
     pred_boxes: Tensor | None = None
-    text_ids: Tensor | None = None
-    region_text_ids: Tensor | None = None
 
 
 @dataclass
@@ -99,28 +83,22 @@ class PromptedRegions(NamedTuple):
     masks: Tensor | None
     is_real: Tensor
 
+    def get_coverage(self, grid: tuple[int, int]) -> Tensor:
+        """(B, R, N): share of each patch that lies inside the region."""
+        return box_coverage(self.boxes, grid) if self.masks is None else mask_patch_weights(self.masks, grid)
+
     def get_boxes(self) -> Tensor:
         """(B, R, 4), xyxy in [0, 1]: the boxes, or the tight ones of the masks."""
         return mask_boxes(self.masks) if self.boxes is None else self.boxes
 
 
-class CLOCPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and what every CLOC model declares."""
+class CLOCPreTrainedModel(RegionTextPreTrainedModel):
+    """Weight initialization and what every CLOC model declares."""
 
     config: CLOCConfig
     config_class = CLOCConfig
     base_model_prefix = "cloc"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _no_split_modules = ["CLOCPrompterLayer", "CLOCFirstPrompterLayer"]
-
-    def get_input_embeddings(self) -> None:
-        """None: each tower has its own. Sharding asks the whole model, and would shard a part of a tower twice."""
 
     @torch.no_grad()
     @init.guard_torch_init_functions()
@@ -136,50 +114,34 @@ class CLOCPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ScaledLinear):
-            init.normal_(module.weight, std=module.in_features**-0.5)
-        elif isinstance(module, FourierPositions):
+        if isinstance(module, FourierPositions):
             init.normal_(module.frequencies, std=module.scale)
-        elif isinstance(module, LogitScale):
-            init.constant_(module.log_scale, module.init_value)
         elif isinstance(module, CLOCPrompterLayer) and module.prior_gain is not None:
             init.ones_(module.prior_gain)
 
 
-class CLOCVisionModel(CLOCPreTrainedModel):
+class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
     """The image side of CLOC: vision tower, image head, Prompter and region head. Loads from any [`CLOCModel`]
-    checkpoint; it embeds images and boxes and takes no text."""
+    checkpoint; it embeds images, boxes and masks, and takes no text."""
 
+    # One way to read a region: `get_region_features` takes no `mode`.
+    region_modes = ()
     _keys_to_ignore_on_load_unexpected = [
-        r"^text_model\.", r"^text_projection\.", r"^logit_scale\.", r"^region_logit_scale\.", r"^box_head\.",
-    ]  # fmt: skip
+        *(RegionTextVisionModel._keys_to_ignore_on_load_unexpected or ()),
+        r"^region_logit_scale\.",
+        r"^box_head\.",
+    ]
 
     def __init__(self, config: CLOCConfig):
         super().__init__(config)
         width = config.vision_config.hidden_size
-        self.vision_model = build_vision_model(config.vision_config)
         self.visual_projection = ScaledLinear(width, config.projection_dim, bias=False)
-        prompted = config.region_readout != "roi_align" or config.grounding
+        prompted = config.region_readout not in POOLED_READOUTS or config.grounding
         self.prompter = CLOCPrompter(config) if prompted else None
-        self.region_norm = nn.LayerNorm(width)
-        self.region_projection = ScaledLinear(width, config.projection_dim, bias=False)
+        if config.region_readout != "image_head":
+            self.region_norm = nn.LayerNorm(width)
+            self.region_projection = ScaledLinear(width, config.projection_dim, bias=False)
         self.post_init()
-
-    @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Image features.
-
-        Args:
-            pixel_values (`(B, 3, H, W)`).
-
-        Returns:
-            `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
-            normalised.
-        """
-        check_arguments(kwargs)
-        outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
-        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
-        return outputs
 
     @can_return_tuple
     def get_region_features(
@@ -202,16 +164,15 @@ class CLOCVisionModel(CLOCPreTrainedModel):
             prompt: `"box"` or `"mask"`: which of the two prompts; may be left out where one is given.
 
         Returns:
-            `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalised; `last_hidden_state`, the image
+            `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the image
             tokens.
 
         Raises:
             ValueError: no regions, boxes and masks without a `prompt`, or regions of another shape.
         """
-        kwargs["return_dict"] = True
         regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
         outputs = self.get_region_tokens(
-            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, **kwargs
+            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, return_dict=True, **kwargs
         )
         outputs.pooler_output = self._project_regions(outputs.pooler_output) * regions.is_real[..., None]
         return outputs
@@ -241,8 +202,7 @@ class CLOCVisionModel(CLOCPreTrainedModel):
             ValueError: as [`CLOCModel.get_region_features`].
         """
         regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        check_arguments(kwargs)
-        outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
+        outputs = self._run_tower(pixel_values, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
@@ -280,7 +240,7 @@ class CLOCVisionModel(CLOCPreTrainedModel):
     def _embed(
         self, pixel_values: Tensor, regions: PromptedRegions | None, **kwargs: Any
     ) -> tuple[CLOCOutput, ImageTokens]:
-        image = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
+        image = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         tokens = self._image_tokens(image.last_hidden_state, pixel_values)
         output = CLOCOutput(image_embeds=unit(image.pooler_output))
         if regions is not None:
@@ -306,21 +266,26 @@ class CLOCVisionModel(CLOCPreTrainedModel):
             prompt = "box" if region_masks is None else "mask"
         check_choice("prompt", prompt, self.config.prompts)
         if prompt == "box":
-            real = region_mask("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
+            real = real_slots("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
             return PromptedRegions(region_boxes, None, real)
         trailing = tuple(pixel_values.shape[-2:])
-        real = region_mask("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
+        real = real_slots("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
         return PromptedRegions(None, region_masks, real)
 
     def _image_tokens(self, last_hidden_state: Tensor, pixel_values: Tensor) -> ImageTokens:
-        grid = patch_grid(self.config.vision_config, pixel_values)
-        raw = patch_tokens(last_hidden_state, grid)
+        grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
+        raw = self.vision_adapter.patch_tokens(last_hidden_state, grid)
         return ImageTokens(raw, None if self.prompter is None else self.prompter.place(raw, grid), grid)
 
     def _project_regions(self, states: Tensor) -> Tensor:
+        if self.config.region_readout == "image_head":
+            return self.visual_projection(states)
         return self.region_projection(self.region_norm(states))
 
     def _region_tokens(self, tokens: ImageTokens, regions: PromptedRegions) -> Tensor:
+        if self.config.region_readout == "image_head":
+            coverage = regions.get_coverage(tokens.grid)
+            return self.vision_adapter.pool_regions(self.vision_model, tokens.raw, coverage)
         if regions.boxes is None and self.config.prompts_by_coverage:
             prompts = self.prompter.mask_prompts(regions.masks, tokens.grid)
             return self.prompter.read_regions(prompts, tokens.placed)
@@ -330,80 +295,25 @@ class CLOCVisionModel(CLOCPreTrainedModel):
         return self.prompter.read_regions(self.prompter.box_prompts(boxes, tokens.grid), tokens.placed)
 
 
-class CLOCModel(CLOCVisionModel):
+class CLOCModel(RegionTextModel, CLOCVisionModel):
     """CLOC (arXiv 2410.02746): CLIP with a Prompter. One image pass embeds the image and any number of boxes or masks;
     a text prompt finds its box.
 
-    Trained on image captions (`input_ids`) and on regions with a text each (`region_input_ids`).
+    Trained on image captions (`input_ids`) and on regions with a text each (`region_input_ids`). Of a model from two
+    towers the Prompter, the region head, the box head and `region_logit_scale` start from new weights.
     """
 
-    accepts_loss_kwargs = False
-    _keys_to_ignore_on_load_unexpected = None
+    config: CLOCConfig
 
     def __init__(self, config: CLOCConfig):
         super().__init__(config)
-        self.text_model = build_text_model(config)
-        self.text_projection = build_text_projection(config)
-        self.logit_scale = LogitScale(config.logit_scale_init_value)
         self.region_logit_scale = LogitScale(config.logit_scale_init_value)
         self.box_head = CLOCBoxHead(config.vision_config.hidden_size) if config.grounding else None
         self.post_init()
 
-    @classmethod
-    def from_vision_text_pretrained(cls, vision: str, text: str | None, **kwargs: Any) -> "CLOCModel":
-        """A model that inherits its towers, and what lies behind them where it fits.
-
-        Args:
-            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), or a CLOC
-                or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (SigLIP's, which has none,
-                the identity), so that image features equal those of the checkpoint.
-            text: CLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or PixCLIP,
-                which says how its text tower is pooled. The projection of a CLIP or a region model becomes
-                `text_projection` when that is `"linear"`; when `vision` and `text` are one checkpoint and both
-                projections fit, `logit_scale` is inherited too. None builds the model without a text tower: it needs
-                `text_hidden_size` and takes pooled states.
-            kwargs: `dtype` of the whole model (float32 when not given; `"auto"` is that of the checkpoints, the wider
-                of two), `image_size` (position embeddings are interpolated), `max_position_embeddings` (those of a
-                CLIP text tower are stretched: the first 20 stay, the rest is interpolated), `revision` or
-                `vision_revision` and `text_revision`, `token`, `cache_dir`, `local_files_only`, and fields of
-                [`CLOCConfig`].
-
-        Only the Prompter, the region head, the box head, `region_logit_scale` and projections that fit nothing start
-        from new weights.
-
-        Raises:
-            ValueError: a checkpoint of another architecture; weights of a tower missing, left over or of another
-                shape, listed by name; a size that the tower cannot take.
-            TypeError: a field that the configuration does not have.
-        """
-        return model_from_towers(cls, CLOCConfig, vision, text, (), **kwargs)
-
     def get_logit_scale(self) -> Tensor:
         """Scalar: the inverse temperature between regions and texts."""
         return self.region_logit_scale()
-
-    @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        text_states: Tensor | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
-        """Text features.
-
-        Args:
-            input_ids, attention_mask (`(T, L)`): tokens, padded on either side.
-            text_states (`(T, text_hidden_size)`): pooled states in place of tokens.
-
-        Returns:
-            `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalised.
-        """
-        check_arguments(kwargs)
-        outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
-        # States of a cache, or of a language model in another precision, may not have that of the projection.
-        outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))
-        return outputs
 
     @can_return_tuple
     def ground(
@@ -429,8 +339,7 @@ class CLOCModel(CLOCVisionModel):
         if self.box_head is None:
             raise ValueError("`ground` needs a model with `config.grounding=True`, got False.")
         texts = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True).pooler_output
-        check_arguments(kwargs)
-        outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
+        outputs = self._run_tower(pixel_values, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
         text_embeds = unit(texts)[None].expand(len(pixel_values), -1, -1)
         pred_boxes = self._find_boxes(tokens, text_embeds)
@@ -457,23 +366,18 @@ class CLOCModel(CLOCVisionModel):
     ) -> CLOCOutput:
         """
         Args:
-            pixel_values (`(B, 3, H, W)`): normalised RGB.
+            pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
             region_attention_mask (`(B, R)`): 1 for real regions.
-            input_ids, attention_mask (`(T, L)`): texts to compare with; for the loss, the B image captions.
-            region_input_ids, region_text_attention_mask (`(B, R, L)`): a text a region, for the loss.
-            text_states (`(T, text_hidden_size)`), region_text_states (`(B, R, text_hidden_size)`): pooled states in
-                place of tokens.
-            return_loss: True or False, or None to compute the loss when region texts are given.
             region_masks (`(B, R, H, W)`), prompt: see [`CLOCModel.get_region_features`]. The grounding loss asks for
                 `region_boxes`, whatever prompts, and for the tight boxes of the masks where there are none.
+            The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:
             [`CLOCOutput`]
 
         Raises:
-            ValueError: `return_loss=True` without any texts or with T other than B captions; region texts without
-            regions; boxes and masks without a `prompt`.
+            ValueError: see [`RegionTextModel`]; boxes and masks without a `prompt`.
         """
         texts = input_ids if text_states is None else text_states
         region_texts = region_input_ids if region_text_states is None else region_text_states
@@ -484,18 +388,13 @@ class CLOCModel(CLOCVisionModel):
             regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
         output, tokens = self._embed(pixel_values, regions, **kwargs)
         if texts is not None:
-            features = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True)
-            output.text_embeds = unit(features.pooler_output)
-            output.text_ids = text_ids(texts, None if input_ids is None else attention_mask)
-            output.logits_per_image = self.logit_scale() * output.image_embeds @ output.text_embeds.T
-            if output.region_embeds is not None:
-                output.logits_per_region = self.region_logit_scale() * output.region_embeds @ output.text_embeds.T
+            self._set_texts(output, input_ids, attention_mask, text_states)
         if region_texts is not None:
             output.region_text_embeds, output.region_text_ids = region_text_features(
                 self, regions.is_real, region_input_ids, region_text_attention_mask, region_text_states
             )
             if self.box_head is not None:
-                output.pred_boxes = self._find_boxes(tokens, output.region_text_embeds)
+                output.pred_boxes = self._find_boxes(tokens, output.region_text_embeds) * regions.is_real[..., None]
         if with_loss:
             boxes = self.loss_regions(region_boxes, region_masks)
             parts = self.compute_loss(output, boxes, region_attention_mask)
@@ -529,41 +428,20 @@ class CLOCModel(CLOCVisionModel):
 
         Args:
             output: of `forward`, on this rank's batch.
-            region_boxes, region_attention_mask: of that batch.
+            region_boxes (`(B, R, 4)`), region_attention_mask (`(B, R)`): of that batch.
             gather: returns a tensor's rows of all ranks and the index of this rank's first row among them.
             ranks: number of ranks.
         """
-        losses = {}
-        if output.text_embeds is not None and self.config.image_text_loss_weight:
-            losses["image_text"] = gathered_contrastive_loss(
-                output.image_embeds,
-                output.text_embeds,
-                self.logit_scale(),
-                output.text_ids,
-                gather=gather,
-                ranks=ranks,
-                tile_size=self.config.contrastive_tile_size,
-            )
+        losses = self._image_text_loss(output, gather, ranks)
         if output.region_text_embeds is None:
             return losses
-        valid = real_slots(region_attention_mask, output.region_embeds)
+        is_real = slots_of(output.region_embeds, region_attention_mask)
         if self.config.region_text_loss_weight:
-            losses["region_text"] = gathered_contrastive_loss(
-                output.region_embeds.flatten(0, 1),
-                output.region_text_embeds.flatten(0, 1),
-                self.region_logit_scale(),
-                output.region_text_ids.flatten(),
-                valid,
-                similarity_threshold=self.config.text_similarity_threshold,
-                gather=gather,
-                ranks=ranks,
-                tile_size=self.config.contrastive_tile_size,
-            )
+            losses["region_text"] = self._region_text_loss(output.region_embeds, output, is_real, gather, ranks)
         if output.pred_boxes is not None and self.config.grounding_loss_weight:
             # A text that several regions of the image have finds none of their boxes in particular.
             same = output.region_text_ids[:, :, None] == output.region_text_ids[:, None, :]
-            repeats = (same & valid.view(same.shape[:2])[:, None, :]).sum(-1).flatten()
-            found = valid & (repeats == 1)
+            found = (is_real & ((same & is_real[:, None, :]).sum(-1) == 1)).flatten()
             losses["grounding_l1"], losses["grounding_giou"] = grounding_losses(
                 output.pred_boxes.flatten(0, 1), region_boxes.flatten(0, 1), found, rows_per_rank(found, gather, ranks)
             )

@@ -239,7 +239,8 @@ class Eva02VisionModel(PreTrainedModel):
             ValueError: images of another size without `interpolate_pos_encoding`.
         """
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
-        grid = tuple(side // self.config.patch_size for side in pixel_values.shape[-2:])
+        height, width = pixel_values.shape[-2:]
+        grid = height // self.config.patch_size, width // self.config.patch_size
         tables = rotary_tables(self.config, grid, hidden_states.device)
         hidden_states = self.encoder(hidden_states, tables, **kwargs)
         return BaseModelOutputWithPooling(

@@ -1,16 +1,18 @@
 """Weights inherited from existing towers: a CLIP, SigLIP or region model on the image side, any text model on the
 other."""
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
+
+from .modeling_text import TEXT_ADAPTERS, TextAdapter
+from .modeling_vision import VISION_ADAPTERS, VisionAdapter
 
 logger = logging.get_logger(__name__)
 
@@ -20,9 +22,7 @@ EXPECTED = {
     "vision": "a CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (or a CLOC or PixCLIP)",
     "text": "a CLIP text tower, a text encoder or a decoder",
 }
-POSITIONS = "embeddings.position_embedding.weight"
-# Long-CLIP (arXiv 2403.15378): the positions that CLIP's short captions have trained well.
-KEPT_TEXT_POSITIONS = 20
+ADAPTERS = {"vision": VISION_ADAPTERS, "text": TEXT_ADAPTERS}
 
 
 @dataclass
@@ -42,6 +42,11 @@ class Source:
     tower_config: PreTrainedConfig
     composite: bool
     positions: int | None
+
+    @property
+    def adapter(self) -> VisionAdapter | TextAdapter:
+        """What is special about the tower."""
+        return ADAPTERS[self.side].of(self.tower_config)
 
     def tower(self, whole: PreTrainedModel) -> PreTrainedModel:
         return getattr(whole, f"{self.side}_model") if self.composite else whole
@@ -70,7 +75,11 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
     refusal = ValueError(f"`{side}` must name {EXPECTED[side]}, got {name!r}, a {config.model_type!r} checkpoint.")
     if type(config) not in MODEL_MAPPING:
         raise refusal
-    model_class = _model_class(config)
+    model_class = AutoModel
+    with_projection = ADAPTERS[side].of(config).with_projection
+    if with_projection in (config.architectures or ()):
+        # `AutoModel` would leave the projection behind.
+        model_class = getattr(transformers, with_projection)
     # Built without memory, to see what it is before any weight is read.
     with torch.device("meta"), init.no_init_weights():
         whole = AutoModel.from_config(config) if model_class is AutoModel else model_class(config)
@@ -86,7 +95,7 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         or (side == "vision" and not isinstance(getattr(tower_config, "image_size", None), int))
     ):
         raise refusal
-    positions = tower.state_dict().get(POSITIONS)
+    positions = tower.state_dict().get(ADAPTERS[side].of(tower_config).positions)
     return Source(
         side,
         name,
@@ -97,16 +106,6 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         composite,
         None if positions is None else len(positions),
     )
-
-
-def _model_class(config: PreTrainedConfig) -> Any:
-    # `AutoModel` would leave the projection of these behind.
-    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
-
-    for model_class in (CLIPTextModelWithProjection, CLIPVisionModelWithProjection):
-        if model_class.__name__ in (config.architectures or ()) and type(config) is model_class.config_class:
-            return model_class
-    return AutoModel
 
 
 def load_weights(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -125,7 +124,7 @@ def load_weights(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     missing, unexpected = info["missing_keys"], info["unexpected_keys"]
     if not source.composite:
         if source.side == "text":
-            missing = [name for name in missing if not name.startswith("pooler.")]
+            missing = [name for name in missing if not name.startswith(source.adapter.optional_weights)]
         if type(model).__name__ not in (source.config.architectures or [type(model).__name__]):
             children, prefix = dict(model.named_children()), f"{model.base_model_prefix}."
             unexpected = [name for name in unexpected if name.removeprefix(prefix).split(".")[0] in children]
@@ -138,8 +137,8 @@ def take_tower(source: Source, whole: PreTrainedModel) -> Tower:
     model = source.tower(whole)
     projection = getattr(whole, "visual_projection" if source.side == "vision" else "text_projection", None)
     weight = projection.weight if source.composite and isinstance(projection, nn.Linear) else None
-    if weight is None and model.config.model_type == "siglip_vision_model":
-        # SigLIP compares what leaves its pooling head: no projection is the identity.
+    if weight is None and source.side == "vision" and not source.adapter.projects:
+        # The family compares what its towers pool: no projection is the identity.
         weight = torch.eye(model.config.hidden_size, dtype=model.dtype)
     log_scale = getattr(whole, "logit_scale", None)
     # A region model keeps it in a module of its own.
@@ -160,9 +159,9 @@ def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str,
         ValueError: any other parameter is missing or left over.
     """
     target, state = getattr(model, part), tower.state_dict()
-    if POSITIONS in state:
-        resize = resize_vision_positions if part == "vision_model" else stretch_text_positions
-        state[POSITIONS] = resize(state[POSITIONS], len(target.state_dict()[POSITIONS]))
+    adapter = ADAPTERS[part.removesuffix("_model")].of(tower.config)
+    if (positions := adapter.positions) in state:
+        state[positions] = adapter.resize_positions(state[positions], len(target.state_dict()[positions]))
     result = target.load_state_dict(state, strict=False)
     missing = [name for name in result.missing_keys if not name.endswith(new)] if new else result.missing_keys
     _check(type(tower).__name__, part, missing, result.unexpected_keys)
@@ -176,34 +175,6 @@ def inherit_projection(projection: nn.Module, weight: Tensor | None, name: str) 
         return True
     logger.warning(f"`{name}` starts from random weights: the checkpoint has none of this shape.")
     return False
-
-
-def resize_vision_positions(weight: Tensor, rows: int) -> Tensor:
-    """Interpolates the position embeddings of a square patch grid, bicubic as transformers' towers do on the fly.
-
-    Args:
-        weight (`(side * side, width)`, or one more row for a class token in front, which stays).
-        rows: of the result, counted alike.
-    """
-    old_side, new_side = math.isqrt(len(weight)), math.isqrt(rows)
-    if old_side == new_side:
-        return weight
-    first = len(weight) - old_side**2
-    grid = weight[first:].float().T.reshape(1, -1, old_side, old_side)
-    grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
-    return torch.cat([weight[:first], grid.flatten(2)[0].T.to(weight.dtype)])
-
-
-def stretch_text_positions(weight: Tensor, rows: int) -> Tensor:
-    """Stretches the position embeddings `(L, width)` of a text tower to `rows` (Long-CLIP, arXiv 2403.15378).
-
-    The first 20 stay, the others are spread over the rest and interpolated linearly; the last one stays the last.
-    """
-    if rows == len(weight):
-        return weight
-    rest = weight[KEPT_TEXT_POSITIONS:].float().T[None]
-    rest = F.interpolate(rest, size=rows - KEPT_TEXT_POSITIONS, mode="linear", align_corners=True)
-    return torch.cat([weight[:KEPT_TEXT_POSITIONS], rest[0].T.to(weight.dtype)])
 
 
 def _check(source: str, target: str, missing: Any, unexpected: Any, mismatched: Any = ()) -> None:
@@ -227,8 +198,7 @@ def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str:
 def _image_size(source: Source, image_size: int | None) -> int:
     own, patch = source.tower_config.image_size, source.tower_config.patch_size
     if image_size is None:
-        # The so400m SigLIP towers at 384 pixels cut 27 patches of 14 and never see the last 6 pixels.
-        return own // patch * patch
+        return source.adapter.whole_image_size(source.tower_config)
     if not isinstance(image_size, int) or image_size < patch or image_size % patch:
         raise ValueError(f"`image_size` must be a multiple of the patch size {patch}, got {image_size!r}.")
     if image_size != own and source.positions is None:
@@ -244,17 +214,18 @@ def _text_positions(source: Source, count: int) -> int:
             "`max_position_embeddings` can be changed in CLIP text towers, whose positions are learned; got "
             f"{count!r} for {source.name!r}, a {source.tower_config.model_type!r} tower."
         )
-    if not isinstance(count, int) or count < source.positions or source.positions <= KEPT_TEXT_POSITIONS + 1:
+    kept = source.adapter.kept_positions
+    if not isinstance(count, int) or count < source.positions or source.positions <= kept + 1:
         raise ValueError(
             f"`max_position_embeddings` must be at least the tower's own {source.positions}, and these more than "
-            f"{KEPT_TEXT_POSITIONS + 1}, got {count!r}."
+            f"{kept + 1}, got {count!r}."
         )
     return count
 
 
 def _projection_dim(source: Source) -> dict[str, int]:
     found = getattr(source.config, "projection_dim", None)
-    if found is None and source.tower_config.model_type == "siglip_vision_model":
+    if found is None and not source.adapter.projects:
         found = source.tower_config.hidden_size
     return {} if found is None else {"projection_dim": found}
 

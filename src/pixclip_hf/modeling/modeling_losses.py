@@ -32,7 +32,8 @@ def text_ids(values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         values = values.detach().float().contiguous().view(torch.int32)
     values = values.long()
     if attention_mask is None:
-        position, real = torch.arange(1, values.shape[1] + 1, device=values.device).expand_as(values), 1
+        position = torch.arange(1, values.shape[1] + 1, device=values.device).expand_as(values)
+        real = torch.ones_like(values)
     else:
         real = attention_mask.long()
         position = real.cumsum(-1)
@@ -181,11 +182,11 @@ def _plain_losses(
     left_out = negatives.left_out()
     # The positive always stays, so that no row (not even a padded one) is empty.
     left_out[rows, rows + offset] = False
-    losses = 0
+    directions = []
     for queries, keys in ((embeds, all_text_embeds), (text_embeds, all_embeds)):
         logits = (logit_scale * (queries @ keys.T)).masked_fill(left_out, float("-inf"))
-        losses = losses + F.cross_entropy(logits, rows + offset, reduction="none") / 2
-    return losses
+        directions.append(F.cross_entropy(logits, rows + offset, reduction="none") / 2)
+    return directions[0] + directions[1]
 
 
 def _outside_of_compiled_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

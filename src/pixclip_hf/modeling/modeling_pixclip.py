@@ -4,125 +4,97 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
-from .configuration_choices import check_choice
 from .configuration_pixclip import PixCLIPConfig
-from .modeling_batches import (
+from .configuration_region_text import check_choice
+from .modeling_losses import local_global_loss
+from .modeling_region_text import (
     Gather,
+    RegionTextModel,
+    RegionTextOutput,
+    RegionTextPreTrainedModel,
+    RegionTextVisionModel,
     at_least_one,
-    check_arguments,
-    gathered_contrastive_loss,
     real_slots,
-    region_mask,
     region_text_features,
     rows_per_rank,
     scatter,
     set_losses,
+    slots_of,
     unit,
     wants_loss,
 )
-from .modeling_inherit import model_from_towers
-from .modeling_losses import local_global_loss, text_ids
 from .modeling_regions import mask_patch_weights
-from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
-from .modeling_vision import (
-    MaskedPatchConv,
-    add_mask_projection,
-    build_vision_model,
-    patch_grid,
-    patch_tokens,
-    pool_through_head,
-)
+from .modeling_text import ScaledLinear
+from .modeling_vision import MaskedPatchConv
 
 REGION_MODES = ("prompted", "pooled")
 
 
 @dataclass
-class PixCLIPOutput(ModelOutput):
+class PixCLIPOutput(RegionTextOutput):
     """
-    Output of [`PixCLIPModel`]. B images, R region slots an image, T texts, D the projection width; every embedding is
-    L2-normalised; rows of padded regions are zero.
+    Output of [`PixCLIPModel`]: the fields of [`RegionTextOutput`], whose `loss_parts` are `mask_text`, `crop_text`,
+    `local_global` and `image_text`, and what the second and third branch compare.
 
     Args:
-        loss (scalar): weighted sum of `loss_parts`.
-        loss_parts (`dict` of scalars): `mask_text`, `crop_text`, `local_global`, `image_text`, unweighted; those whose
-            inputs are in the batch.
-        logits_per_region (`(B, R, T)`), logits_per_image (`(B, T)`): scaled cosine similarities to the texts.
-        region_embeds (`(B, R, D)`), image_embeds (`(B, D)`), text_embeds (`(T, D)`).
-        region_text_embeds (`(B, R, D)`): embeddings of the region texts.
         crop_embeds (`(B, R, D)`): embeddings of the crops, each with its mask.
         pooled_region_embeds (`(B, R, D)`): patch features of the image pass, pooled under the masks.
-        text_ids (`(T,)`), region_text_ids (`(B, R)`): identities of the texts, see [`text_ids`].
     """
 
-    loss: Tensor | None = None
-    loss_parts: dict[str, Tensor] | None = None
-    logits_per_region: Tensor | None = None
-    logits_per_image: Tensor | None = None
-    region_embeds: Tensor | None = None
-    image_embeds: Tensor | None = None
-    text_embeds: Tensor | None = None
-    region_text_embeds: Tensor | None = None
     crop_embeds: Tensor | None = None
     pooled_region_embeds: Tensor | None = None
-    text_ids: Tensor | None = None
-    region_text_ids: Tensor | None = None
 
 
-class PixCLIPPreTrainedModel(PreTrainedModel):
-    """Weight initialisation and what every PixCLIP model declares."""
+class PixCLIPPreTrainedModel(RegionTextPreTrainedModel):
+    """Weight initialization and what every PixCLIP model declares."""
 
     config: PixCLIPConfig
     config_class = PixCLIPConfig
     base_model_prefix = "pixclip"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    def get_input_embeddings(self) -> None:
-        """None: each tower has its own. Sharding asks the whole model, and would shard a part of a tower twice."""
 
     @torch.no_grad()
     @init.guard_torch_init_functions()
     def initialize_weights(self) -> None:
-        # The mask projection sits inside a transformers tower, whose own initialisation does not know its weight.
+        # The mask projection sits inside a transformers tower, whose own initialization does not know its weight.
         for module in self.modules():
             if isinstance(module, MaskedPatchConv):
                 module.reset_mask_parameters()
         super().initialize_weights()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, ScaledLinear):
-            init.normal_(module.weight, std=module.in_features**-0.5)
-        elif isinstance(module, LogitScale):
-            init.constant_(module.log_scale, module.init_value)
 
-
-class PixCLIPVisionModel(PixCLIPPreTrainedModel):
+class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
     """The image side of PixCLIP: the mask-prompted vision tower and its head. Loads from any [`PixCLIPModel`]
     checkpoint; it embeds images and masks and takes no text."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale\."]
+    # Ways to read a region: the values of `mode` in `get_region_features`.
+    region_modes = REGION_MODES
+    _max_regions_per_forward = 64
 
     def __init__(self, config: PixCLIPConfig):
         super().__init__(config)
-        self.vision_model = build_vision_model(config.vision_config)
-        add_mask_projection(self.vision_model, config.mask_bias)
+        self.vision_adapter.add_mask_projection(self.vision_model, config.mask_bias)
         self.visual_projection = ScaledLinear(
             config.vision_config.hidden_size, config.projection_dim, bias=config.visual_projection_bias
         )
         self.post_init()
+
+    @property
+    def max_regions_per_forward(self) -> int:
+        """Most regions that one pass of the vision tower prompts when no gradients are kept, 64 to start with; more
+        are embedded in several passes. 64 of a ViT-B/16 at 224 pixels take about 0.7 GB in float32. A setting of the
+        run, which is not saved."""
+        return self._max_regions_per_forward
+
+    @max_regions_per_forward.setter
+    def max_regions_per_forward(self, value: int) -> None:
+        if value < 1:
+            raise ValueError(f"`max_regions_per_forward` must be at least 1, got {value}.")
+        self._max_regions_per_forward = value
 
     @can_return_tuple
     def get_image_features(
@@ -136,7 +108,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
 
         Returns:
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
-            normalised.
+            normalized.
         """
         masks = torch.ones_like(pixel_values[:, 0]) if use_mask else None
         return self._encode(pixel_values, masks, **kwargs)
@@ -156,12 +128,12 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
             pixel_values (`(B, 3, H, W)`).
             region_masks (`(B, R, H, W)`): 1 inside the region.
             region_attention_mask (`(B, R)`, *optional*): 1 for real regions; the others come back as zeros.
-            mode: `"prompted"`, the mask enters the tower: one pass a region, sees the context; without gradients no
-                more than `config.max_regions_per_forward` at a time. `"pooled"`, patch features of one image pass
+            mode: `"prompted"`, the mask enters the tower: one pass per region, sees the context; without gradients no
+                more than `max_regions_per_forward` at a time. `"pooled"`, patch features of one image pass
                 pooled under the mask and sent through the same head.
 
         Returns:
-            `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalised; `last_hidden_state`, the tokens
+            `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the tokens
             of the tower's passes: one row a real region (`"prompted"`; a region slot when compiled) or an image
             (`"pooled"`).
 
@@ -170,13 +142,13 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
         """
         check_choice("mode", mode, REGION_MODES)
         trailing = tuple(pixel_values.shape[-2:])
-        real = region_mask("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
+        real = real_slots("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
         if not real.numel():
             return BaseModelOutputWithPooling(
                 pooler_output=pixel_values.new_zeros(*real.shape, self.config.projection_dim)
             )
         if mode == "pooled":
-            outputs = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True})
+            outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
             features = self._pooled_features(outputs.last_hidden_state, pixel_values, region_masks) * real[..., None]
         elif torch.compiler.is_compiling():
             # Compiled, padded regions go through the tower too: how many are real is not known to the graph.
@@ -204,117 +176,58 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel):
         **kwargs: Any,
     ) -> PixCLIPOutput:
         """Normalised image embeddings and, with masks, region embeddings. Arguments as in [`PixCLIPModel`]."""
-        image = self.get_image_features(pixel_values, **{**kwargs, "return_dict": True}).pooler_output
+        image = self.get_image_features(pixel_values, return_dict=True, **kwargs).pooler_output
         output = PixCLIPOutput(image_embeds=unit(image))
         if region_masks is not None:
             regions = self.get_region_features(
-                pixel_values, region_masks, region_attention_mask, mode, **{**kwargs, "return_dict": True}
+                pixel_values, region_masks, region_attention_mask, mode, return_dict=True, **kwargs
             )
             output.region_embeds = unit(regions.pooler_output)
-        # Anew, so that the fields are in their order.
+        # Built again because a `ModelOutput` keeps its fields in the order in which they were set.
         return PixCLIPOutput(**output)
 
     def _encode_prompted(
         self, pixel_values: Tensor, masks: Tensor, rows: Tensor, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """A row a region that `rows` (B, R) marks, from as many passes as the memory bound asks for."""
+        """A row for each region that `rows` (B, R) marks, from as many passes as the memory bound asks for."""
         images, slots = rows.nonzero(as_tuple=True)
         # Gradients keep the activations of every part: splitting would save nothing.
-        size = len(images) if torch.is_grad_enabled() else self.config.max_regions_per_forward
+        size = len(images) if torch.is_grad_enabled() else self.max_regions_per_forward
         parts = [
             self._encode(pixel_values[image], masks[image, slot], **kwargs)
             for image, slot in zip(images.split(size), slots.split(size), strict=True)
         ]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _encode(self, pixel_values: Tensor, masks: Tensor | None, **kwargs: Any) -> BaseModelOutputWithPooling:
-        check_arguments(kwargs)
-        kwargs.pop("return_dict", None)
+    def _encode(self, pixel_values: Tensor, masks: Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The tower's output under masks (N, H, W), or without the mask branch; its pooled states projected."""
         if masks is not None:
             scaled = (masks.to(pixel_values.dtype) - self.config.mask_mean) / self.config.mask_std
             pixel_values = torch.cat([pixel_values, scaled[:, None]], dim=1)
-        outputs = self.vision_model(pixel_values=pixel_values, **kwargs)
-        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
-        return outputs
+        return super()._encode(pixel_values, **kwargs)
 
     def _pooled_features(self, last_hidden_state: Tensor, pixel_values: Tensor, masks: Tensor) -> Tensor:
-        grid = patch_grid(self.config.vision_config, pixel_values)
-        tokens = patch_tokens(last_hidden_state, grid)
-        return self.visual_projection(pool_through_head(self.vision_model, tokens, mask_patch_weights(masks, grid)))
+        grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
+        tokens = self.vision_adapter.patch_tokens(last_hidden_state, grid)
+        weights = mask_patch_weights(masks, grid)
+        return self.visual_projection(self.vision_adapter.pool_regions(self.vision_model, tokens, weights))
 
 
-class PixCLIPModel(PixCLIPVisionModel):
+class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
     """PixCLIP (arXiv 2511.04601): a mask prompt on the image side, a language model on the text side, compared in one
     space.
 
     Trained on regions with a long caption each (`region_input_ids`), on their crops (`crop_pixel_values`,
-    `crop_masks`) and, when image captions are given (`input_ids`), on whole images.
+    `crop_masks`) and, when image captions are given (`input_ids`), on whole images. Of a model from two towers the
+    mask projection starts from new weights, zeros: its image features equal those of its CLIP, whatever the mask.
     """
 
-    accepts_loss_kwargs = False
-    _keys_to_ignore_on_load_unexpected = None
+    config: PixCLIPConfig
+    new_vision_weights = (".mask_weight", ".mask_bias")
 
     def __init__(self, config: PixCLIPConfig):
         super().__init__(config)
-        self.text_model = build_text_model(config)
-        self.text_projection = build_text_projection(config)
-        self.logit_scale = LogitScale(config.logit_scale_init_value)
         self.post_init()
-
-    @classmethod
-    def from_vision_text_pretrained(cls, vision: str, text: str | None, **kwargs: Any) -> "PixCLIPModel":
-        """A model that inherits its towers, and what lies behind them where it fits.
-
-        Args:
-            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), or a CLOC
-                or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (SigLIP's, which has none,
-                the identity), so that image features equal those of the checkpoint, whatever the mask.
-            text: CLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or PixCLIP,
-                which says how its text tower is pooled. The projection of a CLIP or a region model becomes
-                `text_projection` when that is `"linear"`; when `vision` and `text` are one checkpoint and both
-                projections fit, `logit_scale` is inherited too. None builds the model without a text tower: it needs
-                `text_hidden_size` and takes pooled states.
-            kwargs: `dtype` of the whole model (float32 when not given; `"auto"` is that of the checkpoints, the wider
-                of two), `image_size` (position embeddings are interpolated), `max_position_embeddings` (those of a
-                CLIP text tower are stretched: the first 20 stay, the rest is interpolated), `revision` or
-                `vision_revision` and `text_revision`, `token`, `cache_dir`, `local_files_only`, and fields of
-                [`PixCLIPConfig`].
-
-        Only the mask projection (zero) and projections that fit nothing start from new weights.
-
-        Raises:
-            ValueError: a checkpoint of another architecture; weights of a tower missing, left over or of another
-                shape, listed by name; a size that the tower cannot take.
-            TypeError: a field that the configuration does not have.
-        """
-        return model_from_towers(cls, PixCLIPConfig, vision, text, (".mask_weight", ".mask_bias"), **kwargs)
-
-    def get_logit_scale(self) -> Tensor:
-        """Scalar: the inverse temperature between regions and texts."""
-        return self.logit_scale()
-
-    @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        text_states: Tensor | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
-        """Text features.
-
-        Args:
-            input_ids, attention_mask (`(T, L)`): tokens, padded on either side.
-            text_states (`(T, text_hidden_size)`): pooled states in place of tokens.
-
-        Returns:
-            `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalised.
-        """
-        check_arguments(kwargs)
-        outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
-        # States of a cache, or of a language model in another precision, may not have that of the projection.
-        outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))
-        return outputs
 
     @can_return_tuple
     def forward(
@@ -336,61 +249,52 @@ class PixCLIPModel(PixCLIPVisionModel):
     ) -> PixCLIPOutput:
         """
         Args:
-            pixel_values (`(B, 3, H, W)`): normalised RGB.
+            pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_masks (`(B, R, H, W)`): 1 inside the region.
             region_attention_mask (`(B, R)`): 1 for real regions.
             crop_pixel_values (`(B, R, 3, h, w)`), crop_masks (`(B, R, h, w)`): crops around the regions, for the loss.
-            input_ids, attention_mask (`(T, L)`): texts to compare with; for the loss, the B image captions.
-            region_input_ids, region_text_attention_mask (`(B, R, L)`): a text a region, for the loss.
-            text_states (`(T, text_hidden_size)`), region_text_states (`(B, R, text_hidden_size)`): pooled states in
-                place of tokens.
             mode: see [`PixCLIPModel.get_region_features`].
-            return_loss: True or False, or None to compute the loss when region texts are given.
+            The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:
             [`PixCLIPOutput`]; a training pass that uses no whole-image embedding leaves `image_embeds` out.
 
         Raises:
-            ValueError: `return_loss=True` without any texts or with T other than B captions; region texts without
-            masks.
+            ValueError: see [`RegionTextModel`]; crops that do not fit the regions.
         """
         texts = input_ids if text_states is None else text_states
         region_texts = region_input_ids if region_text_states is None else region_text_states
         with_loss = wants_loss(return_loss, pixel_values, texts, region_texts)
         with_crops = crop_pixel_values is not None
-        kwargs["return_dict"] = True
 
         output, image = PixCLIPOutput(), None
         if not with_loss or texts is not None or (with_crops and self.config.local_global_loss_weight):
-            image = self.get_image_features(pixel_values, **kwargs)
+            image = self.get_image_features(pixel_values, return_dict=True, **kwargs)
             output.image_embeds = unit(image.pooler_output)
         if region_masks is not None:
-            regions = self.get_region_features(pixel_values, region_masks, region_attention_mask, mode, **kwargs)
+            regions = self.get_region_features(
+                pixel_values, region_masks, region_attention_mask, mode, return_dict=True, **kwargs
+            )
             output.region_embeds = unit(regions.pooler_output)
         if texts is not None:
-            features = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True)
-            output.text_embeds = unit(features.pooler_output)
-            output.text_ids = text_ids(texts, None if input_ids is None else attention_mask)
-            output.logits_per_image = self.logit_scale() * output.image_embeds @ output.text_embeds.T
-            if output.region_embeds is not None:
-                output.logits_per_region = self.logit_scale() * output.region_embeds @ output.text_embeds.T
+            self._set_texts(output, input_ids, attention_mask, text_states)
         if region_texts is not None:
             trailing = tuple(pixel_values.shape[-2:])
-            real = region_mask("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
+            is_real = real_slots("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
             output.region_text_embeds, output.region_text_ids = region_text_features(
-                self, real, region_input_ids, region_text_attention_mask, region_text_states
+                self, is_real, region_input_ids, region_text_attention_mask, region_text_states
             )
             if with_crops:
-                _check_crops(crop_pixel_values, crop_masks, real)
-                rows = at_least_one(real)
+                _check_crops(crop_pixel_values, crop_masks, is_real)
+                rows = at_least_one(is_real)
                 crops = self._encode(crop_pixel_values[rows], crop_masks[rows], **kwargs).pooler_output
-                output.crop_embeds = scatter(unit(crops), rows) * real[..., None]
+                output.crop_embeds = scatter(unit(crops), rows) * is_real[..., None]
             if with_crops and self.config.local_global_loss_weight and image is not None:
                 pooled = self._pooled_features(image.last_hidden_state, pixel_values, region_masks)
-                output.pooled_region_embeds = unit(pooled)
+                output.pooled_region_embeds = unit(pooled) * is_real[..., None]
         if with_loss:
             set_losses(output, self.compute_loss(output, region_masks, region_attention_mask), self.loss_weights())
-        # Anew, so that the fields are in their order, the loss first.
+        # Built again because a `ModelOutput` keeps its fields in the order in which they were set: the loss is first.
         return PixCLIPOutput(**output)
 
     def loss_regions(self, region_boxes: Tensor | None, region_masks: Tensor | None) -> Tensor | None:
@@ -424,43 +328,23 @@ class PixCLIPModel(PixCLIPVisionModel):
 
         Args:
             output: of `forward`, on this rank's batch.
-            region_masks, region_attention_mask: of that batch.
+            region_masks (`(B, R, H, W)`), region_attention_mask (`(B, R)`): of that batch.
             gather: returns a tensor's rows of all ranks and the index of this rank's first row among them.
             ranks: number of ranks.
         """
-        losses, weights = {}, self.loss_weights()
-        if output.text_embeds is not None and weights["image_text"]:
-            losses["image_text"] = gathered_contrastive_loss(
-                output.image_embeds,
-                output.text_embeds,
-                self.logit_scale(),
-                output.text_ids,
-                gather=gather,
-                ranks=ranks,
-                tile_size=self.config.contrastive_tile_size,
-            )
+        losses, weights = self._image_text_loss(output, gather, ranks), self.loss_weights()
         if output.region_text_embeds is None:
             return losses
-        valid = real_slots(region_attention_mask, output.region_embeds)
+        is_real = slots_of(output.region_embeds, region_attention_mask)
         for name, embeds in (("mask_text", output.region_embeds), ("crop_text", output.crop_embeds)):
             if embeds is not None and weights[name]:
-                losses[name] = gathered_contrastive_loss(
-                    embeds.flatten(0, 1),
-                    output.region_text_embeds.flatten(0, 1),
-                    self.logit_scale(),
-                    output.region_text_ids.flatten(),
-                    valid,
-                    similarity_threshold=self.config.text_similarity_threshold,
-                    gather=gather,
-                    ranks=ranks,
-                    tile_size=self.config.contrastive_tile_size,
-                )
+                losses[name] = self._region_text_loss(embeds, output, is_real, gather, ranks)
         if output.pooled_region_embeds is not None:
             losses["local_global"] = local_global_loss(
                 output.pooled_region_embeds.flatten(0, 1),
                 output.crop_embeds.flatten(0, 1),
-                valid,
-                rows_per_rank(valid, gather, ranks),
+                is_real.flatten(),
+                rows_per_rank(is_real.flatten(), gather, ranks),
             )
         return losses
 

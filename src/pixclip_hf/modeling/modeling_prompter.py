@@ -2,13 +2,13 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .configuration_cloc import CLOCConfig
+from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .modeling_regions import box_coverage, box_cxcywh_to_xyxy, mask_boxes, mask_patch_weights, patch_centers
 from .modeling_text import ScaledLinear
 
@@ -42,6 +42,8 @@ class PlacedTokens(NamedTuple):
 
 class FourierPositions(nn.Module):
     """Random Fourier features of points in [0, 1]² (Tancik et al. 2020), shared by patch centers and box corners."""
+
+    frequencies: Tensor
 
     def __init__(self, width: int, scale: float):
         super().__init__()
@@ -221,7 +223,7 @@ class CLOCFirstPrompterLayer(nn.Module):
         states = torch.cat([prompts[:, :, None], tokens], dim=2)
         normed = self.norm1(states)
         attended = F.scaled_dot_product_attention(
-            *(self._heads(projection(normed)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+            self._heads(self.q_proj(normed)), self._heads(self.k_proj(normed)), self._heads(self.v_proj(normed))
         )
         return self._rest(states, attended)
 
@@ -243,7 +245,7 @@ class CLOCPrompter(nn.Module):
         self.readout = config.region_readout
         self.positions = FourierPositions(width, config.position_scale)
         self.token_norm = nn.LayerNorm(width)
-        if config.region_readout != "roi_align":
+        if config.region_readout not in POOLED_READOUTS:
             self.box_fc1 = ScaledLinear(2 * width, width)
             self.box_fc2 = nn.Linear(width, width)
         if config.grounding:
@@ -253,6 +255,7 @@ class CLOCPrompter(nn.Module):
             config.prompter_num_attention_heads or vision.num_attention_heads,
             config.prompter_intermediate_size or vision.intermediate_size,
         )
+        self.layer: Any
         if self.first_edition:
             self.layer = CLOCFirstPrompterLayer(*sizes)
         else:

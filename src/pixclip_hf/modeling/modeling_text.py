@@ -1,13 +1,15 @@
-"""Text towers of both models: any Hugging Face text model, pooled and projected."""
+"""Text towers of both models: any Hugging Face text model, pooled and projected; one adapter per family."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .modeling_adapters import AdapterRegistry
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -66,6 +68,56 @@ class MLPAdapter(nn.Module):
         return self.projection(self.norm(hidden_states))
 
 
+class TextAdapter:
+    """What is special about a family of text towers; written for what most of them do.
+
+    Another one is a subclass behind `TEXT_ADAPTERS.register`, in this file.
+    """
+
+    # Learned positions in the tower's state that `resize_positions` can stretch; most towers have none of this name.
+    positions: ClassVar[str] = "embeddings.position_embedding.weight"
+    # Name of the class of transformers that keeps the projection behind a tower that was saved alone.
+    with_projection: ClassVar[str | None] = None
+    # Starts of the names of weights that a checkpoint may lack, as masked language models do: the pooled states never
+    # come from them.
+    optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
+    # Long-CLIP (arXiv 2403.15378): the positions that short captions have trained well.
+    kept_positions: ClassVar[int] = 20
+
+    def is_eos(self, config: Any, input_ids: Tensor) -> Tensor:
+        """Where the end-of-sequence tokens of `input_ids` are, bool of their shape."""
+        eos = torch.tensor([-1] if config.eos_token_id is None else config.eos_token_id, device=input_ids.device)
+        return torch.isin(input_ids, eos)
+
+    def resize_positions(self, weight: Tensor, rows: int) -> Tensor:
+        """Stretches the position embeddings `(L, width)` to `rows` (Long-CLIP, arXiv 2403.15378).
+
+        The first 20 stay, the others are spread over the rest and interpolated linearly; the last one stays the last.
+        """
+        if rows == len(weight):
+            return weight
+        kept = self.kept_positions
+        rest = F.interpolate(weight[kept:].float().T[None], size=rows - kept, mode="linear", align_corners=True)
+        return torch.cat([weight[:kept], rest[0].T.to(weight.dtype)])
+
+
+TEXT_ADAPTERS = AdapterRegistry(TextAdapter())
+
+
+@TEXT_ADAPTERS.register("clip_text_model")
+class CLIPTextAdapter(TextAdapter):
+    """CLIP's text tower."""
+
+    with_projection = "CLIPTextModelWithProjection"
+
+    def is_eos(self, config: Any, input_ids: Tensor) -> Tensor:
+        """Where the end-of-sequence tokens of `input_ids` are, bool of their shape."""
+        if config.eos_token_id == 2:
+            # The first CLIP checkpoints carry a wrong id; their end-of-sequence token is the vocabulary's largest.
+            return input_ids == input_ids.max(-1, keepdim=True).values
+        return super().is_eos(config, input_ids)
+
+
 def build_text_projection(config: Any) -> nn.Module:
     """From pooled text states to the shared space, by `config.text_projection`."""
     if config.text_projection == "linear":
@@ -113,7 +165,10 @@ def right_pad(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor
     # Counted rather than sorted: ONNX has no stable sort.
     padded = real.sum(-1, keepdim=True) + (~real).cumsum(-1)
     places = torch.where(real, real.cumsum(-1), padded) - 1
-    return tuple(torch.zeros_like(rows).scatter(-1, places, rows) for rows in (input_ids, attention_mask))
+    input_ids, attention_mask = (
+        torch.zeros_like(rows).scatter(-1, places, rows) for rows in (input_ids, attention_mask)
+    )
+    return input_ids, attention_mask
 
 
 def pool_states(states: Tensor, attention_mask: Tensor, pooling: str, is_eos: Tensor | None = None) -> Tensor:
@@ -163,21 +218,13 @@ def encode_text(
     input_ids, attention_mask = right_pad(input_ids, attention_mask)
     outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     states = outputs.last_hidden_state
+    is_eos = TEXT_ADAPTERS.of(text_model.config).is_eos(text_model.config, input_ids)
     return BaseModelOutputWithPooling(
         last_hidden_state=states,
-        pooler_output=pool_states(states, attention_mask, pooling, _is_eos(text_model.config, input_ids)),
+        pooler_output=pool_states(states, attention_mask, pooling, is_eos),
         hidden_states=getattr(outputs, "hidden_states", None),
         attentions=getattr(outputs, "attentions", None),
     )
-
-
-def _is_eos(text_config: Any, input_ids: Tensor) -> Tensor:
-    eos = text_config.eos_token_id
-    if text_config.model_type == "clip_text_model" and eos == 2:
-        # The first CLIP checkpoints carry a wrong id; their end-of-sequence token is the largest of the vocabulary.
-        return input_ids == input_ids.max(-1, keepdim=True).values
-    eos = torch.tensor([-1] if eos is None else eos, device=input_ids.device)
-    return torch.isin(input_ids, eos)
 
 
 def text_features(

@@ -117,7 +117,8 @@ def tiled_losses(
             NegativesLogSumExp.apply(logit_scale * text_embeds, all_embeds, negatives, tile_size, False)[0],
         )
     # -log softmax of the positive. Beyond the threshold softplus is the identity in float64 too.
-    return sum(F.softplus(direction - positives, threshold=40) for direction in directions) / 2
+    over_texts, over_regions = (F.softplus(direction - positives, threshold=40) for direction in directions)
+    return (over_texts + over_regions) / 2
 
 
 def _tiles(

@@ -1,6 +1,7 @@
-"""Vision towers of both models: building them, reading their tokens, and the patch projection that takes a mask."""
+"""Vision towers of both models: one adapter per family, and the patch projection that takes a mask."""
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_eva02 import Eva02VisionConfig
+from .modeling_adapters import AdapterRegistry
 from .modeling_eva02 import Eva02VisionModel
 from .modeling_regions import weighted_mean
 
@@ -23,12 +25,11 @@ class MaskedPatchConv(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, mask_bias: bool = False):
+        geometry: dict[str, Any] = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding")}
         super().__init__(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
+            **geometry,
             bias=conv.bias is not None,
             device=conv.weight.device,
             dtype=conv.weight.dtype,
@@ -54,65 +55,143 @@ class MaskedPatchConv(nn.Conv2d):
         return embeds + F.conv2d(pixel_values[:, channels:], self.mask_weight, self.mask_bias, stride=self.stride)
 
 
-def build_vision_model(vision_config: Any) -> PreTrainedModel:
-    """The tower of a vision configuration: ours, or by `AutoModel`.
+class VisionAdapter:
+    """What is special about a family of vision towers; written for CLIP's kind, which others differ from.
 
-    Raises:
-        ValueError: a SigLIP-family tower without its pooling head.
+    Its towers take patches through one convolution, put class and register tokens in front of the patch tokens, keep
+    their positions in one table, and pool their class token through `post_layernorm`. A family that is not registered
+    is taken for one of this kind. Another one is a subclass behind `VISION_ADAPTERS.register`, in this file.
     """
-    if getattr(vision_config, "vision_use_head", True) is False:
-        raise ValueError("`vision_config.vision_use_head` must be True, got False: image embeddings need that head.")
-    if vision_config.model_type == Eva02VisionConfig.model_type:
+
+    # Learned positions in the tower's state, a row per token.
+    positions: ClassVar[str] = "embeddings.position_embedding.weight"
+    # Name of the class of transformers that keeps the projection behind a tower that was saved alone.
+    with_projection: ClassVar[str | None] = None
+    # Whether the family projects what its towers pool; without, its features are the pooled states themselves.
+    projects: ClassVar[bool] = True
+
+    def build(self, config: Any) -> PreTrainedModel:
+        """The tower of a vision configuration, with new weights.
+
+        Raises:
+            ValueError: a configuration that the family knows and the models cannot use.
+        """
+        return AutoModel.from_config(config)
+
+    def add_mask_projection(self, tower: PreTrainedModel, mask_bias: bool) -> None:
+        """Puts a [`MaskedPatchConv`] in place of the tower's own patch convolution.
+
+        Raises:
+            ValueError: the tower has no convolutional patch projection.
+        """
+        conv = tower.get_input_embeddings()
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(
+                f"`vision_config` must describe a tower with a convolutional patch projection, got "
+                f"{tower.config.model_type!r}, whose patches enter through {type(conv).__name__}."
+            )
+        for module in tower.modules():
+            for name, child in module.named_children():
+                if child is conv:
+                    setattr(module, name, MaskedPatchConv(conv, mask_bias))
+                    return
+
+    def patch_grid(self, config: Any, pixel_values: Tensor) -> tuple[int, int]:
+        """(rows, columns) of patches that the tower cuts `pixel_values` (..., H, W) into."""
+        return pixel_values.shape[-2] // config.patch_size, pixel_values.shape[-1] // config.patch_size
+
+    def patch_tokens(self, last_hidden_state: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The patch tokens `(B, rows * columns, width)` of a tower's output, row by row, without the class and
+        register tokens in front of them."""
+        return last_hidden_state[:, -grid[0] * grid[1] :]
+
+    def pool_regions(self, tower: PreTrainedModel, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Pools patch tokens under region weights, as the tower pools a whole image.
+
+        CLIP normalizes its class token on the way out: here each patch token is normalized, then averaged.
+
+        Args:
+            tokens (`(B, N, width)`): patch tokens, as in the tower's `last_hidden_state`.
+            weights (`(B, R, N)`): see [`mask_patch_weights`].
+
+        Returns:
+            `(B, R, width)`: what the tower's `pooler_output` is for a whole image.
+
+        Raises:
+            ValueError: the tower has no `post_layernorm`.
+        """
+        if not hasattr(tower, "post_layernorm"):
+            raise ValueError(
+                f"Regions cannot be pooled in a {tower.config.model_type!r} tower, which has no `post_layernorm`: its "
+                "family needs a `VisionAdapter` of its own."
+            )
+        return weighted_mean(tower.post_layernorm(tokens), weights)
+
+    def whole_image_size(self, config: Any) -> int:
+        """Side in pixels of the image that the tower sees all of."""
+        # The so400m SigLIP towers at 384 pixels cut 27 patches of 14 and never see the last 6 pixels.
+        return config.image_size // config.patch_size * config.patch_size
+
+    def resize_positions(self, weight: Tensor, rows: int) -> Tensor:
+        """Interpolates the position embeddings of a square patch grid, bicubic as transformers' towers do on the fly.
+
+        Args:
+            weight (`(side * side, width)`, or more rows for tokens in front of the patches, which stay).
+            rows: of the result, counted alike.
+        """
+        old_side, new_side = math.isqrt(len(weight)), math.isqrt(rows)
+        if old_side == new_side:
+            return weight
+        first = len(weight) - old_side**2
+        grid = weight[first:].float().T.reshape(1, -1, old_side, old_side)
+        grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
+        return torch.cat([weight[:first], grid.flatten(2)[0].T.to(weight.dtype)])
+
+
+VISION_ADAPTERS = AdapterRegistry(VisionAdapter())
+
+
+@VISION_ADAPTERS.register("clip_vision_model")
+class CLIPVisionAdapter(VisionAdapter):
+    """CLIP."""
+
+    with_projection = "CLIPVisionModelWithProjection"
+
+
+@VISION_ADAPTERS.register("siglip_vision_model")
+class SiglipVisionAdapter(VisionAdapter):
+    """SigLIP, and SigLIP2 of fixed resolution: no class token, attention pooling, and no projection behind it."""
+
+    projects = False
+
+    def build(self, config: Any) -> PreTrainedModel:
+        """The tower, with its pooling head.
+
+        Raises:
+            ValueError: a configuration without that head.
+        """
+        if config.vision_use_head is False:
+            raise ValueError(
+                "`vision_config.vision_use_head` must be True, got False: image embeddings need that head."
+            )
+        return super().build(config)
+
+    def pool_regions(self, tower: PreTrainedModel, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Mean of patch tokens under region weights, through the head; shapes as in [`VisionAdapter.pool_regions`].
+
+        SigLIP's tokens leave the tower normalized, and its attention pooling over one averaged token is the value
+        projection and the MLP.
+        """
+        pooled = weighted_mean(tokens, weights)
+        return tower.head(pooled.flatten(0, 1)[:, None]).unflatten(0, pooled.shape[:2])
+
+
+@VISION_ADAPTERS.register(Eva02VisionConfig.model_type)
+class Eva02VisionAdapter(VisionAdapter):
+    """EVA02-CLIP, whose tower is ours."""
+
+    def build(self, config: Any) -> PreTrainedModel:
+        """The tower, with new weights."""
         # Code that came with a repository holds this configuration twice, once for the model's configuration and once
-        # for the model: a mapping by class would know only one of them.
-        return Eva02VisionModel._from_config(vision_config)
-    return AutoModel.from_config(vision_config)
-
-
-def add_mask_projection(vision_model: PreTrainedModel, mask_bias: bool) -> None:
-    """Puts a [`MaskedPatchConv`] in place of the tower's own patch convolution.
-
-    Raises:
-        ValueError: the tower has no convolutional patch projection.
-    """
-    conv = vision_model.get_input_embeddings()
-    if not isinstance(conv, nn.Conv2d):
-        raise ValueError(
-            f"`vision_config` must describe a tower with a convolutional patch projection, got "
-            f"{vision_model.config.model_type!r}, whose patches enter through {type(conv).__name__}."
-        )
-    for module in vision_model.modules():
-        for name, child in module.named_children():
-            if child is conv:
-                setattr(module, name, MaskedPatchConv(conv, mask_bias))
-                return
-
-
-def patch_grid(vision_config: Any, pixel_values: Tensor) -> tuple[int, int]:
-    """(rows, columns) of patches that the tower cuts `pixel_values` (..., H, W) into."""
-    return pixel_values.shape[-2] // vision_config.patch_size, pixel_values.shape[-1] // vision_config.patch_size
-
-
-def patch_tokens(last_hidden_state: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The patch tokens `(B, rows * columns, width)` of a tower's output, without the class token in front of them."""
-    return last_hidden_state[:, -grid[0] * grid[1] :]
-
-
-def pool_through_head(vision_model: PreTrainedModel, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Mean of patch tokens under region weights, through the tower's own pooling head.
-
-    CLIP normalises its class token on the way out: here each patch token is normalised, then averaged. SigLIP's tokens
-    leave the tower normalised, and its attention pooling over one averaged token is the value projection and the MLP.
-
-    Args:
-        tokens (`(B, N, width)`): patch tokens, as in the tower's `last_hidden_state`.
-        weights (`(B, R, N)`): see [`mask_patch_weights`].
-
-    Returns:
-        `(B, R, width)`: what the tower's `pooler_output` is for a whole image.
-    """
-    head = getattr(vision_model, "head", None)
-    if head is None:
-        tokens = vision_model.post_layernorm(tokens)
-    pooled = weighted_mean(tokens, weights)
-    return pooled if head is None else head(pooled.flatten(0, 1)[:, None]).unflatten(0, pooled.shape[:2])
+        # for the model: `AutoModel`'s mapping by class would know only one of them.
+        return Eva02VisionModel._from_config(config)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
-from inspect import signature
 from itertools import islice
 from os import PathLike
 from typing import Any
@@ -39,7 +38,7 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
             f"The processed images of a batch must have one size, got {sorted(shapes)}: use `batch_size=1`."
         )
     num_regions = max(item["region_attention_mask"].shape[1] for item in items)
-    batch = {}
+    batch: dict[str, Any] = {}
     for key in items[0]:
         values = [item[key] for item in items]
         if not isinstance(values[0], torch.Tensor):
@@ -157,8 +156,8 @@ class RegionPipeline(Pipeline):
             "normalized": normalized,
             "prompt": prompt,
         }
-        # Its keyword arguments go on to the vision tower, which would swallow a `mode` that the model does not have.
-        if mode is not None and "mode" not in signature(self.model.get_region_features).parameters:
+        # The model's keyword arguments go on to the vision tower, which would swallow a `mode`.
+        if mode is not None and not self.model.region_modes:
             raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
         forward_params = {"mode": mode}
         return _given(preprocess_params), _given(forward_params), {}
@@ -185,7 +184,13 @@ class RegionPipeline(Pipeline):
         return super().__call__(inputs if isinstance(inputs, Dataset) else (item for item in inputs), **kwargs)
 
     def get_iterator(
-        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
     ) -> Iterator:
         # Not the base class's own: it batches in the order of the images, and pads on the tokenizer's side.
         if isinstance(inputs, Sized):

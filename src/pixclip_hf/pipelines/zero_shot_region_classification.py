@@ -6,10 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from .region_feature_extraction import RegionPipeline
+from .text_embeddings import EmbeddedTexts, embed_texts
 
 
 class ZeroShotRegionClassificationPipeline(RegionPipeline):
-    """Says which of some texts describes each region of an image.
+    """Says which of some texts describes each region of an image. Labels that come again, in this call or a later one,
+    are embedded once, as long as the weights stay as they are.
 
     ```python
     classify = pipeline("zero-shot-region-classification", model="org/pixclip")
@@ -17,8 +19,9 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
     ```
     """
 
-    # The texts of the running call and their embeddings (T, D): one text pass a call, however many images it has.
-    _encoded_texts: tuple[tuple[str, ...], torch.Tensor] | None = None
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._embedded_texts = EmbeddedTexts()
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Scores texts against regions.
@@ -45,8 +48,6 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         """
         if "candidate_labels" not in kwargs and "candidate_labels" not in self._forward_params:
             raise ValueError("`candidate_labels` must be a list of texts, got none.")
-        # The model may have changed since the last call.
-        self._encoded_texts = None
         return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
@@ -89,27 +90,27 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         **model_kwargs: Any,
     ) -> dict[str, Any]:
         if text_states is None:
-            texts = tuple(hypothesis_template.replace("{}", label) for label in candidate_labels)
-            text_embeds = self._encode_texts(texts)
+            text_features = self._embed_texts([hypothesis_template.replace("{}", label) for label in candidate_labels])
         elif len(text_states) != len(candidate_labels):
             raise ValueError(
                 f"`text_states` must hold a row a label, got {len(text_states)} for {len(candidate_labels)} labels."
             )
         else:
-            text_embeds = self._project(text_states=text_states.to(self.device, self.dtype))
+            states = text_states.to(self.device, self.dtype)
+            text_features = self.model.get_text_features(text_states=states).pooler_output
         outputs = super()._forward(model_inputs, **model_kwargs)
         region_embeds = F.normalize(outputs["per_region"], dim=-1)
+        text_embeds = F.normalize(text_features.float(), dim=-1).to(region_embeds.device)
         logits = self.model.get_logit_scale().float() * region_embeds @ text_embeds.T
         return {"per_region": logits, "regions": outputs["regions"]}
 
-    def _encode_texts(self, texts: tuple[str, ...]) -> torch.Tensor:
-        if self._encoded_texts is None or self._encoded_texts[0] != texts:
-            inputs = self.processor(text=list(texts), return_tensors="pt").to(self.device)
-            self._encoded_texts = (texts, self._project(**inputs))
-        return self._encoded_texts[1]
-
-    def _project(self, **text_inputs: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.model.get_text_features(**text_inputs).pooler_output.float(), dim=-1)
+    def _embed_texts(self, texts: list[str]) -> torch.Tensor:
+        limit = getattr(self.processor.tokenizer, "model_max_length", None)
+        return self._embedded_texts.rows(
+            self.model,
+            [(text, limit) for text in texts],
+            lambda keys: embed_texts(self.model, self.processor, [text for text, _ in keys]),
+        )
 
     def postprocess(
         self, model_outputs: dict[str, Any], candidate_labels: tuple[str, ...], top_k: int | None = None

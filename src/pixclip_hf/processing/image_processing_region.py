@@ -226,11 +226,11 @@ class RegionImageProcessor(PilBackend):
         """
         results = []
         for geometry, values in self._with_geometries(boxes, target_sizes, "boxes"):
-            values = values.cpu().double().numpy()
-            if values.ndim != 2 or values.shape[-1] != 4:
-                raise ValueError(f"boxes must have shape (R, 4) for each image, got {values.shape}")
+            shares = values.cpu().double().numpy()
+            if shares.ndim != 2 or shares.shape[-1] != 4:
+                raise ValueError(f"boxes must have shape (R, 4) for each image, got {shares.shape}")
             height, width = geometry.output_size
-            source = geometry.to_source(values * np.array([width, height, width, height]))
+            source = geometry.to_source(shares * np.array([width, height, width, height]))
             results.append(torch.from_numpy(clip_boxes(source, geometry.source_size)).float())
         return results
 
@@ -251,7 +251,7 @@ class RegionImageProcessor(PilBackend):
         for geometry, values in self._with_geometries(masks, target_sizes, "masks"):
             if values.ndim != 3:
                 raise ValueError(f"masks must have shape (R, h, w) for each image, got {tuple(values.shape)}")
-            cells = geometry.output_cells(tuple(values.shape[-2:]))
+            cells = geometry.output_cells((values.shape[-2], values.shape[-1]))
             rows, columns = (torch.from_numpy(index).to(values.device) for index in cells)
             result = values[:, rows.clamp(min=0)][:, :, columns.clamp(min=0)]
             result[:, rows < 0] = 0
@@ -260,11 +260,12 @@ class RegionImageProcessor(PilBackend):
         return results
 
     def _with_geometries(self, values: Any, target_sizes: Any, name: str) -> list[tuple[Geometry, torch.Tensor]]:
-        sizes = [tuple(int(side) for side in size) for size in target_sizes]
-        if len(values) != len(sizes) or not all(len(size) == 2 for size in sizes):
+        given = [tuple(int(side) for side in size) for size in target_sizes]
+        if len(values) != len(given) or not all(len(size) == 2 for size in given):
             raise ValueError(
-                f"target_sizes must hold a (height, width) for each of the {len(values)} images of {name}, got {sizes}"
+                f"target_sizes must hold a (height, width) for each of the {len(values)} images of {name}, got {given}"
             )
+        sizes = [(height, width) for height, width in given]
         return list(zip(self.get_geometries(sizes), (torch.as_tensor(value) for value in values), strict=True))
 
 

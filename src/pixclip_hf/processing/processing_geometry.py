@@ -41,35 +41,40 @@ class Geometry:
 
     def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Row (H,) and column (W,) of the source pixel under each canvas pixel centre, -1 beyond the image."""
-        return tuple(
-            _cells(_centres(self.output_size[i]), self.output_box[axis], self.source_box[axis], self.source_size[i], 1)
+        rows, columns = (
+            _cells(_centres(self.output_size[i]), self.output_box, self.source_box, axis, self.source_size[i], 1)
             for i, axis in enumerate(AXES)
         )
+        return rows, columns
 
     def output_cells(self, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Row and column of the cell of a `grid` (h, w) over the canvas at each source pixel centre, -1 beyond it."""
-        return tuple(
+        rows, columns = (
             _cells(
                 _centres(self.source_size[i]),
-                self.source_box[axis],
-                self.output_box[axis],
+                self.source_box,
+                self.output_box,
+                axis,
                 grid[i],
                 self.output_size[i] / grid[i],
             )
             for i, axis in enumerate(AXES)
         )
+        return rows, columns
 
 
 def _centres(side: int) -> np.ndarray:
     return np.arange(side) + 0.5
 
 
-def _cells(centres: np.ndarray, start: tuple, end: tuple, cells: int, cell_size: float) -> np.ndarray:
-    index = np.floor(_map_axis(centres, start, end) / cell_size).astype(np.int64)
+def _cells(
+    centres: np.ndarray, start: tuple[float, ...], end: tuple[float, ...], axis: slice, cells: int, cell_size: float
+) -> np.ndarray:
+    index = np.floor(_map_axis(centres, start[axis], end[axis]) / cell_size).astype(np.int64)
     return np.where((index >= 0) & (index < cells), index, -1)
 
 
-def _map_axis(values: np.ndarray, start: tuple[float, float], end: tuple[float, float]) -> np.ndarray:
+def _map_axis(values: np.ndarray, start: tuple[float, ...], end: tuple[float, ...]) -> np.ndarray:
     # Division last: whole-number boxes then map without rounding, so a pixel centre never slips to its neighbour.
     return end[0] + (values - start[0]) * (end[1] - end[0]) / (start[1] - start[0])
 

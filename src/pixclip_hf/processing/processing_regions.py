@@ -257,7 +257,7 @@ def read_boxes(
     return clipped, [f"{name}[{i}]" for i in cut]
 
 
-def _raise_at(wrong: np.ndarray, values: np.ndarray, name: str, message: str) -> None:
+def _raise_at(wrong: np.ndarray | np.bool_, values: np.ndarray, name: str, message: str) -> None:
     if wrong.any():
         i = int(np.argmax(wrong))
         raise ValueError(f"{name}[{i}] {message}, got {values[i].tolist()}")
@@ -291,13 +291,15 @@ class Regions:
 
     def get_masks(self) -> list[np.ndarray | RunMask]:
         """The masks; rectangles where boxes were read."""
-        return self.masks if self.masks is not None else [box_runs(box, self.size) for box in self.boxes]
+        if self.masks is not None:
+            return self.masks
+        return [box_runs(box, self.size) for box in self.get_boxes()]
 
     def get_boxes(self) -> np.ndarray:
         """(R, 4) boxes; the tight ones (whole pixels) where masks were read."""
         if self.boxes is not None:
             return self.boxes
-        boxes = [mask.box if isinstance(mask, RunMask) else mask_box(mask) for mask in self.masks]
+        boxes = [mask.box if isinstance(mask, RunMask) else mask_box(mask) for mask in self.masks or ()]
         return np.array(boxes, dtype=np.int64).reshape(-1, 4)
 
     def describe(self) -> list[dict]:
@@ -408,9 +410,9 @@ def read_regions(
             read = [read_runs_or_mask(mask, size, mask_name) for mask, mask_name in zip(values, names, strict=True)]
             result.append(Regions(size, names, read, None))
         else:
-            read, cut_here = read_boxes(values, size, name, box_format, normalized)
+            clipped, cut_here = read_boxes(values, size, name, box_format, normalized)
             cut += cut_here
-            result.append(Regions(size, names, None, read))
+            result.append(Regions(size, names, None, clipped))
     if cut:
         logger.warning(f"{len(cut)} boxes lie partly outside their image and were clipped: {', '.join(cut):.200}")
     return result

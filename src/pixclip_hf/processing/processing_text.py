@@ -3,11 +3,10 @@
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
-from .image_processing_region import RegionImageProcessor
 from .processing_regions import split_per_image
 
 logger = logging.get_logger(__name__)
@@ -19,60 +18,6 @@ UNLIMITED = 10**20
 
 class OptionalTokenizer(ProcessorMixin):
     """`ProcessorMixin` whose `tokenizer` may be None: it constructs, saves and loads all the same."""
-
-    @classmethod
-    def from_vision_text_pretrained(
-        cls,
-        vision: str,
-        text: str,
-        image_size: int | None = None,
-        max_position_embeddings: int | None = None,
-        revision: str = "main",
-        vision_revision: str | None = None,
-        text_revision: str | None = None,
-        **kwargs: Any,
-    ) -> "OptionalTokenizer":
-        """
-        The processor of a model made of two towers, for the same arguments as the model's own
-        `from_vision_text_pretrained`: whole images in the square that the tower takes, resampled and normalised as
-        `vision`'s image processor does it, and `text`'s tokenizer with the limit of the text tower.
-
-        Args:
-            vision: CLIP or SigLIP checkpoint, Hub id or folder, with its image processor.
-            text: text model with its tokenizer.
-            image_size: side of the images in pixels; the tower's own when None.
-            max_position_embeddings: tokens that a stretched text tower takes; the tower's own when None.
-            revision, vision_revision, text_revision: of both repositories, or of each.
-            kwargs: other Hub arguments (`token`, `cache_dir`, `local_files_only`).
-
-        Raises:
-            ValueError: `vision` has no image size of its own.
-        """
-        vision_kwargs = kwargs | {"revision": vision_revision or revision}
-        text_kwargs = kwargs | {"revision": text_revision or revision}
-        config = AutoConfig.from_pretrained(vision, **vision_kwargs)
-        config = getattr(config, "vision_config", config)
-        if not isinstance(getattr(config, "image_size", None), int):
-            raise ValueError(
-                f"vision must name a checkpoint with one image size, got {vision!r}, a {config.model_type!r} tower"
-            )
-        # As the model has it: whole patches.
-        side = image_size or config.image_size // config.patch_size * config.patch_size
-        source = AutoImageProcessor.from_pretrained(vision, **vision_kwargs)
-        names = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        settings = {name: getattr(source, name) for name in names if getattr(source, name, None) is not None}
-        image_processor = RegionImageProcessor(size={"height": side, "width": side}, **settings)
-
-        config = AutoConfig.from_pretrained(text, **text_kwargs)
-        config = getattr(config, "text_config", None) or config
-        tokenizer = AutoTokenizer.from_pretrained(text, **text_kwargs)
-        if max_position_embeddings is not None:
-            tokenizer.model_max_length = max_position_embeddings
-        elif isinstance(limit := getattr(config, "max_position_embeddings", None), int):
-            tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return cls(image_processor=image_processor, tokenizer=tokenizer)
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
         if argument_name == "tokenizer" and argument is None:

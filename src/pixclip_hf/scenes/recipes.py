@@ -72,9 +72,10 @@ def start_from_towers(towers: Path, folder: Path) -> PixCLIPModel:
 
     Its mask projection is zero: at this step every region embedding is that of the whole image, bit for bit.
     """
-    model = PixCLIPModel.from_vision_text_pretrained(towers, towers, text_projection="linear")
+    cloc = str(towers)
+    model = PixCLIPModel.from_vision_text_pretrained(cloc, cloc, text_projection="linear")
     model.save_pretrained(folder)
-    PixCLIPProcessor.from_vision_text_pretrained(towers, towers).save_pretrained(folder)
+    PixCLIPProcessor.from_vision_text_pretrained(cloc, cloc).save_pretrained(folder)
     return model
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..data.scenes import all_descriptions, late_detail_pairs, make_scene, same_box_pairs
-from ..evaluation.encoders import RegionEncoder
+from ..encoders.region_encoder import RegionEncoder
 from ..evaluation.report import markdown_table, share
 from ..processing.processing_regions import decode_rle
 from ..visualization import draw_answers, draw_regions, similarity_map
@@ -96,8 +96,8 @@ def draw_front(model: Any, processor: Any, folder: Path, seed: int) -> None:
     scene = next(scene for scene in (make_scene(i, "test", seed) for i in range(10**6)) if find(scene))
     regions = scene["regions"]
     names = all_descriptions()
-    (embeds,) = encoder.embed_regions([scene])
-    best = (embeds @ encoder.embed_texts(names).T).topk(2)
+    (embeds,) = encoder.encode_records([scene], convert_to_tensor=True)
+    best = (embeds @ encoder.encode_texts(names, convert_to_tensor=True).T).topk(2)
     texts = [
         [(names[index], score) for index, score in zip(*row, strict=True)]
         for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -108,7 +108,7 @@ def draw_front(model: Any, processor: Any, folder: Path, seed: int) -> None:
         scene["image"],
         [region["box"] for region in regions],
         texts,
-        {caption: similarity_map(model, processor, scene["image"], caption) for caption in captions},
+        {caption: similarity_map(encoder, scene["image"], caption) for caption in captions},
         masks=_masks(encoder, scene),
         title=f"{type(model).__name__} on an unseen scene: the best of 256 descriptions",
         truths=[region["caption"] for region in regions],
@@ -120,8 +120,8 @@ def draw_page(model: Any, processor: Any, folder: Path, seed: int, count: int = 
     encoder = RegionEncoder(model, processor)
     names = all_descriptions()
     scenes = [make_scene(i, "test", seed) for i in range(count)]
-    descriptions = encoder.embed_texts(names)
-    answers = [_best(rows, descriptions, names) for rows in encoder.embed_regions(scenes)]
+    descriptions = encoder.encode_texts(names, convert_to_tensor=True)
+    answers = [_best(rows, descriptions, names) for rows in encoder.encode_records(scenes, convert_to_tensor=True)]
     masks = [_masks(encoder, scene) for scene in scenes]
     draw_answers(
         folder / "scenes.png",
@@ -129,7 +129,7 @@ def draw_page(model: Any, processor: Any, folder: Path, seed: int, count: int = 
         [[region["box"] for region in scene["regions"]] for scene in scenes],
         answers,
         [[region["caption"] for region in scene["regions"]] for scene in scenes],
-        masks=masks if encoder.takes_masks else None,
+        masks=masks if encoder.prompt == "mask" else None,
         title=f"{type(model).__name__}: the first {count} unseen scenes, described by {encoder.prompt}",
     )
 
@@ -139,7 +139,7 @@ def _best(rows: torch.Tensor, descriptions: torch.Tensor, names: Sequence[str]) 
 
 
 def _masks(encoder: RegionEncoder, scene: Mapping[str, Any]) -> list[Any] | None:
-    return [decode_rle(region["mask"]) for region in scene["regions"]] if encoder.takes_masks else None
+    return [decode_rle(region["mask"]) for region in scene["regions"]] if encoder.prompt == "mask" else None
 
 
 __all__ = ["draw_front", "draw_page", "report"]

@@ -10,6 +10,7 @@ from transformers import pipeline
 
 from ..data.scenes import make_scene
 from ..data.sources import IMAGE_SUFFIXES, load_records
+from ..images import open_image
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class Collection:
         if self.images is None:
             for index, record in enumerate(self._records()):
                 regions = [{**region, "text": region["caption"] or region["category"]} for region in record["regions"]]
-                yield {"name": str(index), "image": record["image"].convert("RGB"), "regions": regions}
+                yield {"name": str(index), "image": open_image(record["image"]), "regions": regions}
             return
         detect = pipeline("object-detection", model=self.detector) if self.detector else None
         for path in self._paths():
-            image = Image.open(path).convert("RGB")
+            image = open_image(path)
             if detect is None:
                 found = [{"box": box, "text": None} for box in grid_boxes(*image.size, self.grid)]
             else:
@@ -83,12 +84,12 @@ class Collection:
         """
         if self.images is None:
             found = {
-                str(index): record["image"].convert("RGB")
+                str(index): open_image(record["image"])
                 for index, record in enumerate(self._records())
                 if str(index) in names
             }
         else:
-            found = {str(path): Image.open(path).convert("RGB") for path in self._paths() if str(path) in names}
+            found = {str(path): open_image(path) for path in self._paths() if str(path) in names}
         if missing := sorted(names - found.keys()):
             raise FileNotFoundError(
                 f"{len(missing)} images of the collection are no longer there, {missing[0]!r} among them. Relative "
@@ -105,7 +106,7 @@ class Collection:
             yield from (make_scene(index, "test") for index in range(self.scenes))
 
     def _paths(self) -> list[Path]:
-        return sorted(path for path in Path(self.images).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        return sorted(path for path in Path(self.images or "").rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def grid_boxes(width: int, height: int, counts: Sequence[int]) -> list[list[float]]:

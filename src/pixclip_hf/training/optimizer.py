@@ -70,7 +70,8 @@ def parameter_groups(
 
 def _distances_to_output(names: list[str]) -> dict[str, tuple[str, int]]:
     """For each parameter that a tower inherits: the tower, and how many blocks it lies below the tower's output."""
-    places, depths = {}, {"vision_model": 0, "text_model": 0}
+    places: dict[str, tuple[str, int | None]] = {}
+    depths = {"vision_model": 0, "text_model": 0}
     for name in names:
         found = re.search(r"(?:^|\.)(vision_model|text_model)\.", name)
         if found is None or name.endswith(MASK_PROJECTION) or ".lora_" in name:
@@ -80,9 +81,9 @@ def _distances_to_output(names: list[str]) -> dict[str, tuple[str, int]]:
         if block:
             depths[tower] = max(depths[tower], int(block[1]) + 1)
     distances = {}
-    for name, (tower, block) in places.items():
-        if block is not None:
-            distances[name] = tower, depths[tower] - block
+    for name, (tower, place) in places.items():
+        if place is not None:
+            distances[name] = tower, depths[tower] - place
         else:
             distances[name] = tower, depths[tower] + 1 if BELOW_BLOCKS.search(name) else 0
     return distances

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -19,7 +18,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..modeling.configuration_choices import TEXT_POOLINGS, check_choice
+from ..data.whole_files import whole_file
+from ..modeling.configuration_region_text import TEXT_POOLINGS, check_choice
 from ..modeling.modeling_text import encode_text
 from .llm import load_text_model, text_model_revision
 
@@ -80,7 +80,7 @@ class TextEmbeddingCache:
             )
         config = AutoConfig.from_pretrained(self.text_model, revision=revision)
         self.width = getattr(config, "text_config", config).hidden_size
-        self.key = {
+        self.key: dict[str, Any] = {
             "text_model_name": self.text_model,
             "revision": text_model_revision(self.text_model, revision),
             "text_pooling": pooling,
@@ -195,7 +195,7 @@ class TextEmbeddingCache:
     def _open(self) -> None:
         files = sorted(self.folder.glob("*.arrow"))
         parts = [Dataset.from_file(str(path)) for path in files]
-        self._table = concatenate_datasets(parts).with_format("numpy") if parts else None
+        self._table: Any = concatenate_datasets(parts).with_format("numpy") if parts else None
         columns = [part.data.column("hash").to_pylist() for part in parts]
         hashes = np.array([entry for column in columns for entry in column], dtype="S32")
         # Two runs at a time may have computed a text twice: the first one counts.
@@ -206,9 +206,8 @@ class TextEmbeddingCache:
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "key.json").is_file():
-            unfinished = self.folder / f".{uuid4().hex}"
-            unfinished.write_text(json.dumps(self.key, indent=1) + "\n")
-            os.replace(unfinished, self.folder / "key.json")
+            with whole_file(self.folder / "key.json") as unfinished:
+                unfinished.write_text(json.dumps(self.key, indent=1) + "\n")
         model = load_text_model(
             self.text_model, self.dtype, self.key["bidirectional"], self.quantization, revision=self.revision
         )
@@ -221,8 +220,8 @@ class TextEmbeddingCache:
         ) as bar:
             for start in range(0, len(missing), texts_per_file):
                 part = missing[start : start + texts_per_file]
-                unfinished = self.folder / f".{uuid4().hex}"
-                with ArrowWriter(features=features, path=str(unfinished)) as writer:
+                path = self.folder / f"{part[0][0]}-{uuid4().hex[:8]}.arrow"
+                with whole_file(path) as unfinished, ArrowWriter(features=features, path=str(unfinished)) as writer:
                     for first in range(0, len(part), batch_size):
                         hashes, texts = zip(*part[first : first + batch_size], strict=True)
                         states, over = self._encode(model, list(texts))
@@ -230,7 +229,6 @@ class TextEmbeddingCache:
                         cut += over
                         bar.update(len(texts))
                     writer.finalize()
-                os.replace(unfinished, self.folder / f"{part[0][0]}-{uuid4().hex[:8]}.arrow")
         if cut:
             logger.warning(f"{cut} of {len(missing)} texts exceed {self.key['max_length']} tokens and were cut.")
         del model

@@ -42,7 +42,7 @@ class Throughput:
         Args:
             over_ranks: sums a tensor over the ranks.
         """
-        if not self._counts:
+        if self._start is None or not self._counts:
             return {}
         totals = over_ranks(torch.stack(self._counts).sum(0)).tolist()
         seconds = time.perf_counter() - self._start

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,9 +19,9 @@ from transformers.utils import logging
 from ..data.collator import RegionDataset, sample_key
 from ..data.streaming import RecordStream, StreamLoader
 from ..evaluation.retrieval import retrieval_recall
-from ..modeling.modeling_batches import set_losses
+from ..modeling.modeling_region_text import set_losses
 from .checkpoints import ImagesPerStep
-from .gradient_cache import REPRESENTATIONS, cached_backward
+from .gradient_cache import cached_backward
 from .length_sampler import EpochLengthSampler
 from .sharding import scalars_to_vectors, vectors_to_scalars
 from .throughput import Throughput
@@ -34,9 +34,9 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
 
     Ranks may hold different numbers of rows. Gradients flow back to the rank that a row came from.
     """
-    counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    counts = [int(count) for count in counts]
+    lengths = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
+    counts = [int(length) for length in lengths]
     padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
     if rows.is_floating_point():
         parts = all_gather(padded.contiguous())
@@ -107,6 +107,9 @@ class RegionTrainer(Trainer):
             records than processes, or a checkpoint whose steps took another number of images.
         FloatingPointError: in training, a loss that is not finite.
     """
+
+    train_dataset: Any
+    data_collator: Any
 
     def __init__(self, *args: Any, gradient_cache_chunks: int = 1, **kwargs: Any):
         arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
@@ -277,13 +280,13 @@ class RegionTrainer(Trainer):
         finally:
             hook.remove()
 
-    def _set_gathered_loss(self, module: nn.Module, outputs: Any, inputs: Mapping[str, Any]) -> None:
+    def _set_gathered_loss(self, module: Any, outputs: Any, inputs: Mapping[str, Any]) -> None:
         over_ranks = (gather_rows, self.args.world_size) if self.args.world_size > 1 else ()
         regions = module.loss_regions(inputs.get("region_boxes"), inputs.get("region_masks"))
         parts = module.compute_loss(outputs, regions, inputs.get("region_attention_mask"), *over_ranks)
         set_losses(outputs, parts, module.loss_weights())
 
-    def _set_loss(self, module: nn.Module, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
+    def _set_loss(self, module: Any, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
         self._set_gathered_loss(module, outputs, inputs)
         self._stop_unless_finite(outputs)
         return outputs.loss
@@ -291,7 +294,7 @@ class RegionTrainer(Trainer):
     def _stop_unless_finite(self, outputs: Any) -> None:
         if outputs.loss.isfinite():
             return
-        rows = [outputs[name] for name in REPRESENTATIONS if outputs.get(name) is not None]
+        rows = [outputs[name] for name in outputs.representations() if outputs.get(name) is not None]
         bad = sum(~row.detach().isfinite().flatten(1).all(1) for row in rows if row.is_floating_point())
         named = [key for key, flag in zip(self._sample_keys, bad.tolist(), strict=False) if flag]
         raise FloatingPointError(
@@ -348,7 +351,7 @@ class RegionTrainer(Trainer):
     def _mean_parts(self, collected: dict[str, list[tuple[Tensor, int]]], prefix: str) -> dict[str, float]:
         means = {}
         for name, parts in sorted(collected.items()):
-            mean = sum(part * weight for part, weight in parts) / sum(weight for _, weight in parts)
+            mean: Any = sum(part * weight for part, weight in parts) / sum(weight for _, weight in parts)
             if self.args.world_size > 1:
                 mean = self.accelerator.reduce(mean, "mean")
             means[prefix + name] = mean.item()

@@ -1,5 +1,7 @@
 """Accuracy of referring expression comprehension, as an `evaluate` metric."""
 
+from collections.abc import Sequence
+
 import datasets
 import evaluate
 import numpy as np
@@ -34,6 +36,12 @@ class ReferringAccuracy(evaluate.Metric):
             features=datasets.Features({"predictions": box, "references": datasets.Sequence(box)}),
         )
 
-    def _compute(self, predictions, references, threshold=0.5):
-        best = np.array([pairwise_iou([box], right).max() for box, right in zip(predictions, references, strict=True)])
+    def _compute(
+        self,
+        predictions: Sequence[Sequence[float]],
+        references: Sequence[Sequence[Sequence[float]]],
+        threshold: float = 0.5,
+    ) -> dict[str, float]:
+        pairs = zip(predictions, references, strict=True)
+        best = np.array([pairwise_iou(np.array([box]), np.array(right)).max() for box, right in pairs])
         return {"accuracy": float((best > threshold).mean()), "mean_iou": float(best.mean())}

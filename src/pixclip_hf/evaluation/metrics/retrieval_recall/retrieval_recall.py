@@ -1,5 +1,7 @@
 """Recall@k of retrieval with several right keys a query, as an `evaluate` metric."""
 
+from collections.abc import Sequence
+
 import datasets
 import evaluate
 import numpy as np
@@ -39,7 +41,13 @@ class RetrievalRecall(evaluate.Metric):
             features=datasets.Features(features),
         )
 
-    def _compute(self, predictions, references, ks=(1, 5, 10), tolerance=1e-6):
+    def _compute(
+        self,
+        predictions: Sequence[Sequence[float]],
+        references: Sequence[Sequence[int]],
+        ks: Sequence[int] = (1, 5, 10),
+        tolerance: float = 1e-6,
+    ) -> dict[str, float]:
         counts = []
         for query, (scores, right) in enumerate(zip(predictions, references, strict=True)):
             row = np.asarray(scores, dtype=np.float64)[None]
@@ -50,6 +58,6 @@ class RetrievalRecall(evaluate.Metric):
             mask = np.zeros(row.shape, dtype=bool)
             mask[0, np.asarray(right)] = True
             counts.append([value[0] for value in count_ranks(row, mask, tolerance)])
-        counts = np.array(counts).T
-        recalls = {f"recall@{k}": float(hit_chances(*counts, k).mean()) for k in ks}
-        return {**recalls, "median_rank": float(np.median(expected_ranks(*counts)))}
+        greater, tied_wrong, tied_right = np.array(counts).T
+        recalls = {f"recall@{k}": float(hit_chances(greater, tied_wrong, tied_right, k).mean()) for k in ks}
+        return {**recalls, "median_rank": float(np.median(expected_ranks(greater, tied_wrong, tied_right)))}

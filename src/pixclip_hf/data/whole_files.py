@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+UNFINISHED = ".tmp"
+"""Suffix of a file that is still being written; it is left behind where its process is killed."""
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Writes a file that is on disk, complete, before it appears under its name.
+
+        with whole_file(folder / "results.json") as unfinished:
+            unfinished.write_text(text)
+
+    Several processes may write the same file at a time: the last one to finish wins.
+
+    Args:
+        path: the file, which is replaced where it exists. Its folder must exist.
+
+    Yields:
+        The path to write to: a hidden file beside it, which takes its place when the block ends. When the block
+        raises, `path` stays as it was and nothing is left behind.
+    """
+    path = Path(path)
+    # Hidden, so that no reader of the folder takes it for one of its files.
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex[:8]}{UNFINISHED}")
+    try:
+        yield unfinished
+        _sync(unfinished, os.O_RDWR)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder can't be opened
+        _sync(path.parent, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

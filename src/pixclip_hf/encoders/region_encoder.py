@@ -1,0 +1,176 @@
+"""CLOC and PixCLIP as encoders: regions, whole images and texts in one space."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoProcessor
+
+from ..data.collator import region_inputs
+from ..pipelines.text_embeddings import embed_texts
+from ..processing.processing_text import UNLIMITED
+from .base import BaseEncoder
+from .protocol import Embeddings, Record
+
+
+class RegionEncoder(BaseEncoder):
+    """Embeds regions, whole images and texts with a [`CLOCModel`] or [`PixCLIPModel`]; names and defaults are those of
+    sentence-transformers.
+
+    ```python
+    encoder = RegionEncoder.from_pretrained("org/cloc")
+    regions = encoder.encode_regions(images, boxes=boxes)            # a list of (R, D), one for each image
+    labels = encoder.encode_texts(["mug", "dog"], templates=["a photo of a {}.", "a close-up of a {}."])
+    encoder.similarity(regions[0], labels)                           # (R, 2)
+    ```
+
+    Args:
+        model: moved to evaluation mode.
+        processor: its processor.
+        prompt: what prompts regions unless a call says otherwise, `"box"` or `"mask"`; when None the usual prompt of
+            the model: `"box"` for CLOC, `"mask"` for PixCLIP.
+        max_length: tokens that texts are cut to; the tokenizer's own limit when None.
+
+    Raises:
+        ValueError: a `prompt` that the model does not take.
+    """
+
+    def __init__(self, model: Any, processor: Any, prompt: str | None = None, max_length: int | None = None):
+        if not hasattr(model, "get_region_features"):
+            raise ValueError(
+                f"`model` must take regions, as CLOC and PixCLIP do, got {type(model).__name__}: a ViewEncoder shows "
+                "regions to any CLIP or SigLIP."
+            )
+        self.prompts, self.modes = processor.prompts, model.region_modes
+        super().__init__(model, processor, prompt, max_length)
+        self.mean_color = list(processor.image_processor.image_mean)
+        self.width = model.config.projection_dim
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "auto",
+        prompt: str | None = None,
+        max_length: int | None = None,
+        revision: str = "main",
+        **kwargs: Any,
+    ) -> "RegionEncoder":
+        """The encoder of a saved model.
+
+        Args:
+            name: Hub id or folder.
+            device: where the model goes; when None the accelerator if there is one, and where `device_map` says if
+                that is given.
+            dtype: precision of the model; `"auto"` is that of the checkpoint.
+            prompt, max_length: as in the constructor.
+            revision: branch, tag or commit of a Hub id.
+            kwargs: of `AutoModel.from_pretrained`, such as `device_map`.
+
+        Raises:
+            ValueError: a model that takes no regions.
+        """
+        model = load_model(name, device, dtype, revision, **kwargs)
+        return cls(model, AutoProcessor.from_pretrained(name, revision=revision), prompt, max_length)
+
+    @property
+    def settings(self) -> str:
+        """What decides the embeddings beside model and processor."""
+        return f"{self.max_length}, {self.prompt}"
+
+    @property
+    def text_limit(self) -> int | None:
+        """Tokens that texts are cut to, None without a limit."""
+        own = getattr(self.processor.tokenizer, "model_max_length", UNLIMITED)
+        return self.max_length or (own if own < UNLIMITED else None)
+
+    def encode_records(
+        self,
+        records: Sequence[Record],
+        prompt: str | None = None,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = True,
+        mode: str | None = None,
+    ) -> list[Embeddings]:
+        """Embeds the regions of records: `(R, D)` for each.
+
+        Args:
+            records: with `image` and `regions`, each region with `box` and `mask`, as in the record schema. A region
+                without a mask prompts by the rectangle of its box where masks prompt.
+            prompt, batch_size, num_workers, show_progress_bar, convert_to_tensor, normalize_embeddings, mode: as in
+                [`RegionEncoder.encode_regions`].
+        """
+        self._check("prompt", prompt, self.prompts)
+        prompt = prompt or self.prompt
+        return self.encode_regions(
+            [record["image"] for record in records],
+            **region_inputs([record["regions"] for record in records], prompt),
+            prompt=prompt,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            show_progress_bar=show_progress_bar,
+            convert_to_tensor=convert_to_tensor,
+            normalize_embeddings=normalize_embeddings,
+            mode=mode,
+        )
+
+    @property
+    def grounds(self) -> bool:
+        """Whether [`RegionEncoder.find_boxes`] can be called."""
+        return getattr(self.model, "box_head", None) is not None
+
+    @torch.no_grad()
+    def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
+        """Where CLOC's grounding head finds each text in an image: `(T, 4)`, xyxy in pixels."""
+        inputs = self.processor(images=image, text=list(texts), max_length=self.max_length, return_tensors="pt")
+        found = self.model.ground(**self._moved(inputs))
+        return self.processor.post_process_boxes(found.pred_boxes.float(), [image.size[::-1]])[0]
+
+    def _images_per_part(self, batch_size: int) -> int:
+        return batch_size
+
+    def _region_call(self, prompt: str) -> Callable[..., Any]:
+        return partial(self.processor, prompt=prompt, return_tensors="pt")
+
+    def _image_call(self) -> Callable[..., Any]:
+        return partial(self.processor, return_tensors="pt")
+
+    def _region_features(self, inputs: Any, batch_size: int, mode: str | None) -> Tensor:
+        options = {} if mode is None else {"mode": mode}
+        return self.model.get_region_features(**self._moved(inputs), **options).pooler_output
+
+    def _image_features(self, pixel_values: Tensor, unscaled_mask: bool) -> Tensor:
+        pixels = pixel_values.to(self.model.device, self.model.dtype)
+        config = self.model.config
+        if not (unscaled_mask and hasattr(config, "mask_mean")):
+            return self.model.get_image_features(pixels).pooler_output
+        mask = torch.full_like(pixels[:, :1], config.mask_mean + config.mask_std)
+        return self.model.get_region_features(pixels, mask).pooler_output[:, 0]
+
+    def _text_features(self, texts: Sequence[str], limit: int | None, batch_size: int, show: bool) -> Tensor:
+        progress = partial(tqdm, desc="encoding texts", disable=not show, leave=False)
+        return embed_texts(self.model, self.processor, texts, limit, batch_size, progress)
+
+    def _moved(self, inputs: Any) -> Any:
+        inputs = inputs.to(self.model.device)
+        # Boxes and masks keep their own dtype: half precision has too few digits for a coordinate.
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return inputs
+
+
+def load_model(
+    name: str, device: str | torch.device | None, dtype: str | torch.dtype, revision: str, **kwargs: Any
+) -> Any:
+    """A model of transformers, where an encoder has it. Arguments as in [`RegionEncoder.from_pretrained`]."""
+    model = AutoModel.from_pretrained(name, dtype=dtype, revision=revision, **kwargs)
+    if device is None and "device_map" not in kwargs:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return model if device is None else model.to(device)

@@ -1,0 +1,232 @@
+"""Any CLIP or SigLIP of transformers as an encoder of regions: crops, blurred or framed images, or pooled patches."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoProcessor
+
+from ..data.collator import region_inputs
+from ..modeling.modeling_regions import mask_patch_weights
+from ..modeling.modeling_vision import VISION_ADAPTERS
+from ..processing.image_processing_region import RegionImageProcessor
+from ..processing.processing_pixclip import PixCLIPProcessor
+from ..processing.processing_regions import mask_box, read_mask
+from .base import BaseEncoder
+from .preparation import batches
+from .protocol import Embeddings, Record
+from .region_encoder import RegionEncoder, load_model
+from .views import Region, blurred, crop, outlined
+
+REGION_VIEWS = ("crop", "blur", "box", "mask_pooled")
+
+
+class ViewEncoder(BaseEncoder):
+    """A dual encoder that knows no regions, with the methods of [`RegionEncoder`].
+
+    Whole images go through the model's own image processor. Images with a region in them are resized to the model's
+    square, as for CLOC and PixCLIP: the center crop of a CLIP processor would cut regions off. A region given by its
+    mask alone has the tight box of the mask, one given by its box alone the rectangle as its mask; where both are
+    given, a mask may be None.
+
+    Args:
+        model: with `get_image_features`, `get_text_features`, `vision_model` and, as in CLIP, `visual_projection`.
+        processor: its processor.
+        view: how it sees a region: `"crop"`, a square of 1.5 times the longer side of the box; `"blur"`, the image
+            blurred but for the region; `"box"`, the image with a red frame; `"mask_pooled"`, patch features of the
+            whole image averaged under the mask and sent through the model's head (as in CLIPSelf).
+        max_length: tokens that texts are cut to; the text tower's positions when None.
+
+    Raises:
+        ValueError: an unknown view, or a model without these methods.
+    """
+
+    prompts = ("mask",)
+
+    def __init__(self, model: Any, processor: Any, view: str = "crop", max_length: int | None = None):
+        if view not in REGION_VIEWS:
+            raise ValueError(f"`view` must be one of {', '.join(REGION_VIEWS)}, got {view!r}.")
+        if missing := [
+            name for name in ("get_image_features", "get_text_features", "vision_model") if not hasattr(model, name)
+        ]:
+            raise ValueError(f"`model` must be a CLIP or SigLIP, got {type(model).__name__} without {missing[0]}.")
+        super().__init__(model, processor, max_length=max_length)
+        self.view = view
+        own, config = processor.image_processor, model.config
+        size = config.vision_config.image_size
+        self.mean_color = list(own.image_mean)
+        image_processor = RegionImageProcessor(
+            size={"height": size, "width": size}, image_mean=own.image_mean, image_std=own.image_std
+        )
+        self.region_processor = PixCLIPProcessor(image_processor)
+        self.width = getattr(config, "projection_dim", None) or config.vision_config.hidden_size
+        # SigLIP reads the state at the last of all its positions, padding included.
+        self.padding = "max_length" if "siglip" in config.model_type else True
+
+    @property
+    def settings(self) -> str:
+        """What decides the embeddings beside model and processor."""
+        return f"{self.view} {self.text_limit}"
+
+    @property
+    def text_limit(self) -> int:
+        """Tokens that texts are cut to."""
+        return self.max_length or self.model.config.text_config.max_position_embeddings
+
+    def encode_records(
+        self,
+        records: Sequence[Record],
+        prompt: str | None = None,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        show_progress_bar: bool | None = None,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = True,
+        mode: str | None = None,
+    ) -> list[Embeddings]:
+        """As [`RegionEncoder.encode_records`]; a view looks at box and mask."""
+        return self.encode_regions(
+            [record["image"] for record in records],
+            boxes=[[region["box"] for region in record["regions"]] for record in records],
+            masks=[[region.get("mask") for region in record["regions"]] for record in records],
+            prompt=prompt,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            show_progress_bar=show_progress_bar,
+            convert_to_tensor=convert_to_tensor,
+            normalize_embeddings=normalize_embeddings,
+            mode=mode,
+        )
+
+    @torch.no_grad()
+    def encode_shown(self, records: Sequence[Record], batch_size: int = 32) -> Tensor:
+        """As [`RegionEncoder.encode_shown`]; an encoder that looks at crops has one before it, squeezed to the model's
+        square if it is none."""
+        if self.view != "crop":
+            return super().encode_shown(records, batch_size)
+        embeds = [torch.zeros(0, self.width)]
+        for part in batches(records, batch_size):
+            pixels = self.region_processor(images=[record["image"] for record in part]).pixel_values
+            embeds.append(self._image_features(pixels).float().cpu())
+        return F.normalize(torch.cat(embeds), dim=-1)
+
+    def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
+        """
+        Raises:
+            NotImplementedError: always; `grounds` is False.
+        """
+        raise NotImplementedError(f"{type(self.model).__name__} has no grounding head.")
+
+    def _images_per_part(self, batch_size: int) -> int:
+        return 1  # and `batch_size` of its regions per pass
+
+    def _region_call(self, prompt: str) -> Callable[..., Any]:
+        fill = tuple(round(255 * channel) for channel in self.mean_color)
+        return partial(show_regions, self.region_processor, self.view, fill)
+
+    def _image_call(self) -> Callable[..., Any]:
+        return partial(self.processor.image_processor, return_tensors="pt")
+
+    def _region_features(self, inputs: Any, batch_size: int, mode: str | None) -> Tensor:
+        pixels = inputs["pixel_values"]
+        if self.view != "mask_pooled":
+            return torch.cat([self._image_features(part) for part in pixels.split(batch_size)])[None]
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        tower, config = self.model.vision_model, self.model.config.vision_config
+        adapter = VISION_ADAPTERS.of(config)
+        grid = adapter.patch_grid(config, pixels)
+        tokens = adapter.patch_tokens(tower(pixel_values=pixels).last_hidden_state, grid)
+        weights = mask_patch_weights(inputs["region_masks"].to(pixels.device), grid)
+        pooled = adapter.pool_regions(tower, tokens, weights)
+        projection = getattr(self.model, "visual_projection", None)
+        return pooled if projection is None else projection(pooled)
+
+    def _image_features(self, pixel_values: Tensor, unscaled_mask: bool = False) -> Tensor:
+        pixels = pixel_values.to(self.model.device, self.model.dtype)
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
+
+    def _text_features(self, texts: Sequence[str], limit: int | None, batch_size: int, show: bool) -> Tensor:
+        embeds = []
+        for part in tqdm(batches(texts, batch_size), desc="encoding texts", disable=not show, leave=False):
+            inputs = self.processor.tokenizer(
+                part, padding=self.padding, truncation=True, max_length=limit, return_tensors="pt"
+            ).to(self.model.device)
+            embeds.append(self.model.get_text_features(**inputs).pooler_output.float())
+        return torch.cat(embeds)
+
+
+def show_regions(
+    processor: PixCLIPProcessor,
+    view: str,
+    fill: tuple[int, int, int],
+    images: Any,
+    boxes: Any = None,
+    masks: Any = None,
+) -> Any:
+    """The pixels `(R, 3, H, W)` of the R views of one image's regions; for `"mask_pooled"` those of the image
+    `(1, 3, H, W)` and its masks.
+
+    Args:
+        processor: of views.
+        view, fill: how regions are shown, and the color beyond the image.
+        images, boxes, masks: an image and its regions, or lists of one.
+    """
+    if isinstance(images, list):
+        (images,) = images
+        boxes, masks = (None if regions is None else regions[0] for regions in (boxes, masks))
+    regions = _joined(images, boxes, masks)
+    if view == "mask_pooled":
+        return processor(images=[images], **region_inputs([regions], "mask"), return_tensors="pt")
+    show: Callable[[Region], Image.Image] = {
+        "crop": lambda region: crop(images, region, fill)["image"],
+        "blur": lambda region: blurred(images, region),
+        "box": lambda region: outlined(images, region),
+    }[view]
+    return processor(images=[show(region) for region in regions], return_tensors="pt")
+
+
+def _joined(image: Image.Image, boxes: Any, masks: Any) -> list[dict[str, Any]]:
+    """Regions with a box and, where it was given, a mask."""
+    if boxes is not None and masks is not None and len(boxes) != len(masks):
+        raise ValueError(f"`boxes` and `masks` must be as many, got {len(boxes)} and {len(masks)}.")
+    if boxes is None:
+        shape = image.size[::-1]
+        boxes = [mask_box(read_mask(mask, shape, f"masks[{i}]") != 0).tolist() for i, mask in enumerate(masks)]
+    boxes = [[float(edge) for edge in box] for box in boxes]
+    masks = [None] * len(boxes) if masks is None else masks
+    return [{"box": box, "mask": mask} for box, mask in zip(boxes, masks, strict=True)]
+
+
+def load_encoder(
+    name: str,
+    view: str = "crop",
+    max_length: int | None = None,
+    revision: str = "main",
+    prompt: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
+    **kwargs: Any,
+) -> RegionEncoder | ViewEncoder:
+    """The encoder of any checkpoint: CLOC and PixCLIP (converted Alpha-CLIP too) see regions, others `view`.
+
+    Args:
+        name: Hub id or folder.
+        view: as in [`ViewEncoder`]; not for a model that sees regions.
+        prompt: as in [`RegionEncoder`]; a view has none.
+        max_length, revision, device, dtype, kwargs: as in [`RegionEncoder.from_pretrained`].
+
+    Raises:
+        ValueError: a `prompt` for a model that shows a view, or a model that is neither.
+    """
+    model = load_model(name, device, dtype, revision, **kwargs)
+    processor = AutoProcessor.from_pretrained(name, revision=revision)
+    if hasattr(model, "get_region_features"):
+        return RegionEncoder(model, processor, prompt, max_length)
+    if prompt is not None:
+        raise ValueError(f"`prompt` must be None for a {type(model).__name__}, which shows a `view`, got {prompt!r}.")
+    return ViewEncoder(model, processor, view, max_length)

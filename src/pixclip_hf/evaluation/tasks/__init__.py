@@ -1,0 +1,17 @@
+"""Tasks of the evaluation, a file each, and the registry that names them."""
+
+from .base import Option, Task
+from .callback import EvaluateTasks
+from .registry import OPTIONS, PROTOCOLS, TASKS, check_options, check_task, run_task
+
+__all__ = [
+    "OPTIONS",
+    "PROTOCOLS",
+    "TASKS",
+    "EvaluateTasks",
+    "Option",
+    "Task",
+    "check_options",
+    "check_task",
+    "run_task",
+]

@@ -1,0 +1,108 @@
+"""What a task of the evaluation is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ...encoders.cached import CachedEncoder
+from ..image_sets import Images, read_images
+from ..intervals import RESAMPLES
+from ..report import Result
+
+
+@dataclass(frozen=True)
+class Option:
+    """An argument of a task, in Python and on the command line.
+
+    Args:
+        default: its value when it is not given, whose type it has.
+        help: for the command line.
+        choices: values that it may have; any when None.
+    """
+
+    default: Any
+    help: str
+    choices: tuple[Any, ...] | None = None
+
+
+class Task:
+    """One way to measure an encoder. A new task is a file in this folder with a subclass, and its line in `TASKS`.
+
+    Attributes:
+        name: on the command line and in results.
+        layout: how its data must lie.
+        protocols: that it knows beside `corrected`, which is the paper's way: `official` repeats a published script.
+        primary_measure: the one that a model is chosen by; higher is better.
+        options: its own arguments.
+        hub_task: its nearest task on the Hub, for model cards.
+        pictured: whether images of its data have regions or captions that can be drawn.
+    """
+
+    name: ClassVar[str]
+    layout: ClassVar[str]
+    protocols: ClassVar[tuple[str, ...]] = ()
+    primary_measure: ClassVar[str]
+    options: ClassVar[Mapping[str, Option]] = {}
+    hub_task: ClassVar[str]
+    pictured: ClassVar[bool] = False
+
+    def read(
+        self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
+    ) -> Images:
+        """The data.
+
+        Args:
+            data_dir: a folder, as `layout` says, `scenes:N:SEED`, or the words of any source, as in [`read_images`].
+            split: of a dataset that has several.
+            protocol: None for `corrected`, or one of `protocols`.
+            options: all of `options`.
+
+        Raises:
+            FileNotFoundError: nothing there that the task can read; the message shows the layout.
+            ValueError: a split that is not there, or an image that is missing.
+        """
+        return read_images(self.name, data_dir, split)
+
+    def measure(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
+    ) -> list[Result]:
+        """The results on data that was read.
+
+        Args:
+            encoder: what is measured.
+            data: as [`Task.read`] gives it.
+            protocol, options: as there.
+            resamples: of the bootstrap intervals; 0 for none.
+        """
+        raise NotImplementedError
+
+    def run(
+        self,
+        encoder: CachedEncoder,
+        data_dir: str | Sequence[str],
+        protocol: str | None = None,
+        split: str | None = None,
+        resamples: int = RESAMPLES,
+        **options: Any,
+    ) -> list[Result]:
+        """Reads the data and measures. Arguments as in [`Task.read`] and [`Task.measure`]; options that are left out
+        have their defaults."""
+        if not isinstance(data_dir, str) and len(data_dir) == 1:
+            (data_dir,) = data_dir
+        options = {name: options.get(name, option.default) for name, option in self.options.items()}
+        data = self.read(data_dir, split, protocol, **options)
+        return self.measure(encoder, data, protocol, resamples, **options)
+
+
+def joined_options(tasks: Sequence[Task]) -> dict[str, Option]:
+    """The options of all tasks by name.
+
+    Raises:
+        ValueError: two tasks have different options of one name.
+    """
+    joined: dict[str, Option] = {}
+    for task in tasks:
+        for name, option in task.options.items():
+            if joined.setdefault(name, option) != option:
+                raise ValueError(f"Option {name!r} of {task.name!r} differs from that of another task.")
+    return joined

@@ -1,0 +1,146 @@
+"""Zero-shot classification of regions by named protocols (COCO, LVIS)."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...encoders.cached import CachedEncoder
+from ...encoders.protocol import Encoder
+from ...encoders.templates import IMAGENET_TEMPLATES, ONE_TEMPLATE
+from ...encoders.views import crop, official_crop, padded_square
+from ..image_sets import LAYOUTS, Images
+from ..intervals import RESAMPLES
+from ..report import Result
+from .base import Option, Task
+from .class_accuracies import class_accuracies
+from .mask_sensitivity import measure_sensitivity
+
+# Regions that the sensitivity to their prompts is measured on beside the classification.
+SENSITIVITY_REGIONS = 100
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How regions and classes reach the model.
+
+    Args:
+        view: `"context"` (the region prompt in the whole image), `"crop"`, `"official_crop"` or `"padded_square"` (see
+            `views`).
+        prompt: `"mask"` (the box where there is none) or `"box"`.
+        templates: of the class names.
+        crowds: count regions that are marked as crowds.
+        raw_names: class names as the annotation file has them, underscores included.
+    """
+
+    view: str
+    prompt: str
+    templates: tuple[str, ...]
+    crowds: bool = False
+    raw_names: bool = False
+
+
+PROTOCOLS = {
+    "pixclip-coco": Protocol("crop", "mask", ONE_TEMPLATE),
+    "pixclip-coco-official": Protocol("official_crop", "mask", ONE_TEMPLATE, crowds=True, raw_names=True),
+    "pixclip-lvis-official": Protocol("padded_square", "mask", ONE_TEMPLATE, crowds=True, raw_names=True),
+    "cloc-boxes": Protocol("context", "box", IMAGENET_TEMPLATES),
+    "context-masks": Protocol("context", "mask", ONE_TEMPLATE),
+}
+"""Named protocols of region classification; docs/evaluation.md explains them."""
+
+
+def choose_protocol(name: str | None, dataset: str, encoder: Encoder) -> str:
+    """The protocol that `corrected` (or None) and `official` mean for a dataset and an encoder.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name in PROTOCOLS:
+        return name
+    if name == "official":
+        return "pixclip-lvis-official" if "lvis" in dataset.lower() else "pixclip-coco-official"
+    if name in (None, "corrected"):
+        if encoder.view is not None:
+            return "context-masks"  # the view is a way of its own to look at the regions of an image
+        return "pixclip-coco" if encoder.prompt == "mask" else "cloc-boxes"
+    raise ValueError(f"`protocol` must be corrected, official or one of {', '.join(PROTOCOLS)}, got {name!r}.")
+
+
+def classify_regions(
+    encoder: CachedEncoder, data: Images, protocol: str | None = None, resamples: int = RESAMPLES
+) -> Result:
+    """Zero-shot classification of every region among all classes of the dataset.
+
+    Args:
+        encoder: a [`CachedEncoder`].
+        data: images with `regions` that have a `category`.
+        protocol: a name of [`PROTOCOLS`], `corrected` or `official`.
+        resamples: of the bootstrap, which draws images.
+
+    Returns:
+        `accuracy`, `top5_accuracy` (over regions), `class_mean_accuracy` (mAcc) and `class_mean_top5_accuracy` (mean
+        over the classes that occur), `region_count`, `class_count` (classes to choose from).
+
+    Raises:
+        ValueError: no region is left, or an unknown protocol.
+    """
+    name = choose_protocol(protocol, data.name, encoder.encoder)
+    chosen = PROTOCOLS[name]
+    left_out = dict(data.left_out)
+    records, labels = [], []
+    numbers = {category: number for number, category in enumerate(data.categories)}
+    for record in data.records:
+        regions = []
+        for region in record["regions"]:
+            crowd = region.get("iscrowd") and not chosen.crowds
+            if reason := "crowds" if crowd else None if region["category"] else "regions without a category":
+                left_out[reason] = left_out.get(reason, 0) + 1
+            else:
+                regions.append(region)
+        if chosen.prompt == "box":
+            regions = [{**region, "mask": None} for region in regions]
+        if regions:
+            records.append({**record, "regions": regions})
+            labels.append([numbers[region["category"]] for region in regions])
+    if not records:
+        raise ValueError(f"{data.name} has no region to classify; left out: {left_out or 'none'}.")
+    names = [category if chosen.raw_names else category.replace("_", " ") for category in data.categories]
+    classes = encoder.encode_texts(names, templates=chosen.templates)
+    embeds = torch.cat(encoder.encode_records(records, _show(chosen.view, encoder.encoder), name=name))
+    groups = np.repeat(np.arange(len(labels)), [len(row) for row in labels])
+    metrics, intervals = class_accuracies(embeds, classes, torch.tensor(sum(labels, [])), groups, resamples)
+    metrics |= {"region_count": len(embeds), "class_count": len(classes)}
+    return Result("region-classification", data.name, name, metrics, intervals, data.split, left_out)
+
+
+def _show(view: str, encoder: Encoder) -> Any:
+    if view == "crop":
+        return partial(crop, fill=tuple(round(255 * channel) for channel in encoder.mean_color))
+    return {"context": None, "official_crop": official_crop, "padded_square": padded_square}[view]
+
+
+class RegionClassification(Task):
+    """Every region among all classes of its dataset; and, for models with prompts, what the prompts do."""
+
+    name = "region-classification"
+    layout = LAYOUTS["region-classification"]
+    protocols = ("official", *PROTOCOLS)
+    primary_measure = "accuracy"
+    options = {
+        "sensitivity_regions": Option(
+            SENSITIVITY_REGIONS, "regions whose prompts are changed beside region-classification; 0 for none"
+        )
+    }
+    hub_task = "zero-shot-image-classification"
+    pictured = True
+
+    def measure(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
+    ) -> list[Result]:
+        results = [classify_regions(encoder, data, protocol, resamples)]
+        if options["sensitivity_regions"] and encoder.encoder.view is None:
+            results.append(measure_sensitivity(encoder, data, "category", options["sensitivity_regions"], resamples))
+        return results

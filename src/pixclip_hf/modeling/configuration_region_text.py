@@ -1,0 +1,150 @@
+"""What the configurations of both models share: towers, text side and losses, and checks that name a wrong value."""
+
+from dataclasses import field
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+from .configuration_eva02 import Eva02VisionConfig
+from .configuration_pipelines import SavesPipelines
+
+logger = logging.get_logger(__name__)
+
+# Here and not only in the package, so that a folder's own code knows the tower too.
+AutoConfig.register(Eva02VisionConfig.model_type, Eva02VisionConfig, exist_ok=True)
+
+TEXT_POOLINGS = ("mean", "last", "eos", "cls")
+TEXT_PROJECTIONS = ("linear", "mlp_adapter")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises `ValueError` naming the field, its value and the choices, unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+@strict
+class RegionTextConfig(SavesPipelines, PreTrainedConfig):
+    r"""
+    What [`CLOCConfig`] and [`PixCLIPConfig`] share.
+
+    Args:
+        vision_config (`dict` or `PreTrainedConfig`, *optional*):
+            A CLIP- or SigLIP-family vision tower or an `eva02_vision_model`; a default `clip_vision_model` when not
+            given.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            Any text encoder or decoder LLM that `AutoModel` builds; a default `clip_text_model` when not given. `None`
+            builds the model without a text tower: pooled states then come in as `text_states` and `text_hidden_size`
+            gives their width.
+        projection_dim (`int`, *optional*, defaults to 512):
+            Width of the space that images, regions and texts share.
+        logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
+            Logarithm of the initial inverse temperature.
+        text_pooling (`str`, *optional*):
+            `"mean"`, `"last"`, `"eos"` or `"cls"`, over the real tokens.
+        text_projection (`str`, *optional*):
+            `"linear"`, or `"mlp_adapter"` (the released text adapter of PixCLIP).
+        bidirectional (`bool`, *optional*, defaults to `False`):
+            Turns off the causal mask of a decoder text tower.
+        text_hidden_size (`int`, *optional*):
+            Width of the pooled text states; read from `text_config` when there is one.
+        text_model_name (`str`, *optional*):
+            The text model that a configuration with `text_config=None` expects its states from.
+        image_text_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the whole-image loss, computed when image captions are in the batch.
+        text_similarity_threshold (`float`, *optional*):
+            Texts whose cosine similarity to the positive text lies above it are no negatives. `None` takes out equal
+            texts only: a text tower that starts from random weights puts all texts close together, and a threshold
+            would then take out true negatives, half of all of them and more.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the new layers' weights.
+
+    Raises:
+        ValueError: an unknown pooling or projection; a composite or unsupported tower configuration; no text tower and
+            no `text_hidden_size`.
+    """
+
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model", optional=True),
+    }
+    keys_to_ignore_at_inference = ["loss_parts"]
+    # What may prompt a region, the usual one first.
+    prompts: ClassVar[tuple[str, ...]] = ()
+    # Fields of earlier versions that are settings of a run, not of a model, and what took their place.
+    dropped_fields: ClassVar[dict[str, str]] = {
+        "contrastive_tile_size": "the model's attribute of that name, or the training argument"
+    }
+
+    vision_config: PreTrainedConfig | dict | None = None
+    text_config: PreTrainedConfig | dict | None = field(default_factory=lambda: {"model_type": "clip_text_model"})
+    projection_dim: int = 512
+    logit_scale_init_value: float | int = 2.6592
+    text_pooling: str = "eos"
+    text_projection: str = "linear"
+    bidirectional: bool = False
+    text_hidden_size: int | None = None
+    text_model_name: str | None = None
+    image_text_loss_weight: float | int = 1.0
+    text_similarity_threshold: float | int | None = None
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any):
+        check_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
+        check_choice("text_projection", self.text_projection, TEXT_PROJECTIONS)
+        for name, instead in self.dropped_fields.items():
+            # None was the default, which takes nothing away.
+            if (value := kwargs.pop(name, None)) is not None:
+                logger.warning(
+                    f"`{name}={value}` is ignored, since it is no longer a field of the configuration: set {instead}."
+                )
+        super().__post_init__(**kwargs)
+        self._check_vision()
+        self._check_text()
+
+    def _check_vision(self) -> None:
+        """Raises `ValueError` unless `vision_config` describes a tower with a square patch grid."""
+        vision = self.vision_config
+        if hasattr(vision, "vision_config"):
+            raise ValueError(
+                f"`vision_config` must be the configuration of a vision tower, got the composite "
+                f"{vision.model_type!r}: pass its `vision_config`."
+            )
+        for name in ("image_size", "patch_size"):
+            value = getattr(vision, name, None)
+            if not isinstance(value, int):
+                raise ValueError(
+                    f"`vision_config.{name}` must be an int, got {value!r} in a {vision.model_type!r} configuration."
+                )
+        if vision.image_size % vision.patch_size:
+            raise ValueError(
+                f"`vision_config.image_size` ({vision.image_size}) must be a multiple of its `patch_size` "
+                f"({vision.patch_size})."
+            )
+
+    def _check_text(self) -> None:
+        """Checks `text_config` and fills `text_hidden_size`."""
+        text = self.text_config
+        if text is None:
+            if not self.text_hidden_size:
+                raise ValueError("`text_hidden_size` must be given when `text_config` is None, got None.")
+            return
+        if getattr(text, "text_config", None) is not None:
+            raise ValueError(
+                f"`text_config` must be the configuration of a text tower, got the composite {text.model_type!r}: "
+                "pass its `text_config`."
+            )
+        if self.text_hidden_size not in (None, text.hidden_size):
+            raise ValueError(
+                f"`text_hidden_size` ({self.text_hidden_size}) contradicts `text_config.hidden_size` "
+                f"({text.hidden_size})."
+            )
+        self.text_hidden_size = text.hidden_size
+        if self.bidirectional:
+            text.is_causal = False
+
+
+__all__ = ["RegionTextConfig"]

@@ -1,0 +1,474 @@
+"""What both models are: two towers and a projection behind each, region slots, losses over the rows of all ranks, and
+what they return."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .configuration_region_text import RegionTextConfig
+from .modeling_inherit import model_from_towers
+from .modeling_losses import contrastive_loss, text_ids
+from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
+from .modeling_vision import VISION_ADAPTERS, VisionAdapter
+
+Gather = Callable[[Tensor], tuple[Tensor, int]]
+
+TOWER_ARGUMENTS = {*TransformersKwargs.__annotations__, "interpolate_pos_encoding", "return_dict"}
+
+
+def derived() -> Any:
+    """A field of a [`RegionTextOutput`] that is computed from the others: no loss may read it."""
+    return field(default=None, metadata={"derived": True})
+
+
+@dataclass
+class RegionTextOutput(ModelOutput):
+    """
+    What both models return. B images, R region slots per image, T texts, D the projection width; every embedding is
+    L2-normalized; rows of padded region slots are zero in every field.
+
+    Every field is a representation: rows of images or texts, which a batch that is passed in chunks joins again before
+    the loss. What is none says so with [`derived`].
+
+    Args:
+        loss (scalar): weighted sum of `loss_parts`.
+        loss_parts (`dict` of scalars): the parts by name, unweighted; those whose inputs are in the batch.
+        logits_per_region (`(B, R, T)`), logits_per_image (`(B, T)`): scaled cosine similarities to the texts.
+        region_embeds (`(B, R, D)`), image_embeds (`(B, D)`), text_embeds (`(T, D)`).
+        region_text_embeds (`(B, R, D)`): embeddings of the region texts.
+        text_ids (`(T,)`), region_text_ids (`(B, R)`): identities of the texts, see [`text_ids`].
+    """
+
+    loss: Tensor | None = derived()
+    loss_parts: dict[str, Tensor] | None = derived()
+    logits_per_region: Tensor | None = derived()
+    logits_per_image: Tensor | None = derived()
+    region_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    region_text_embeds: Tensor | None = None
+    text_ids: Tensor | None = None
+    region_text_ids: Tensor | None = None
+
+    @classmethod
+    def representations(cls) -> tuple[str, ...]:
+        """Names of the fields that a loss may read."""
+        return tuple(entry.name for entry in fields(cls) if not entry.metadata.get("derived"))
+
+
+def check_arguments(kwargs: dict[str, Any]) -> None:
+    """Refuses what no tower takes: towers swallow any keyword, and a misspelt argument would go unnoticed.
+
+    Raises:
+        TypeError: an argument that neither the model nor its towers know.
+    """
+    if unknown := sorted(set(kwargs) - TOWER_ARGUMENTS):
+        raise TypeError(f"Unknown arguments: {', '.join(unknown)}.")
+
+
+def unit(embeds: Tensor) -> Tensor:
+    """L2-normalised along the last dimension; zeros stay zeros in every precision."""
+    return F.normalize(embeds, dim=-1, eps=torch.finfo(embeds.dtype).tiny)
+
+
+def scatter(rows: Tensor, real: Tensor) -> Tensor:
+    """Rows of the real regions `(n, D)` into their slots `(B, R, D)`, zeros elsewhere."""
+    slots = rows.new_zeros(*real.shape, rows.shape[-1])
+    slots[real] = rows
+    return slots
+
+
+def at_least_one(real: Tensor) -> Tensor:
+    """`real`, or its first slot where no region is real: a tower then runs on every rank, and its parameters take part
+    in every step of data parallelism. Multiply what comes out by `real`."""
+    if real.any():
+        return real
+    first = torch.zeros_like(real)
+    first[:1, :1] = True
+    return first
+
+
+def real_slots(
+    name: str, regions: Tensor | None, attention_mask: Tensor | None, pixel_values: Tensor, trailing: tuple[int, ...]
+) -> Tensor:
+    """Which region slots are real: `(B, R)` bool, all of them without an `attention_mask`.
+
+    Args:
+        name: of the argument `regions`, for messages.
+        regions (`(B, R, *trailing)`): boxes or masks.
+        attention_mask (`(B, R)`): 1 for real regions.
+        pixel_values (`(B, 3, H, W)`).
+        trailing: what `regions` must have behind its first two dimensions.
+
+    Raises:
+        ValueError: no regions, or shapes that do not fit each other.
+    """
+    if regions is None:
+        raise ValueError(f"`{name}` must be given to embed regions, got None.")
+    # Not `len`, which an export takes for a constant.
+    images = pixel_values.shape[0]
+    if regions.ndim != 2 + len(trailing) or regions.shape[2:] != trailing or regions.shape[0] != images:
+        expected = ", ".join(map(str, (images, "R", *trailing)))
+        raise ValueError(f"`{name}` must have shape ({expected}), got {tuple(regions.shape)}.")
+    if attention_mask is None:
+        return torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+    if attention_mask.shape != regions.shape[:2]:
+        raise ValueError(
+            f"`region_attention_mask` must have shape {tuple(regions.shape[:2])} as `{name}`, "
+            f"got {tuple(attention_mask.shape)}."
+        )
+    return attention_mask.bool()
+
+
+def region_text_features(
+    model: Any,
+    real: Tensor,
+    region_input_ids: Tensor | None,
+    region_text_attention_mask: Tensor | None,
+    region_text_states: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Normalised embeddings `(B, R, D)` and identities `(B, R)` of the region texts; zeros in padded slots, which
+    never reach the text tower.
+
+    Args:
+        real (`(B, R)` bool): see [`real_slots`].
+        region_input_ids, region_text_attention_mask (`(B, R, L)`), region_text_states (`(B, R, D_text)`): the texts.
+
+    Raises:
+        ValueError: tokens and states at once, texts for another number of regions, or a real region whose text is all
+            padding.
+    """
+    if region_input_ids is not None and region_text_states is not None:
+        raise ValueError("One of `region_input_ids` and `region_text_states` must be given, got both.")
+    name = "region_text_states" if region_input_ids is None else "region_input_ids"
+    texts = region_text_states if region_input_ids is None else region_input_ids
+    if texts.shape[:2] != real.shape:
+        raise ValueError(
+            f"`{name}` must hold one text a region, shape ({', '.join(map(str, real.shape))}, …), "
+            f"got {tuple(texts.shape)}."
+        )
+    rows = at_least_one(real)
+    if not rows.any():
+        empty = texts.new_zeros(*real.shape, dtype=torch.long)
+        return empty[..., None].expand(*real.shape, model.config.projection_dim).to(model.dtype), empty
+    if region_input_ids is None:
+        ids = text_ids(texts[rows])
+        states = model.get_text_features(text_states=texts[rows], return_dict=True).pooler_output
+    else:
+        mask = torch.ones_like(texts) if region_text_attention_mask is None else region_text_attention_mask
+        if not mask[real].any(-1).all():
+            raise ValueError("`region_text_attention_mask` marks the text of a real region as all padding.")
+        mask = mask[rows] if rows is real else torch.ones_like(texts[rows])
+        ids = text_ids(texts[rows], mask)
+        states = model.get_text_features(texts[rows], mask, return_dict=True).pooler_output
+    embeds = scatter(unit(states), rows) * real[..., None]
+    return embeds, scatter(ids[:, None], rows)[..., 0] * real
+
+
+def wants_loss(
+    return_loss: bool | None, pixel_values: Tensor, texts: Tensor | None, region_texts: Tensor | None
+) -> bool:
+    """Whether to compute the loss: as asked, or when there are region texts.
+
+    Args:
+        return_loss: what the caller asked for.
+        texts, region_texts: token ids or states of the image captions and of the region texts.
+
+    Raises:
+        ValueError: a loss is asked for without any texts, or the texts are not one caption an image.
+    """
+    if return_loss is None:
+        return_loss = region_texts is not None
+    if not return_loss:
+        return False
+    if region_texts is None and texts is None:
+        raise ValueError(
+            "`return_loss=True` needs texts: `region_input_ids` or `region_text_states` with their regions, or "
+            "`input_ids` or `text_states` with one caption an image."
+        )
+    if texts is not None and len(texts) != len(pixel_values):
+        raise ValueError(
+            f"For the loss `input_ids` or `text_states` must hold one caption an image: got {len(texts)} texts for "
+            f"{len(pixel_values)} images. Pass `return_loss=False` to compare with any texts."
+        )
+    return True
+
+
+def slots_of(embeds: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Which slots of region embeddings `(B, R, D)` are real: `(B, R)` bool, all without an `attention_mask`."""
+    if attention_mask is None:
+        return torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    return attention_mask.bool()
+
+
+def set_losses(output: Any, parts: dict[str, Tensor], weights: dict[str, float]) -> None:
+    """Puts the parts of a loss and their weighted sum into a model's output."""
+    if not parts:
+        raise ValueError(
+            f"No part of the loss can be computed: inputs are missing or their weight is 0, of {weights}."
+        )
+    output.loss_parts = parts
+    output.loss = sum(weights[name] * part for name, part in parts.items())
+
+
+def rows_per_rank(valid: Tensor, gather: Gather | None, ranks: int) -> Tensor:
+    """What a rank's sum over its valid rows is divided by, so that the ranks' mean is the mean over all valid rows."""
+    if gather is not None:
+        valid, _ = gather(valid)
+    return valid.sum() / ranks
+
+
+def gathered_contrastive_loss(
+    embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    ids: Tensor,
+    valid: Tensor | None = None,
+    similarity_threshold: float | None = None,
+    gather: Gather | None = None,
+    ranks: int = 1,
+    tile_size: int | None = None,
+) -> Tensor:
+    """[`contrastive_loss`] of this rank's rows against the rows of all ranks."""
+    if valid is None:
+        valid = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
+    over_ranks = {}
+    if gather is not None:
+        all_embeds, offset = gather(embeds)
+        all_valid = gather(valid)[0]
+        over_ranks = {
+            "all_embeds": all_embeds,
+            "all_text_embeds": gather(text_embeds)[0],
+            "all_ids": gather(ids)[0],
+            "all_valid": all_valid,
+            "offset": offset,
+            "normalizer": all_valid.sum() / ranks,
+        }
+    return contrastive_loss(
+        embeds,
+        text_embeds,
+        logit_scale,
+        ids=ids,
+        valid=valid,
+        similarity_threshold=similarity_threshold,
+        tile_size=tile_size,
+        **over_ranks,
+    )
+
+
+class RegionTextPreTrainedModel(PreTrainedModel):
+    """Weight initialization and what every region model declares."""
+
+    config: RegionTextConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def get_input_embeddings(self) -> None:
+        """None: each tower has its own. Sharding asks the whole model, and would shard a part of a tower twice."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ScaledLinear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, LogitScale):
+            init.constant_(module.log_scale, module.init_value)
+
+
+class RegionTextVisionModel(RegionTextPreTrainedModel):
+    """The image side: a vision tower and the projection behind it, which the subclass sets as `visual_projection`.
+    Loads from any checkpoint of the whole model."""
+
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = [
+        r"^text_model\.",
+        r"^text_projection\.",
+        r"^logit_scale\.",
+    ]
+
+    def __init__(self, config: RegionTextConfig):
+        super().__init__(config)
+        self.vision_model = self.vision_adapter.build(config.vision_config)
+
+    @property
+    def vision_adapter(self) -> VisionAdapter:
+        """What is special about the vision tower's family."""
+        return VISION_ADAPTERS.of(self.config.vision_config)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Image features.
+
+        Args:
+            pixel_values (`(B, 3, H, W)`).
+
+        Returns:
+            `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
+            normalized.
+        """
+        return self._encode(pixel_values, **kwargs)
+
+    def _encode(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """The tower's output, its pooled states projected."""
+        outputs = self._run_tower(pixel_values, **kwargs)
+        outputs.pooler_output = self.visual_projection(outputs.pooler_output)
+        return outputs
+
+    def _run_tower(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        check_arguments(kwargs)
+        return self.vision_model(pixel_values=pixel_values, **kwargs)
+
+
+class RegionTextModel(RegionTextVisionModel):
+    """The whole model: beside the image side a text tower, or none, and a projection behind it.
+
+    The `forward` of both models takes texts alike:
+
+    - `input_ids`, `attention_mask` (`(T, L)`): texts to compare with; for the loss, the B image captions.
+    - `region_input_ids`, `region_text_attention_mask` (`(B, R, L)`): a text per region, for the loss.
+    - `text_states` (`(T, text_hidden_size)`), `region_text_states` (`(B, R, text_hidden_size)`): pooled states in
+      place of tokens.
+    - `return_loss`: True or False, or None to compute the loss when region texts are given. `ValueError` for True
+      without any texts, or with T other than B captions, and for region texts without regions.
+    """
+
+    accepts_loss_kwargs = False
+    _keys_to_ignore_on_load_unexpected = None
+    # Endings of the names of the vision tower's weights that a checkpoint of the tower cannot have.
+    new_vision_weights: ClassVar[tuple[str, ...]] = ()
+    _contrastive_tile_size: int | None = None
+
+    def __init__(self, config: RegionTextConfig):
+        super().__init__(config)
+        self.text_model = build_text_model(config)
+        self.text_projection = build_text_projection(config)
+        self.logit_scale = LogitScale(config.logit_scale_init_value)
+
+    @classmethod
+    def from_vision_text_pretrained(cls, vision: str, text: str | None, **kwargs: Any) -> Self:
+        """A model that inherits its towers, and what lies behind them where it fits.
+
+        Args:
+            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), or a CLOC
+                or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (SigLIP's, which has none,
+                the identity), so that image features equal those of the checkpoint.
+            text: CLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or PixCLIP,
+                which says how its text tower is pooled. The projection of a CLIP or a region model becomes
+                `text_projection` when that is `"linear"`; when `vision` and `text` are one checkpoint and both
+                projections fit, `logit_scale` is inherited too. None builds the model without a text tower: it needs
+                `text_hidden_size` and takes pooled states.
+            kwargs: `dtype` of the whole model (float32 when not given; `"auto"` is that of the checkpoints, the wider
+                of two), `image_size` (position embeddings are interpolated), `max_position_embeddings` (those of a
+                CLIP text tower are stretched: the first 20 stay, the rest is interpolated), `revision` or
+                `vision_revision` and `text_revision`, `token`, `cache_dir`, `local_files_only`, and fields of the
+                model's configuration.
+
+        Only what no tower has, and projections that fit nothing, start from new weights: see the model's class.
+
+        Raises:
+            ValueError: a checkpoint of another architecture; weights of a tower missing, left over or of another
+                shape, listed by name; a size that the tower cannot take.
+            TypeError: a field that the configuration does not have.
+        """
+        return model_from_towers(cls, cls.config_class, vision, text, cls.new_vision_weights, **kwargs)
+
+    @property
+    def contrastive_tile_size(self) -> int | None:
+        """Edge of the tiles that the contrastive losses are computed in, so that no matrix of all pairs is held; 0 for
+        one matrix. None, as it starts, is tiles where a batch has many pairs. The values are the same. A setting of
+        the run, which is not saved."""
+        return self._contrastive_tile_size
+
+    @contrastive_tile_size.setter
+    def contrastive_tile_size(self, value: int | None) -> None:
+        if value is not None and value < 0:
+            raise ValueError(f"`contrastive_tile_size` must not be negative, got {value}.")
+        self._contrastive_tile_size = value
+
+    def get_logit_scale(self) -> Tensor:
+        """Scalar: the inverse temperature between regions and texts."""
+        return self.logit_scale()
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        text_states: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Text features.
+
+        Args:
+            input_ids, attention_mask (`(T, L)`): tokens, padded on either side.
+            text_states (`(T, text_hidden_size)`): pooled states in place of tokens.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalized.
+        """
+        check_arguments(kwargs)
+        outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
+        # States of a cache, or of a language model in another precision, may not have that of the projection.
+        outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))
+        return outputs
+
+    def _set_texts(
+        self,
+        output: RegionTextOutput,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        text_states: Tensor | None,
+    ) -> None:
+        """Puts the texts into an output that holds the images and regions: embeddings, identities and logits."""
+        features = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True)
+        output.text_embeds = unit(features.pooler_output)
+        if text_states is None:
+            output.text_ids = text_ids(input_ids, attention_mask)
+        else:
+            output.text_ids = text_ids(text_states)
+        output.logits_per_image = self.logit_scale() * output.image_embeds @ output.text_embeds.T
+        if output.region_embeds is not None:
+            output.logits_per_region = self.get_logit_scale() * output.region_embeds @ output.text_embeds.T
+
+    def _image_text_loss(self, output: RegionTextOutput, gather: Gather | None, ranks: int) -> dict[str, Tensor]:
+        """The part `image_text`, where the output has captions and the part a weight."""
+        if output.text_embeds is None or not self.config.image_text_loss_weight:
+            return {}
+        loss = gathered_contrastive_loss(
+            output.image_embeds,
+            output.text_embeds,
+            self.logit_scale(),
+            output.text_ids,
+            gather=gather,
+            ranks=ranks,
+            tile_size=self.contrastive_tile_size,
+        )
+        return {"image_text": loss}
+
+    def _region_text_loss(
+        self, embeds: Tensor, output: RegionTextOutput, is_real: Tensor, gather: Gather | None, ranks: int
+    ) -> Tensor:
+        """InfoNCE between embeddings (B, R, D) of the regions and the region texts of an output."""
+        return gathered_contrastive_loss(
+            embeds.flatten(0, 1),
+            output.region_text_embeds.flatten(0, 1),
+            self.get_logit_scale(),
+            output.region_text_ids.flatten(),
+            is_real.flatten(),
+            similarity_threshold=self.config.text_similarity_threshold,
+            gather=gather,
+            ranks=ranks,
+            tile_size=self.contrastive_tile_size,
+        )
