@@ -27,15 +27,15 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from pixclip_hf.data.scenes import make_scene
-from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.evaluation.report import markdown_table
-from pixclip_hf.evaluation.scenes import CLIP_TOKENS, evaluate_scenes
 from pixclip_hf.modeling import modeling_cloc
 from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
+from pixclip_hf.scenes.dataset import make_scene
+from pixclip_hf.scenes.measures import CLIP_TOKENS, evaluate_scenes
 from pixclip_hf.scenes.recipes import COMMON, RECIPES, start_from_towers
+from pixclip_hf.scenes.small_models import small_model
+from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 from pixclip_hf.training import command
-from pixclip_hf.training.from_scratch import small_model
 
 STEPS = {"cloc": 900, "pixclip": 300}
 TEST_IMAGES = 400

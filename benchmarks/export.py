@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from transformers import AutoModel, AutoProcessor
 
 from pixclip_hf import CLOCConfig, CLOCModel, RegionEncoder
-from pixclip_hf.data.scenes import all_descriptions, make_scene
 from pixclip_hf.export import TextHalf, export_text_half
+from pixclip_hf.scenes.dataset import all_descriptions, make_scene
 
 DEMO = Path("runs/demo/cloc")
 TEXTS, LENGTH, REPEATS, SCENES, TOP = 8, 64, 7, 200, 10

@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 
-from pixclip_hf.data.scenes import make_scene, scene_texts, scenes_dataset
+from pixclip_hf.scenes.dataset import make_scene, scene_texts, scenes_dataset
 
 REPEATS = 5
 SCENES = 300

@@ -17,10 +17,10 @@ import datasets
 import torch
 
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import scenes_dataset
 from pixclip_hf.data.streaming import RecordStream, StreamLoader, stream_records
-from pixclip_hf.data.tokenizer import scenes_tokenizer
-from pixclip_hf.training.from_scratch import small_model
+from pixclip_hf.scenes.dataset import scenes_dataset
+from pixclip_hf.scenes.small_models import small_model
+from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 
 IMAGES, SHARDS, WORKERS, BATCH = 1024, 4, 2, 32
 ROUNDS, BATCHES, WAITING = 3, 8, 2 * WORKERS

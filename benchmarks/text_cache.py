@@ -24,9 +24,9 @@ from pixclip_hf import (
     RegionImageProcessor,
     RegionTrainer,
 )
-from pixclip_hf.data.scenes import scenes_dataset
-from pixclip_hf.data.tokenizer import scenes_tokenizer
-from pixclip_hf.training.from_scratch import small_model
+from pixclip_hf.scenes.dataset import scenes_dataset
+from pixclip_hf.scenes.small_models import small_model
+from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 from pixclip_hf.training.llm import attach_text_model, find_smollm2, load_gguf
 from pixclip_hf.training.text_cache import TextEmbeddingCache
 

@@ -30,12 +30,12 @@ from transformers import AutoModel, AutoProcessor
 from pixclip_hf import RegionEncoder
 from pixclip_hf.annotation.run import annotate
 from pixclip_hf.annotation.vesl import VeslArguments, vesl_stages
-from pixclip_hf.data.scenes import COLOURS, SHAPES, TEXTURES, make_scene
 from pixclip_hf.data.sources import load_records
 from pixclip_hf.evaluation.report import markdown_table
 from pixclip_hf.evaluation.retrieval import retrieval_recall
-from pixclip_hf.evaluation.scenes import evaluate_scenes
 from pixclip_hf.modeling.modeling_regions import box_iou
+from pixclip_hf.scenes.dataset import COLOURS, SHAPES, TEXTURES, make_scene
+from pixclip_hf.scenes.measures import evaluate_scenes
 from pixclip_hf.scenes.recipes import COMMON, RECIPES
 from pixclip_hf.training.command import main as run_pretrain
 

@@ -17,8 +17,8 @@ import numpy as np
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from pixclip_hf.cards import write_card
-from pixclip_hf.data.scenes import make_scene
-from pixclip_hf.evaluation.scenes import evaluate_scenes
+from pixclip_hf.scenes.dataset import make_scene
+from pixclip_hf.scenes.measures import evaluate_scenes
 from pixclip_hf.scenes.recipes import RECIPES, find_stage, start_from_towers, train_stage
 from pixclip_hf.scenes.report import draw_front, draw_page, report
 

@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoProcessor
 from transformers.exporters import ExportedModel
 
 from pixclip_hf import CLOCVisionModel, PixCLIPVisionModel
-from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.export import EXPORT_FORMATS, export_image_half, export_text_half
+from pixclip_hf.scenes.dataset import make_scene
 
 VISION_MODELS = {"cloc": CLOCVisionModel, "pixclip": PixCLIPVisionModel}
 

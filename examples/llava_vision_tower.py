@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from pixclip_hf import make_scene, scenes_tokenizer
-from pixclip_hf.training.from_scratch import small_model
+from pixclip_hf.scenes.small_models import small_model
 
 
 def load_cloc(path: str | None):

@@ -19,10 +19,10 @@ from run_pretrain import main as run_pretrain
 from transformers import AutoModel, AutoProcessor
 
 from pixclip_hf import RegionEncoder
-from pixclip_hf.data.scenes import late_detail_pairs, make_scene
 from pixclip_hf.evaluation.report import markdown_table, share
 from pixclip_hf.evaluation.retrieval import retrieval_recall
-from pixclip_hf.evaluation.scenes import pair_accuracy
+from pixclip_hf.scenes.dataset import late_detail_pairs, make_scene
+from pixclip_hf.scenes.measures import pair_accuracy
 from pixclip_hf.training.llm import find_smollm2, load_gguf
 
 COMMON = [

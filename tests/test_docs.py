@@ -11,9 +11,9 @@ import pytest
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tokenizer
 from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaModel
 
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.data.sources import KINDS, load_records
 from pixclip_hf.record import validate_record
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 from pixclip_hf.training.command import build_parser, main
 
 ROOT = Path(__file__).parents[1]

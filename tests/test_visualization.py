@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import pixclip_hf
-from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.processing.processing_regions import decode_rle
+from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.visualization import (
     draw_answers,
     draw_heat_map,

@@ -30,9 +30,9 @@ from .processing.processing_pixclip import PixCLIPProcessor
 
 if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
     from .data.collator import RegionCollator
-    from .data.scenes import make_scene, scenes_dataset
+    from .scenes.dataset import make_scene, scenes_dataset
     from .data.sources import load_records
-    from .data.tokenizer import scenes_tokenizer, train_tokenizer
+    from .scenes.tokenizer import scenes_tokenizer, train_tokenizer
     from .encoders.region_encoder import RegionEncoder
     from .encoders.view_encoder import ViewEncoder, load_encoder
     from .hub import publish
@@ -45,12 +45,12 @@ __version__ = "0.1.0"
 # Public names whose modules need an extra (`pip install pixclip-hf[train]`, `[data]`): imported on first access.
 _MODULE_OF_LAZY_NAME = {
     "load_records": ".data.sources",
-    "make_scene": ".data.scenes",
+    "make_scene": ".scenes.dataset",
     "publish": ".hub",
     "record_features": ".record",
-    "scenes_dataset": ".data.scenes",
-    "scenes_tokenizer": ".data.tokenizer",
-    "train_tokenizer": ".data.tokenizer",
+    "scenes_dataset": ".scenes.dataset",
+    "scenes_tokenizer": ".scenes.tokenizer",
+    "train_tokenizer": ".scenes.tokenizer",
     "validate_record": ".record",
     "RegionCollator": ".data.collator",
     "RegionEncoder": ".encoders.region_encoder",

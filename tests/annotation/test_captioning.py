@@ -19,9 +19,10 @@ from transformers import (
 from pixclip_hf.annotation.chat import LocalChat
 from pixclip_hf.annotation.chat.local import _load as load_local
 from pixclip_hf.annotation.sources import ReadRecords
-from pixclip_hf.annotation.stages import open_image, pipeline_features
+from pixclip_hf.annotation.stages import pipeline_features
 from pixclip_hf.annotation.vesl import VeslArguments, vesl_models, vesl_stages
 from pixclip_hf.annotation.vesl.captioning import CaptionColumn, ImageCaptions
+from pixclip_hf.images import open_image
 
 
 @pytest.fixture(scope="module")

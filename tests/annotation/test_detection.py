@@ -8,7 +8,7 @@ from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcess
 
 from pixclip_hf.annotation.engines import run_stages
 from pixclip_hf.annotation.sources import ReadRecords
-from pixclip_hf.annotation.stages import open_image, pipeline_features
+from pixclip_hf.annotation.stages import pipeline_features
 from pixclip_hf.annotation.vesl import VeslArguments, VeslRegions, vesl_models, vesl_stages
 from pixclip_hf.annotation.vesl.captioning import CaptionColumn
 from pixclip_hf.annotation.vesl.detection import (
@@ -18,6 +18,7 @@ from pixclip_hf.annotation.vesl.detection import (
     non_maximum_suppression,
 )
 from pixclip_hf.annotation.vesl.phrases import PhraseCandidates
+from pixclip_hf.images import open_image
 
 KEEP_ALL = BoxRules(threshold=0.0, top_k=1000, nms_iou=1.0, min_area=0.0)
 

@@ -11,7 +11,8 @@ from transformers import Sam2Config, SamConfig, SamImageProcessorPil, SamModel, 
 from transformers.utils import is_torchvision_available
 
 from pixclip_hf.annotation.longgrit.masks import SamMasks
-from pixclip_hf.annotation.stages import open_image, pipeline_features
+from pixclip_hf.annotation.stages import pipeline_features
+from pixclip_hf.images import open_image
 from pixclip_hf.processing.processing_regions import decode_rle, encode_rle
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from pixclip_hf.annotation.stages import pipeline_features
 from pixclip_hf.annotation.vesl.phrases import NgramCandidates, PhraseCandidates
-from pixclip_hf.data.scenes import scene_texts
+from pixclip_hf.scenes.dataset import scene_texts
 
 
 def call(stage, **columns):

@@ -17,6 +17,7 @@ from pixclip_hf.annotation.vesl import VeslRegions
 from pixclip_hf.annotation.vesl.captioning import CaptionColumn, ImageCaptions
 from pixclip_hf.annotation.vesl.detection import OpenVocabularyDetector, SimulatedDetector
 from pixclip_hf.annotation.vesl.phrases import NgramCandidates, PhraseCandidates
+from pixclip_hf.images import open_image
 
 STAGES = [
     ReadRecords("scenes:5"),
@@ -88,14 +89,14 @@ def test_images_are_upright():
     exif[0x0112] = 6  # a quarter turn
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", exif=exif)
-    opened = stages.open_image({"bytes": buffer.getvalue(), "path": None})
+    opened = open_image({"bytes": buffer.getvalue(), "path": None})
     assert opened.size == (4, 8) and opened.mode == "RGB"
 
 
 def opened(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
-    return np.asarray(stages.open_image({"bytes": buffer.getvalue(), "path": None}))
+    return np.asarray(open_image({"bytes": buffer.getvalue(), "path": None}))
 
 
 def test_images_are_as_the_processor_reads_them():

@@ -10,7 +10,7 @@ from pixclip_hf.annotation.longgrit.text_checks import (
     is_refusal,
     repeats_itself,
 )
-from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.scenes.dataset import make_scene
 
 SENTENCES = {
     "en": "A small brown dog with a white chest lies on a red blanket next to the window and looks at the camera.",

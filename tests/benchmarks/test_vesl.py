@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pixclip_hf.annotation.vesl import VeslArguments
-from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.sources import load_records
+from pixclip_hf.scenes.dataset import make_scene
 
 pytest.importorskip("spacy")
 

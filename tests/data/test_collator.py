@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pixclip_hf.data.collator import RegionCollator, RegionDataset, region_inputs
-from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.scenes.dataset import make_scene
 
 FAMILIES = ("cloc", "pixclip")
 

@@ -4,9 +4,9 @@ import datasets
 import pytest
 
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.data.sources import load_records
 from pixclip_hf.record import record_features
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 
 
 @pytest.fixture(autouse=True)

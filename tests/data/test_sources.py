@@ -15,8 +15,8 @@ from PIL import Image
 
 import pixclip_hf
 from pixclip_hf import load_records, record_features, validate_record
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.data.sources import KINDS, open_source, parse_source
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 
 SIZE = (40, 30)
 

@@ -12,10 +12,10 @@ from PIL import ExifTags, Image
 from transformers.utils import logging
 
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.data.sources import load_records
 from pixclip_hf.data.streaming import RecordStream, StreamLoader, stream_records
 from pixclip_hf.record import record_features
+from pixclip_hf.scenes.dataset import make_scene
 
 SIZE = 16
 

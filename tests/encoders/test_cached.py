@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from stand_ins import tiny_clip
 
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.encoders.cached import CachedEncoder, fingerprint
 from pixclip_hf.encoders.region_encoder import RegionEncoder
 from pixclip_hf.encoders.view_encoder import ViewEncoder
 from pixclip_hf.images import StoredImage
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 
 
 @pytest.fixture

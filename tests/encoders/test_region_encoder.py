@@ -13,9 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 import pixclip_hf
 from pixclip_hf import RegionEncoder, ViewEncoder, load_encoder
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.encoders.protocol import Encoder
 from pixclip_hf.images import StoredImage
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 
 FAMILIES = ("tiny_cloc", "tiny_pixclip")
 

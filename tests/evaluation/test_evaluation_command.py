@@ -9,14 +9,14 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from pixclip_hf import cli, hub
-from pixclip_hf.data.scenes import make_scene
-from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.encoders.view_encoder import load_encoder
 from pixclip_hf.evaluation import command
 from pixclip_hf.evaluation.command import main
 from pixclip_hf.evaluation.report import weights_digest, write_results
-from pixclip_hf.evaluation.scenes import evaluate_scenes
-from pixclip_hf.training.from_scratch import small_model
+from pixclip_hf.scenes.dataset import make_scene
+from pixclip_hf.scenes.measures import evaluate_scenes
+from pixclip_hf.scenes.small_models import small_model
+from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 
 LIBRARIES = ("torch", "transformers", "pillow")
 

@@ -6,9 +6,9 @@ import datasets
 import pytest
 from PIL import Image
 
-from pixclip_hf.data.scenes import scenes_dataset
 from pixclip_hf.evaluation.image_sets import LAYOUTS, parse_scenes, read_images
 from pixclip_hf.images import open_image
+from pixclip_hf.scenes.dataset import scenes_dataset
 
 SIZE = (64, 48)
 

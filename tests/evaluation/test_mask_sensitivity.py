@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.encoders.region_encoder import RegionEncoder
 from pixclip_hf.evaluation.image_sets import Images
 from pixclip_hf.evaluation.tasks.mask_sensitivity import inverted, measure_sensitivity, moved, shrunk, whole
+from pixclip_hf.scenes.dataset import make_scene
 
 CHANGES = {"moved", "shrunk", "inverted", "whole"}
 

@@ -10,7 +10,6 @@ from stand_ins import known, tiny_clip
 from transformers import TrainingArguments
 
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import make_scene
 from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.encoders.region_encoder import RegionEncoder
 from pixclip_hf.encoders.view_encoder import ViewEncoder
@@ -18,6 +17,7 @@ from pixclip_hf.evaluation.image_sets import Images
 from pixclip_hf.evaluation.report import Result, write_results
 from pixclip_hf.evaluation.tasks import TASKS, EvaluateTasks, run_task
 from pixclip_hf.evaluation.tasks.retrieval import retrieve_images, retrieve_regions
+from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training import RegionTrainer
 
 

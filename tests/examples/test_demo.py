@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor
 
-from pixclip_hf.data.scenes import make_scene
-from pixclip_hf.data.tokenizer import scenes_tokenizer
-from pixclip_hf.evaluation.scenes import evaluate_scenes
-from pixclip_hf.training.from_scratch import small_model
+from pixclip_hf.scenes.dataset import make_scene
+from pixclip_hf.scenes.measures import evaluate_scenes
+from pixclip_hf.scenes.small_models import small_model
+from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 
 OTHERS = ("hard", "train", "towers")
 PAIRS = ("same_box_by_mask", "late_detail", "late_detail_cut_77", "crop_same_box", "crop_late_detail")

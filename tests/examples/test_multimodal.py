@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, AutoProcessor, LlamaForCausalLM, LlavaForConditionalGeneration
 
 import pixclip_hf
-from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.scenes.dataset import make_scene
 
 
 @pytest.fixture(scope="module")

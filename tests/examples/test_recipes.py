@@ -14,8 +14,8 @@ from run_pretrain import main
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, HfArgumentParser, LlamaConfig, LlamaModel
 from transformers.integrations import integration_utils
 
-from pixclip_hf.data.scenes import scenes_dataset
 from pixclip_hf.data.streaming import RecordStream
+from pixclip_hf.scenes.dataset import scenes_dataset
 from pixclip_hf.training import ModelArguments, recipe_arguments
 from pixclip_hf.training.command import build_model
 

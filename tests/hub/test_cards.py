@@ -10,9 +10,9 @@ from PIL import Image
 
 import pixclip_hf
 from pixclip_hf import cards, hub
-from pixclip_hf.data.scenes import scenes_dataset
 from pixclip_hf.evaluation.report import Result, weights_digest, write_results
 from pixclip_hf.evaluation.tasks import TASKS
+from pixclip_hf.scenes.dataset import scenes_dataset
 from pixclip_hf.training import add_lora
 
 FAMILIES = ("cloc", "pixclip")

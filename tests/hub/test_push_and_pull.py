@@ -15,7 +15,7 @@ from processes import Failed, running_process
 from transformers import AutoModel
 
 import pixclip_hf
-from pixclip_hf.data.scenes import scenes_dataset
+from pixclip_hf.scenes.dataset import scenes_dataset
 from pixclip_hf.training import add_lora
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 
 pytest.importorskip("faiss", reason="needs pip install pixclip-hf[search]")
 

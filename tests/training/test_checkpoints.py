@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training import RegionTrainer, last_checkpoint
 from pixclip_hf.training.command import main
 

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoProcessor, TrainingArguments
 from transformers.utils import logging
 
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training import add_lora
 from pixclip_hf.training.gradient_cache import cached_backward
 from pixclip_hf.training.sharding import scalars_to_vectors

@@ -5,7 +5,7 @@ import torch
 from transformers import TrainingArguments
 
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training import RegionTrainer
 from pixclip_hf.training.length_sampler import EpochLengthSampler
 

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModel, AutoProcessor, LlamaConfig, LlamaModel, pipeline
 
 import pixclip_hf
-from pixclip_hf.data.scenes import make_scene, scene_texts
 from pixclip_hf.hub import write_folder
 from pixclip_hf.modeling.modeling_text import encode_text, set_bidirectional
+from pixclip_hf.scenes.dataset import make_scene, scene_texts
 from pixclip_hf.training import add_lora, llm
 from pixclip_hf.training.llm import (
     attach_text_model,

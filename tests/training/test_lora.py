@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, TrainingArguments
 
 import pixclip_hf
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training import RegionTrainer, add_lora
 
 FAMILIES = ("cloc", "pixclip")

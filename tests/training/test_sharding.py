@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModel
 
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import make_scene
+from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training import add_lora
 from pixclip_hf.training.sharding import scalars_to_vectors, vectors_to_scalars
 

@@ -12,8 +12,8 @@ from transformers import AutoModel, AutoProcessor, TrainingArguments
 from transformers.utils import logging
 
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import scenes_dataset
 from pixclip_hf.data.streaming import RecordStream, stream_records
+from pixclip_hf.scenes.dataset import scenes_dataset
 from pixclip_hf.training import RegionTrainer
 
 CLOCKS = {"train_runtime", "images_per_second", "regions_per_second", "tokens_per_second"}

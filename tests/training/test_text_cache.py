@@ -8,8 +8,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 import pixclip_hf
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.modeling.modeling_text import encode_text, set_bidirectional
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 from pixclip_hf.training import text_cache
 from pixclip_hf.training.text_cache import TextEmbeddingCache
 

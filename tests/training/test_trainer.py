@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
 from transformers.utils import ModelOutput
 
 from pixclip_hf.data.collator import RegionCollator, RegionDataset, content_key
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 from pixclip_hf.training.trainer import KeyedCollator, RegionTrainer
 
 FAMILIES = ("cloc", "pixclip")

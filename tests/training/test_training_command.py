@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, LlamaConfig, LlamaModel
 
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 from pixclip_hf.training.command import main
 
 FAMILIES = {"cloc": "CLOC", "pixclip": "PixCLIP"}

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data.scenes import make_scene
 from ..data.sources import IMAGE_SUFFIXES, AnnotatedImage, Source, load_records, open_source, parse_source
 from ..data.sources.base import in_pixels
 from ..data.sources.docci import DESCRIPTIONS as DOCCI_FILE
 from ..images import StoredImage
 from ..processing.processing_regions import decode_rle, mask_box, polygon_mask, read_mask
+from ..scenes.dataset import make_scene
 
 Record = Mapping[str, Any]
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ..data.scenes import all_descriptions, late_detail_pairs, make_scene, same_box_pairs
 from ..encoders.region_encoder import RegionEncoder
 from ..evaluation.report import markdown_table, share
 from ..processing.processing_regions import decode_rle
 from ..visualization import draw_answers, draw_regions, similarity_map
+from .dataset import all_descriptions, late_detail_pairs, make_scene, same_box_pairs
 
 PAGE_SCENES = 12
 DESCRIPTIONS = (

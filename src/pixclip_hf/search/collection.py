@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image
 from transformers import pipeline
 
-from ..data.scenes import make_scene
 from ..data.sources import IMAGE_SUFFIXES, load_records
 from ..images import open_image
+from ..scenes.dataset import make_scene
 
 
 @dataclass(frozen=True)

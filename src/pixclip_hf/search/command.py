@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from ..command_help import HelpFormatter
-from ..data.tokenizer import scenes_tokenizer
 from ..encoders.protocol import Encoder
 from ..encoders.region_encoder import RegionEncoder
 from ..encoders.view_encoder import load_encoder
-from ..training.from_scratch import small_model
+from ..scenes.small_models import small_model
+from ..scenes.tokenizer import scenes_tokenizer
 from .collection import Collection
 from .index import INDEX, build_index, embed_collection, find_regions, open_index, shards
 from .sheet import draw_sheet

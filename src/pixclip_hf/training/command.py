@@ -14,7 +14,8 @@ from .. import __version__
 from ..cards import write_card
 from ..command_help import HelpFormatter
 from ..data.collator import RegionCollator
-from ..data.tokenizer import scenes_tokenizer
+from ..scenes.small_models import MODEL_CLASSES, small_model
+from ..scenes.tokenizer import scenes_tokenizer
 from .arguments import (
     DataArguments,
     EarlyStoppingArguments,
@@ -27,7 +28,6 @@ from .arguments import (
 from .checkpoints import last_checkpoint
 from .data import build_datasets
 from .early_stopping import early_stopping
-from .from_scratch import MODEL_CLASSES, small_model
 from .llm import attach_text_model, quantize_text_model
 from .lora import add_lora
 from .optimizer import optimizer_for

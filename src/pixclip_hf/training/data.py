@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..data.scenes import scenes_dataset
 from ..data.sources import has_splits, load_records, parse_source
 from ..data.streaming import RecordStream, stream_records
+from ..scenes.dataset import scenes_dataset
 from .arguments import DataArguments
 
 if TYPE_CHECKING:

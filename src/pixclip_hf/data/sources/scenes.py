@@ -3,7 +3,7 @@
 import io
 from dataclasses import dataclass
 
-from ..scenes import make_scene
+from ...scenes.dataset import make_scene
 from .base import AnnotatedImage, Source
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...data.scenes import make_scene
 from ...encoders.cached import CachedEncoder
+from ...scenes.dataset import make_scene
+from ...scenes.measures import measure_scenes
 from ..image_sets import parse_scenes, refuse_split
 from ..intervals import RESAMPLES
 from ..report import Result
-from ..scenes import measure_scenes
 from .base import Task
 
 

@@ -1,8 +1,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from pixclip_hf.data.scenes import all_descriptions, late_detail_pairs, make_scene
-from pixclip_hf.data.tokenizer import scenes_tokenizer, train_tokenizer
+from pixclip_hf.scenes.dataset import all_descriptions, late_detail_pairs, make_scene
+from pixclip_hf.scenes.tokenizer import scenes_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from .scenes import scene_texts
+from .dataset import scene_texts
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 _SMALLEST_VOCAB = 256 + 3  # every byte and the special tokens

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.scenes import all_descriptions, late_detail_pairs, same_box_pairs
 from ..encoders.cached import CachedEncoder
 from ..encoders.protocol import Record
 from ..encoders.region_encoder import RegionEncoder
 from ..encoders.views import square_crop
+from ..evaluation.intervals import mean_interval
+from ..evaluation.retrieval import rank_right_keys
 from ..modeling.modeling_regions import box_iou
 from ..processing.processing_pixclip import CROP_SCALE
-from .intervals import mean_interval
-from .retrieval import rank_right_keys
+from .dataset import all_descriptions, late_detail_pairs, same_box_pairs
 
 CLIP_TOKENS = 77
 GROUNDED_IOU = 0.5

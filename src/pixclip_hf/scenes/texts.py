@@ -5,7 +5,7 @@ The wording is drawn once per scene, so that the long captions of a scene differ
 
 from collections.abc import Sequence
 
-from .scenes_layout import COLOURS, SHAPES, TEXTURES, DrawStream, SceneObject
+from .layout import COLOURS, SHAPES, TEXTURES, DrawStream, SceneObject
 
 EARLY_WORDS = 80  # the deciding details of twins come after this many words
 

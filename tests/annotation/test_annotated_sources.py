@@ -17,11 +17,11 @@ from PIL import Image
 from pixclip_hf.annotation.sources import LeftOut, ReadRecords, read_record
 from pixclip_hf.annotation.stages import pipeline_features
 from pixclip_hf.data.collator import content_key
-from pixclip_hf.data.scenes import make_scene, scenes_dataset
 from pixclip_hf.data.sources import open_source
 from pixclip_hf.modeling.modeling_regions import box_iou
 from pixclip_hf.processing.processing_regions import decode_rle, encode_rle, mask_box
 from pixclip_hf.record import validate_record
+from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
 
 
 @pytest.fixture(autouse=True)

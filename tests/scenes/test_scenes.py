@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from pixclip_hf.data.scenes import (
+from pixclip_hf.record import record_features, validate_record
+from pixclip_hf.scenes.dataset import (
     COLOURS,
     SHAPES,
     TEXTURES,
@@ -20,8 +21,7 @@ from pixclip_hf.data.scenes import (
     scene_texts,
     scenes_dataset,
 )
-from pixclip_hf.data.scenes_layout import DrawStream, same_box_shapes, silhouette
-from pixclip_hf.record import record_features, validate_record
+from pixclip_hf.scenes.layout import DrawStream, same_box_shapes, silhouette
 
 SCENES = 300
 HUES = {"red": 357, "orange": 31, "yellow": 53, "green": 130, "cyan": 183, "blue": 230, "purple": 279, "pink": 328}
@@ -431,7 +431,7 @@ def test_bad_dataset_arguments():
 def test_scenes_need_no_datasets():
     code = (
         "import sys; sys.modules['datasets'] = None\n"
-        "from pixclip_hf.data.scenes import make_scene\n"
+        "from pixclip_hf.scenes.dataset import make_scene\n"
         "assert len(make_scene(0)['regions']) >= 3"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

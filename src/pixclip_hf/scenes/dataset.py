@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..processing.processing_regions import encode_rle
 from ..record import record_features
-from .scenes_layout import (
+from .layout import (
     COLOURS,
     SETTINGS,
     SHAPES,
@@ -25,7 +25,7 @@ from .scenes_layout import (
     silhouette,
     tight_box,
 )
-from .scenes_text import EARLY_WORDS, all_descriptions, alt_text, describe, image_captions, long_captions
+from .texts import EARLY_WORDS, all_descriptions, alt_text, describe, image_captions, long_captions
 
 if TYPE_CHECKING:
     import datasets

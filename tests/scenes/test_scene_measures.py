@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from pixclip_hf.data.scenes import all_descriptions, late_detail_pairs, make_scene
-from pixclip_hf.data.tokenizer import scenes_tokenizer
 from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.encoders.region_encoder import RegionEncoder
-from pixclip_hf.evaluation.scenes import (
+from pixclip_hf.scenes.dataset import all_descriptions, late_detail_pairs, make_scene
+from pixclip_hf.scenes.measures import (
     description_accuracy,
     embed_crops,
     evaluate_scenes,
@@ -17,7 +16,8 @@ from pixclip_hf.evaluation.scenes import (
     measure_scenes,
     pair_accuracy,
 )
-from pixclip_hf.training.from_scratch import small_model
+from pixclip_hf.scenes.small_models import small_model
+from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 
 IMAGE_MEASURES = {"image_to_text_recall@1", "text_to_image_recall@1", "image_count"}
 DESCRIPTION_MEASURES = {f"region_description_{name}" for name in ("exact", "texture", "colour", "shape", "count")}
