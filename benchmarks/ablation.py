@@ -27,7 +27,7 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from pixclip_hf.evaluation.report import markdown_table
+from pixclip_hf.evaluation.report import markdown_table, with_current_names
 from pixclip_hf.modeling import modeling_cloc
 from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
 from pixclip_hf.scenes.dataset import make_scene
@@ -60,7 +60,7 @@ class Arm:
         arguments: of the training script, in place of the recipe's.
         text_tokens: the tokenizer's limit.
         other: measure of this arm, where it is not that of the base.
-        before: an arm that this one goes on from.
+        before: an arm that this one continues from.
         equal_texts_are_negatives: of each other, in the region-text loss.
         frozen_at_zero: weights of the Prompter's layer that stay zero.
         inherits: a PixCLIP whose towers come from the CLOC base; else from random weights.
@@ -227,7 +227,7 @@ def done_before(file: Path, recipe: dict) -> dict[str, float] | None:
     found = json.loads(file.read_text())
     if found["recipe"] != json.loads(json.dumps(recipe)):
         raise ValueError(f"{file} is of another recipe, {found['recipe']}, not {recipe}: move it away.")
-    return found["metrics"]
+    return with_current_names(found["metrics"])
 
 
 def keep(file: Path, recipe: dict, metrics: dict[str, float]) -> None:
@@ -290,8 +290,9 @@ def trained(family: str, name: str, seed: int) -> Path:
 
 
 def needed(chosen: list[str], seeds: int) -> list[list[tuple[str, str, int]]]:
-    """The models that rows are made of, each once, seed by seed; in waves, so that what a model goes on from is there:
-    first CLOC and what starts from random weights, then PixCLIP from CLOC's towers, then what goes on from those."""
+    """The models that rows are made of, each once, seed by seed; in waves, so that what a model continues from is
+    there: first CLOC and what starts from random weights, then PixCLIP from CLOC's towers, then what continues
+    from those."""
     waves: list[list[tuple[str, str, int]]] = [[], [], []]
 
     def add(family: str, name: str, seed: int) -> int:
@@ -322,7 +323,7 @@ def side_by_side(train: Callable, plan: Callable, waves: list[list[tuple]], proc
             train(*model)
         return
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    # A process a model: the Trainer's state and the random generators start anew.
+    # One process per model, so that the Trainer's state and the random generators start fresh.
     with ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),

@@ -48,8 +48,8 @@ def blobs(count: int) -> list[list[float]]:
     rings = []
     for _ in range(count):
         radius = generator.uniform(20, 300) * (1 + 0.3 * np.sin(generator.integers(2, 6) * angles))
-        centre = generator.uniform(200, SOURCE - 200, 2)
-        ring = centre[:, None] + radius * np.stack([np.cos(angles), np.sin(angles)])
+        center = generator.uniform(200, SOURCE - 200, 2)
+        ring = center[:, None] + radius * np.stack([np.cos(angles), np.sin(angles)])
         rings.append(ring.clip(0, SOURCE).T.ravel().tolist())
     return rings
 

@@ -74,7 +74,7 @@ def random_masks(count: int) -> torch.Tensor:
 
 
 def photograph(path: Path) -> None:
-    """A JPEG file about as hard to decode as a photograph: smooth colours with some noise."""
+    """A JPEG file about as hard to decode as a photograph: smooth colors with some noise."""
     width, height = PHOTOGRAPH
     generator = np.random.default_rng(0)
     coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((width, height))
@@ -83,8 +83,8 @@ def photograph(path: Path) -> None:
 
 
 def from_files(cloc: CLOCVisionModel, clip: CLIPModel) -> float:
-    """Regions a second from JPEG files to embeddings: CLOC with 32 boxes each, over CLIP on 32 crops, both at the best
-    batch size."""
+    """Regions per second from JPEG files to embeddings: CLOC with 32 boxes each, over CLIP on 32 crops, both at the
+    best batch size."""
     boxes = random_boxes(32, PHOTOGRAPH).tolist()
     ours, theirs = CLOCProcessor(RegionImageProcessor()), CLIPImageProcessorPil()
     with tempfile.TemporaryDirectory() as folder:

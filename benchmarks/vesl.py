@@ -34,7 +34,7 @@ from pixclip_hf.data.sources import load_records
 from pixclip_hf.evaluation.report import markdown_table
 from pixclip_hf.evaluation.retrieval import retrieval_recall
 from pixclip_hf.modeling.modeling_regions import box_iou
-from pixclip_hf.scenes.dataset import COLOURS, SHAPES, TEXTURES, make_scene
+from pixclip_hf.scenes.dataset import COLORS, SHAPES, TEXTURES, make_scene
 from pixclip_hf.scenes.measures import evaluate_scenes
 from pixclip_hf.scenes.recipes import COMMON, RECIPES
 from pixclip_hf.training.command import main as run_pretrain
@@ -57,13 +57,13 @@ CHECKED_IMAGES = 500
 MEASURES = {
     "region_description_exact": "region description, exact of 256 (chance 0.4 %)",
     "region_description_texture": "… texture of 4 (25 %)",
-    "region_description_colour": "… colour of 8 (12.5 %)",
+    "region_description_color": "… color of 8 (12.5 %)",
     "region_description_shape": "… shape of 8 (12.5 %)",
     "region_to_text_recall@1": "region to text, recall@1",
     "text_to_region_recall@1": "text to region, recall@1",
     "image_to_text_recall@1": "image to caption, recall@1",
-    "regions_per_image": "regions an image, in training",
-    "whole_texts": "… whose text says texture, colour and shape, all right",
+    "regions_per_image": "regions per image, in training",
+    "whole_texts": "… whose text says texture, color and shape, all right",
     "wrong_texts": "… whose text says a wrong one",
 }
 
@@ -98,7 +98,7 @@ def evaluate(folder: Path, seed: int) -> dict[str, float]:
 def check_texts(folder: Path, seed: int) -> dict[str, float]:
     """How many regions an annotated image has, and what share of their texts is whole, and wrong, as seen from the
     drawn object that a box overlaps most."""
-    looks = {*COLOURS, *SHAPES, *TEXTURES}
+    looks = {*COLORS, *SHAPES, *TEXTURES}
     records = load_dataset(str(folder / "annotated"), split="train").select_columns(["record_id", "regions"])
     whole, wrong, count = 0, 0, 0
     for record in records:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 API = re.compile(r"/api/(model|dataset)s/([^/]+/[^/]+?)(?:/(revision|tree|preupload|commit|branch|paths-info)/(.*))?")
 LFS = re.compile(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
-LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "other"}
+LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "other"}
 
 
 @dataclass
@@ -127,8 +127,8 @@ class Handler(BaseHTTPRequestHandler):
         content = json.loads(self.body)["content"]
         data = yaml.safe_load(content.split("---")[1]) if content.startswith("---") else {}
         errors = []
-        if (licence := data.get("license", "mit")) not in LICENCES:
-            errors.append({"message": f'"license" must be one of {sorted(LICENCES)}, got {licence!r}'})
+        if (license := data.get("license", "mit")) not in LICENSES:
+            errors.append({"message": f'"license" must be one of {sorted(LICENSES)}, got {license!r}'})
         for entry in data.get("model-index", []):
             for result in entry["results"]:
                 if not {"type", "name"} <= result["dataset"].keys() or not result["metrics"]:

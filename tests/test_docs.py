@@ -80,15 +80,15 @@ def write_coco(folder):
 
 
 def write_image_folder(folder):
-    (folder / "labelled-photos").mkdir()
+    (folder / "labeled-photos").mkdir()
     lines = []
     for index in range(3):
         scene = make_scene(index, size=32)
-        scene["image"].save(folder / "labelled-photos" / f"{index}.png")
+        scene["image"].save(folder / "labeled-photos" / f"{index}.png")
         boxes, texts = zip(*[(region["box"], region["caption"]) for region in scene["regions"]], strict=True)
         row = {"file_name": f"{index}.png", "caption": scene["captions"][0], "boxes": boxes, "texts": texts}
         lines.append(json.dumps(row))
-    (folder / "labelled-photos" / "metadata.jsonl").write_text("\n".join(lines))
+    (folder / "labeled-photos" / "metadata.jsonl").write_text("\n".join(lines))
 
 
 def test_data_guide(places, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.version import Version
 
 import pixclip_hf
 from pixclip_hf import versions
@@ -66,9 +67,13 @@ def test_commits_are_linted_with_the_pinned_ruff():
     assert all(hook["additional_dependencies"] == [f"ruff=={pinned('ruff')}"] for hook in hooks)
 
 
+def released_version():
+    return re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1]
+
+
 def test_the_citation_names_version_and_papers():
     citation = read_yaml("CITATION.cff")
-    assert citation["version"] == pixclip_hf.__version__ and citation["license"] == "Apache-2.0"
+    assert citation["version"] == released_version() and citation["license"] == "Apache-2.0"
     references = {entry["url"].rpartition("/")[2]: entry for entry in citation["references"]}
     assert set(references) == set(PAPERS)
     for number, title in PAPERS.items():
@@ -76,12 +81,18 @@ def test_the_citation_names_version_and_papers():
 
 
 def test_the_changelog_has_the_version():
+    """The released one, or of a development version the one before it."""
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
-    assert headings[0] == "Unreleased" and headings[1] == pixclip_hf.__version__
+    own = Version(pixclip_hf.__version__)
+    assert headings[0] == "Unreleased"
+    assert Version(headings[1]) < own if own.is_devrelease else headings[1] == pixclip_hf.__version__
 
 
 def test_the_guide_for_contributors_names_what_exists():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, flags=re.M)) <= set(targets)
+    places = [ROOT, ROOT / "src" / "pixclip_hf"]
+    for path in re.findall(r"`([\w./]*(?:/|\.py))`", text):
+        assert any((place / path).exists() for place in places), path
     assert set(re.findall(r"^### … an? (\w+ ?\w*)", text, flags=re.M)) >= {"vision tower", "loss", "evaluation task"}

@@ -53,7 +53,7 @@ def test_draw_regions(masked, tmp_path):
     picture = Image.open(tmp_path / "regions.png")
     picture.load()
     assert picture.format == "PNG" and picture.width > 3 * picture.height
-    # The regions' own colours are in the picture: outlines, numbers and texts.
+    # The regions' own colors are in the picture: outlines, numbers and texts.
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert (pixels == (0xE6, 0x19, 0x4B)).all(-1).sum() > 50
 
@@ -123,15 +123,15 @@ def pixels(path):
         return np.asarray(picture.convert("RGB")).reshape(-1, 3)
 
 
-def count(path, colour):
-    return (pixels(path) == colour).all(-1).sum()
+def count(path, color):
+    return (pixels(path) == color).all(-1).sum()
 
 
 def test_draw_heat_map(tmp_path):
     image = Image.new("RGB", (64, 48), (10, 200, 30))
     draw_heat_map(tmp_path / "cold.png", image, "for $5_{ or more", np.zeros((4, 4), dtype=np.float32))
     draw_heat_map(tmp_path / "warm.png", image, "for $5_{ or more", np.eye(4, dtype=np.float32))
-    # The image stands beside the map in its own colour; the map follows the values.
+    # The image stands beside the map in its own color; the map follows the values.
     assert count(tmp_path / "cold.png", (10, 200, 30)) > 10000
     assert not np.array_equal(pixels(tmp_path / "cold.png"), pixels(tmp_path / "warm.png"))
 
@@ -151,10 +151,10 @@ def test_draw_retrieval(tmp_path):
     blue = Image.new("RGB", (40, 30), (0, 0, 200))
     rows = [[(blue, 0.9, True), (blue, 0.2, False)], [(blue, 0.5, False)]]
     draw_retrieval(tmp_path / "sheet.png", ["costs $5", "a long query " * 9], rows, title="sheet")
-    right, wrong = (count(tmp_path / "sheet.png", colour) for colour in ((0x3C, 0xB4, 0x4B), (0xE6, 0x19, 0x4B)))
+    right, wrong = (count(tmp_path / "sheet.png", color) for color in ((0x3C, 0xB4, 0x4B), (0xE6, 0x19, 0x4B)))
     assert right > 50 and wrong == pytest.approx(2 * right, rel=0.2)
     assert count(tmp_path / "sheet.png", (0, 0, 200)) > 1000
-    with pytest.raises(ValueError, match="`found` must hold a row a query, got 2 for 1 queries"):
+    with pytest.raises(ValueError, match="`found` must hold one row per query, got 2 for 1 queries"):
         draw_retrieval(tmp_path / "no.png", ["one"], rows)
 
 

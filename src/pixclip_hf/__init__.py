@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
     from .training.text_cache import TextEmbeddingCache
     from .training.trainer import RegionTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Public names whose modules need an extra (`pip install pixclip-hf[train]`, `[data]`): imported on first access.
 _MODULE_OF_LAZY_NAME = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
-from .evaluation.report import weights_digest
+from .evaluation.report import weights_digest, with_current_names
 from .evaluation.tasks import TASKS
 
 # Built distributions carry the templates inside the package, a checkout (and an editable install of it) beside `src`.
@@ -47,13 +47,13 @@ def write_card(
     license: str | None = None,
     language: str | list[str] | None = None,
 ) -> Path:
-    """Writes `README.md`, the model card, from what a run recorded. What was not recorded is left out.
+    """Writes `README.md`, the model card, from what a run recorded. It leaves out what was not recorded.
 
     Args:
         folder: a saved model.
         repo_id: the name that the snippets load: a Hub id, or the folder itself.
-        run_folder: where `metrics.json`, `all_results.json`, `trainer_state.json` and `run_arguments.json` lie, as
-            far as they exist; `folder` when None.
+        run_folder: holds those of `metrics.json`, `all_results.json`, `trainer_state.json` and `run_arguments.json`
+            that exist; `folder` when None.
         evaluation_folder: where an evaluation of the finished model wrote `results.json` and its pictures; none when
             None. The first picture of regions is copied into `folder` if the run drew none.
         model_type: `"cloc"` or `"pixclip"`; read from `config.json` when None.
@@ -257,7 +257,7 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
     place of what the run recorded.
     """
     results = []
-    metrics = _read_json(records / "metrics.json")
+    metrics = with_current_names(_read_json(records / "metrics.json"))
     if dataset := metrics.get("dataset"):
         for key, value in metrics.items():
             hard = key.startswith("hard_")
@@ -266,7 +266,7 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
                 setting = "hard" if hard else metrics.get("setting")
                 results.append(_evaluation(measure, value, dataset, setting, metrics.get("split")))
     for result in evaluation.get("results", []):
-        for key, value in result["metrics"].items():
+        for key, value in with_current_names(result["metrics"]).items():
             if _is_measure(key, value):
                 measure, task = key.removeprefix("hard_"), result["task"]
                 setting = "hard" if measure != key else None if task == "scenes" else result["protocol"]

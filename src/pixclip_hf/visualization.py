@@ -12,7 +12,7 @@ from PIL import Image
 from .encoders.protocol import Encoder
 from .images import open_image
 
-REGION_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+REGION_COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 LITERAL = {"parse_math": False}  # a text may hold dollar signs
 
 
@@ -24,8 +24,8 @@ def similarity_map(encoder: Encoder, image: Any, text: str, grid: int = 24, side
             other [`Encoder`].
         image: in any form of `open_image`.
         text: what to look for.
-        grid: points a side.
-        side: of the window, as a share of the image's sides; windows are cut at the image's border.
+        grid: points per side.
+        side: the side of the window, as a share of the image's sides; windows are cut at the image's border.
 
     Returns:
         `(grid, grid)` float32 array, row by row from the top.
@@ -58,12 +58,12 @@ def draw_regions(
     """Writes a picture: the image with numbered regions, the best texts of each, and similarity maps.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         image: RGB.
         boxes: xyxy in pixels.
         texts: for each region its best texts and their scores, best first.
         maps: for each text its [`similarity_map`].
-        masks: of the regions `(H, W)`; outlined in place of the boxes.
+        masks: the masks of the regions `(H, W)`; outlined in place of the boxes.
         title: above the picture.
         truths: the right text of each region, where it is known: a best text is then marked ✓ or ✗, and a wrong one is
             followed by the right one.
@@ -83,12 +83,12 @@ def draw_regions(
     axes[1].set_title("best texts", fontsize=10)
     y = 0.98
     for number, best in enumerate(texts):
-        colour = REGION_COLOURS[number % len(REGION_COLOURS)]
+        color = REGION_COLORS[number % len(REGION_COLORS)]
         for rank, (text, score) in enumerate(best):
             line = fill(f"{score:.2f}  {text}", 44, subsequent_indent="        ")
             mark = "" if truths is None else f"{_mark(text, truths[number])} "
             head = f"{number + 1}  {mark}" if rank == 0 else "    "
-            style = {"fontweight": "bold", "color": colour} if rank == 0 else {"color": "#444444"}
+            style = {"fontweight": "bold", "color": color} if rank == 0 else {"color": "#444444"}
             axes[1].text(0, y, head + line, fontsize=8.5, va="top", transform=axes[1].transAxes, **style, **LITERAL)
             y -= 0.055 * (1 + line.count("\n"))
         if truths is not None and best[0][0] != truths[number]:
@@ -119,11 +119,11 @@ def draw_answers(
     where the answer is wrong.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         images: RGB.
-        boxes: of the regions of each image, xyxy in pixels.
+        boxes: the boxes of the regions of each image, xyxy in pixels.
         answers, truths: a text per region, for each image.
-        masks: of the regions `(H, W)`; outlined in place of the boxes.
+        masks: the masks of the regions `(H, W)`; outlined in place of the boxes.
         title: above the page.
         columns: images side by side.
 
@@ -168,17 +168,17 @@ def _show_regions(
     axis.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
     corners: list[tuple[float, float]] = []
     for number, (x0, y0, x1, y1) in enumerate(boxes):
-        colour = REGION_COLOURS[number % len(REGION_COLOURS)]
+        color = REGION_COLORS[number % len(REGION_COLORS)]
         if masks is None:
-            axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2.2))
+            axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=2.2))
         else:
             padded = np.pad(np.asarray(masks[number], dtype=float), 1)
             grid = np.arange(-0.5, width + 1), np.arange(-0.5, height + 1)
-            axis.contour(*grid, padded, levels=[0.5], colors=[colour], linewidths=2.2)
+            axis.contour(*grid, padded, levels=[0.5], colors=[color], linewidths=2.2)
         shift = 0.07 * width * corners.count((x0, y0))
         corners.append((x0, y0))
         label = {"color": "white", "fontsize": 9, "fontweight": "bold", "va": "top"}
-        box = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
+        box = {"facecolor": color, "edgecolor": "none", "pad": 1.5}
         axis.text(x0 + shift, y0, str(number + 1), bbox=box, **label)
 
 
@@ -186,7 +186,7 @@ def draw_heat_map(path: str | Path, image: Image.Image, text: str, values: np.nd
     """Writes a picture: the image, and the similarity of a text laid over it.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         image: RGB.
         text: what was looked for.
         values: its [`similarity_map`].
@@ -214,7 +214,7 @@ def draw_matrix(
     """Writes the matrix of regions and texts with its numbers.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         scores: `(R, T)`, such as cosine similarities.
         regions, texts: names of rows and columns.
         right: for each region the index of its own text, framed.
@@ -236,11 +236,11 @@ def draw_matrix(
     axis.set_yticks(range(len(regions)), [fill(name, 30) for name in regions], fontsize=8, **LITERAL)
     wrapped = [fill(name, 26) for name in texts]
     axis.set_xticks(range(len(texts)), wrapped, fontsize=8, rotation=45, ha="right", **LITERAL)
-    # White on dark and black on light, as the colour map goes.
+    # White on dark and black on light, as the color map goes.
     middle = (scores.min() + scores.max()) / 2
     for row, column in np.ndindex(*scores.shape):
-        colour = "black" if scores[row, column] > middle else "white"
-        axis.text(column, row, f"{scores[row, column]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        color = "black" if scores[row, column] > middle else "white"
+        axis.text(column, row, f"{scores[row, column]:.2f}", ha="center", va="center", fontsize=7, color=color)
     for row, column in enumerate([] if right is None else right):
         axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#e6194b", linewidth=2.2))
     axis.set_title(title, fontsize=10, **LITERAL)
@@ -253,19 +253,19 @@ def draw_retrieval(
     found: Sequence[Sequence[tuple[Image.Image, float, bool | None]]],
     title: str = "",
 ) -> None:
-    """Writes a sheet of retrieved images: a row a text, best first, right ones framed in green, wrong ones in red.
+    """Writes a sheet of retrieved images: one row per text, best first, right ones framed in green, wrong ones in red.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         queries: the texts.
-        found: for each its images with their scores and whether they are right (None, framed in grey: not known).
+        found: for each its images with their scores and whether they are right (None, framed in gray: not known).
         title: above the sheet.
 
     Raises:
-        ValueError: no query, or not one row of images a query.
+        ValueError: no query, or not one row of images per query.
     """
     if not queries or len(queries) != len(found):
-        raise ValueError(f"`found` must hold a row a query, got {len(found)} for {len(queries)} queries.")
+        raise ValueError(f"`found` must hold one row per query, got {len(found)} for {len(queries)} queries.")
     columns = 1 + max(len(row) for row in found)
     figure = _figure_class()(figsize=(2.4 + 1.6 * columns, 0.6 + 1.9 * len(queries)), layout="constrained")
     grid = figure.subplots(len(queries), columns, squeeze=False, width_ratios=[1.6] + [1] * (columns - 1))

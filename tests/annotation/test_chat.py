@@ -242,18 +242,18 @@ def llava(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory):
+def learned(tmp_path_factory):
     answers = {"Which star?": GOOD, "And the ring?": '{"caption": "a blue ring"}', "Say it.": "I say it."}
     return save_llama(tmp_path_factory.mktemp("llama"), answers)
 
 
-def test_local_text_model(learnt):
+def test_local_text_model(learned):
     questions = [Question(prompt, SCHEMA) for prompt in ("Which star?", "Say it.", "And the ring?")]
     for size in (1, 3):
-        answers = LocalChat(learnt, max_new_tokens=60, attempts=1, batch_size=size).ask(questions)
+        answers = LocalChat(learned, max_new_tokens=60, attempts=1, batch_size=size).ask(questions)
         assert [answer.value for answer in answers] == [{"caption": "a red star"}, None, {"caption": "a blue ring"}]
         assert answers[1] == Answer(problem=NOT_JSON, raw="I say it.")
-    (cut,) = LocalChat(learnt, max_new_tokens=9, attempts=1).ask(questions[:1])
+    (cut,) = LocalChat(learned, max_new_tokens=9, attempts=1).ask(questions[:1])
     assert cut == Answer(problem="answer longer than the limit of tokens", raw=GOOD[:9])
 
 
@@ -277,20 +277,20 @@ def test_local_model_of_images_equals_the_library(llava):
         assert all(answer.problem is not None and answer.value is None for answer in answers)
 
 
-def test_stages_share_a_loaded_model(learnt, monkeypatch):
-    LocalChat(learnt, max_new_tokens=2).ask([Question("Which star?", SCHEMA)])
+def test_stages_share_a_loaded_model(learned, monkeypatch):
+    LocalChat(learned, max_new_tokens=2).ask([Question("Which star?", SCHEMA)])
 
     def load(*arguments, **options):
         raise AssertionError("loaded twice")
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", load)
-    LocalChat(learnt, max_new_tokens=3, batch_size=1).ask([Question("Say it.", SCHEMA)])
+    LocalChat(learned, max_new_tokens=3, batch_size=1).ask([Question("Say it.", SCHEMA)])
 
 
-def test_local_models_that_do_not_fit(learnt, tmp_path):
+def test_local_models_that_do_not_fit(learned, tmp_path):
     with pytest.raises(ValueError, match="`model` must read images for this step, got"):
-        LocalChat(learnt).ask([Question("What?", SCHEMA, (Image.new("RGB", (8, 8)),))])
+        LocalChat(learned).ask([Question("What?", SCHEMA, (Image.new("RGB", (8, 8)),))])
     with pytest.raises(ValueError, match="`model` must have a chat template"):
         LocalChat(save_llama(tmp_path, template=None)).ask([Question("What?", SCHEMA)])
     with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1, got 0"):
-        LocalChat(learnt, max_new_tokens=0)
+        LocalChat(learned, max_new_tokens=0)

@@ -38,7 +38,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def test_objects_stand_alone_on_grey():
+def test_objects_stand_alone_on_gray():
     pixels = np.random.default_rng(0).integers(0, 120, (300, 400, 3), np.uint8)
     mask = np.zeros((300, 400), bool)
     mask[20:260, 100:160] = True
@@ -58,7 +58,7 @@ def test_small_objects_are_enlarged_and_boxes_cut_where_no_mask_is():
     assert shown.shape == (224, 224, 3)
     assert tuple(shown[112, 112]) == (255, 0, 0) and tuple(shown[3, 112]) == (127, 127, 127)
     # 10 of 12 pixels wide, 6 of 12 high.
-    red = shown[..., 1] < 64  # half way between red and grey
+    red = shown[..., 1] < 64  # half way between red and gray
     assert red.any(axis=0).sum() == pytest.approx(224 * 10 / 12, abs=2)
     assert red.any(axis=1).sum() == pytest.approx(224 * 6 / 12, abs=2)
 

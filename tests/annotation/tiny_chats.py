@@ -65,7 +65,7 @@ def save_llava(folder):
 
 
 def save_llama(folder, answers=None, template=TEMPLATE):
-    """Saves a model of chats in text and returns the folder's name. `answers`, prompt -> answer, are learnt by heart;
+    """Saves a model of chats in text and returns the folder's name. `answers`, prompt -> answer, are learned by heart;
     without them the weights are random."""
     torch.manual_seed(0)
     tokenizer = tokenizer_of(template)
@@ -89,7 +89,7 @@ def save_llama(folder, answers=None, template=TEMPLATE):
             loss.backward()
             optimizer.step()
         else:
-            raise AssertionError(f"the answers were not learnt: loss {loss:.3f}")
+            raise AssertionError(f"the answers were not learned: loss {loss:.3f}")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

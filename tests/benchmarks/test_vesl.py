@@ -57,9 +57,9 @@ def test_only_regions_differ(vesl, tmp_path):
 
 def test_texts_are_checked_against_the_drawn_objects(vesl, monkeypatch, tmp_path):
     drawn = make_scene(0, "train", 0)["regions"]
-    texture, colour, shape = drawn[0]["caption"].split()[1:]
+    texture, color, shape = drawn[0]["caption"].split()[1:]
     other = "plain" if texture != "plain" else "dotted"
-    texts = [f"{texture} {colour} {shape}", f"{colour} {shape}", f"{other} {colour} {shape}", "wallpaper"]
+    texts = [f"{texture} {color} {shape}", f"{color} {shape}", f"{other} {color} {shape}", "wallpaper"]
     regions = [{"box": drawn[0]["box"], "caption": text} for text in texts]
 
     class Records(list):

@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 60, 40
 
 @pytest.fixture
 def image():
-    """Every pixel another colour: red is its column, green its row."""
+    """Every pixel another color: red is its column, green its row."""
     y, x = np.indices((HEIGHT, WIDTH))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 7)], -1).astype(np.uint8))
 

@@ -29,7 +29,7 @@ def data(*regions, categories=("cat", "hot_dog")):
     return Images("known", records, list(categories), left_out={"boxes without area on their image": 2})
 
 
-def test_classes_are_means_of_normalised_templates():
+def test_classes_are_means_of_normalized_templates():
     texts = {"a cat.": [1.0, 0.0], "the cat.": [0.0, 1.0], "a dog.": [0.6, 0.8], "the dog.": [0.6, 0.8]}
     found = known(texts=texts).encode_texts(["cat", "dog"], ("a {}.", "the {}."))
     torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [0.6, 0.8]]))

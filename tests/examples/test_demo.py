@@ -61,6 +61,9 @@ def test_report(family, small, tmp_path):
     shares = [name for name in metrics if isinstance(metrics[name], float) and name.split("_")[0] not in OTHERS]
     repeated = ["region_description_exact_mask"] if family == "pixclip" else []
     counts = [name for name in shares if name.endswith("_count")]
+    # Measures under their former names give the same report.
+    former = {name.replace("_color", "_colour"): value for name, value in metrics.items()}
+    assert former.keys() != metrics.keys() and demo.report(family, former, tmp_path) == text
     assert {len(row) for row in rows} == {4}
     assert len(rows) == 2 + len(shares) - len(repeated) - len(counts)
     cells = {row[0]: row[1:] for row in rows}

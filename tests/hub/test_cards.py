@@ -64,7 +64,7 @@ def test_bare_model_invents_nothing(family, folder):
         "pipeline_tag": "image-feature-extraction",
         "tags": [family, "region-feature-extraction", "zero-shot-region-classification"],
     }
-    for heading in ("## Training", "## Evaluation", "Licence:"):
+    for heading in ("## Training", "## Evaluation", "License:"):
         assert heading not in card.text
     for heading in ("## Use", "## Intended use and limits", "## Citation"):
         assert heading in card.text
@@ -101,6 +101,18 @@ def test_unnamed_evaluation_is_no_result(folder):
     metrics = {key: value for key, value in METRICS.items() if key != "dataset"}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     assert ModelCard.load(cards.write_card(folder, "org/name")).data.eval_results is None
+
+
+def test_measures_of_earlier_versions_are_read(folder, tmp_path):
+    """`metrics.json` and `results.json` with names that have changed since give the entries of today's names."""
+    old = {"region_description_colour": 0.5, "hard_region_description_colour": 0.375}
+    (folder / "metrics.json").write_text(json.dumps(METRICS | old))
+    evaluation = tmp_path / "eval"
+    write_results(evaluation, "org/name", [Result("scenes", "scenes", "seed 0", {"crop_description_colour": 0.25})])
+    card = ModelCard.load(cards.write_card(folder, "org/name", evaluation_folder=evaluation))
+    found = [(result.metric_name, result.metric_value) for result in card.data.eval_results]
+    assert found.count(("region description color", 0.5)) == found.count(("region description color", 0.375)) == 1
+    assert ("crop description color", 0.25) in found and "colour" not in card.content
 
 
 def write_records(folder):

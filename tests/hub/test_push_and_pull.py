@@ -273,11 +273,11 @@ print("error", error_of(AutoModel.from_pretrained, "team/cloc", revision="absent
     pushes = world.author.run("""
 print("error", error_of(pixclip_hf.publish, model, processor, "team/cloc", token="hf_wrong"))
 print("error", error_of(pixclip_hf.publish, model, processor, "team/new", token=False))
-print("error", error_of(pixclip_hf.publish, model, processor, "team/new", license="no licence"))
+print("error", error_of(pixclip_hf.publish, model, processor, "team/new", license="no license"))
 """)
-    wrong, nobody, licence = re.findall("^error (.*)", pushes, flags=re.M)
+    wrong, nobody, license = re.findall("^error (.*)", pushes, flags=re.M)
     assert wrong.startswith("HfHubHTTPError") and "401" in wrong and "Invalid credentials" in wrong
-    assert "401" in nobody and '"license" must be one of' in licence
+    assert "401" in nobody and '"license" must be one of' in license
     assert list(world.hub.repositories["model", "team/new"].find("main")[1]) == [".gitattributes"]
 
 

@@ -16,7 +16,7 @@ from pixclip_hf.hub import write_folder
 from pixclip_hf.training.command import main
 
 PACKAGE = Path(pixclip_hf.__file__).parent
-TRAVELLING = ("modeling", "processing", "pipelines")
+TRAVELING = ("modeling", "processing", "pipelines")
 FEATURES, CLASSES = TASKS = ("region-feature-extraction", "zero-shot-region-classification")
 BOXES = [[2, 3, 20, 18], [0, 0, 9, 9]]
 LABELS = ["dark", "bright"]
@@ -169,9 +169,9 @@ def test_with_the_package_nobody_has_to_trust_code(place, here, remote, monkeypa
 
 def test_what_is_in_the_folder(place):
     for folder in (place / "saved").iterdir():
-        # No code but what tests/hub/test_travelling_files.py reads.
-        travelling = {path.name for part in TRAVELLING for path in (PACKAGE / part).iterdir()}
-        assert {file.name for file in folder.glob("*.py")} <= travelling
+        # No code but what tests/hub/test_traveling_files.py reads.
+        traveling = {path.name for part in TRAVELING for path in (PACKAGE / part).iterdir()}
+        assert {file.name for file in folder.glob("*.py")} <= traveling
         written = json.loads((folder / "config.json").read_text())
         tasks = {task: info["impl"].split(".") for task, info in written["custom_pipelines"].items()}
         assert set(tasks) == set(TASKS)

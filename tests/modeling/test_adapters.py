@@ -12,7 +12,7 @@ from pixclip_hf.modeling.modeling_vision import VISION_ADAPTERS, VisionAdapter
 
 @pytest.fixture(autouse=True)
 def adapters(monkeypatch):
-    """The registries, put back afterwards."""
+    """The registries, put back afterward."""
     for registry in (VISION_ADAPTERS, TEXT_ADAPTERS):
         monkeypatch.setattr(registry, "adapters", dict(registry.adapters))
 

@@ -22,7 +22,7 @@ def random_boxes(*shape, seed=0):
 
 
 def bilinear(feature, x, y):
-    """The value at pixel coordinates (x, y), whose whole numbers are cell centres, of a (rows, columns, D) map."""
+    """The value at pixel coordinates (x, y), whose whole numbers are cell centers, of a (rows, columns, D) map."""
     rows, columns = feature.shape[:2]
     x, y = min(max(x, 0), columns - 1), min(max(y, 0), rows - 1)
     left, top = min(int(x), columns - 2), min(int(y), rows - 2)

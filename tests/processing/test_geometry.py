@@ -46,7 +46,7 @@ def sampled_by_hand(mask, settings):
 @pytest.mark.parametrize("settings", [RESIZE, CROP, WIDE_CROP, PAD], ids=["resize", "crop", "wide_crop", "pad"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_masks_take_the_pixel_under_each_centre(settings, size, order):
+def test_masks_take_the_pixel_under_each_center(settings, size, order):
     (geometry,) = RegionImageProcessor(**settings).get_geometries([size])
     masks = [np.asarray(mask, order=order) for mask in np.random.default_rng(0).random((3, *size)) < 0.5]
     sampled = sample_masks(masks, geometry, ["a", "b", "c"])
@@ -79,10 +79,10 @@ def test_regions_that_a_crop_removes_raise_by_name():
     (geometry,) = RegionImageProcessor(**CROP).get_geometries([(20, 60)])
     mask = np.zeros((20, 60), dtype=bool)
     mask[:, :15] = True
-    with pytest.raises(ValueError, match=r"masks\[3\]\[1\].*centre crop"):
+    with pytest.raises(ValueError, match=r"masks\[3\]\[1\].*center crop"):
         sample_masks([~mask, mask], geometry, ["masks[3][0]", "masks[3][1]"])
     boxes = np.array([[20.0, 5, 30, 15], [0, 0, 24, 20], [40, 0, 60, 20]])
-    with pytest.raises(ValueError, match=r"boxes\[3\]\[2\].*centre crop"):
+    with pytest.raises(ValueError, match=r"boxes\[3\]\[2\].*center crop"):
         place_boxes(boxes, geometry, ["boxes[3][0]", "boxes[3][1]", "boxes[3][2]"])
 
 
@@ -163,7 +163,7 @@ def test_bad_post_processing(boxes, sizes, message):
         RegionImageProcessor().post_process_boxes(boxes, sizes)
 
 
-def test_crop_geometry_is_a_centred_square():
+def test_crop_geometry_is_a_centered_square():
     geometry = crop_geometry(np.array([10.0, 20, 14, 28]), (50, 60), (32, 32), 1.5)
     # The longer side is 8, so the square has 12 pixels around (12, 24).
     assert geometry.source_box == (6, 18, 18, 30)

@@ -136,25 +136,25 @@ def test_ambiguous_channels():
         load_images(np.zeros((3, 5, 7), dtype=np.uint8), "channels_last")
 
 
-GREY = np.array([[0, 255], [128, 7]], dtype=np.uint8)
+GRAY = np.array([[0, 255], [128, 7]], dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (Image.fromarray(GREY), GREY),
-        (Image.fromarray(GREY >= 128), np.array([[0, 255], [255, 0]])),
-        (Image.fromarray(GREY).convert("P"), GREY),
-        (Image.fromarray(np.dstack([GREY, np.full_like(GREY, 255)]), "LA"), GREY),
+        (Image.fromarray(GRAY), GRAY),
+        (Image.fromarray(GRAY >= 128), np.array([[0, 255], [255, 0]])),
+        (Image.fromarray(GRAY).convert("P"), GRAY),
+        (Image.fromarray(np.dstack([GRAY, np.full_like(GRAY, 255)]), "LA"), GRAY),
         # Transparent is white, as transformers has it.
-        (Image.fromarray(np.dstack([GREY, np.zeros_like(GREY)]), "LA"), np.full((2, 2), 255)),
-        (Image.fromarray(np.dstack([GREY, GREY, GREY, np.zeros_like(GREY)]), "RGBA"), np.full((2, 2), 255)),
-        (Image.fromarray(GREY.astype(np.uint16) * 257), GREY),
+        (Image.fromarray(np.dstack([GRAY, np.zeros_like(GRAY)]), "LA"), np.full((2, 2), 255)),
+        (Image.fromarray(np.dstack([GRAY, GRAY, GRAY, np.zeros_like(GRAY)]), "RGBA"), np.full((2, 2), 255)),
+        (Image.fromarray(GRAY.astype(np.uint16) * 257), GRAY),
         (Image.fromarray(np.array([[65535, 128, 129]], dtype=np.uint16)), np.array([[255, 0, 1]])),
-        (Image.merge("CMYK", [Image.fromarray(255 - GREY)] * 3 + [Image.new("L", (2, 2), 0)]), GREY),
-        (GREY, GREY),
-        (GREY[None], GREY),
-        (GREY[..., None], GREY),
+        (Image.merge("CMYK", [Image.fromarray(255 - GRAY)] * 3 + [Image.new("L", (2, 2), 0)]), GRAY),
+        (GRAY, GRAY),
+        (GRAY[None], GRAY),
+        (GRAY[..., None], GRAY),
     ],
     ids=["L", "1", "P", "LA", "LA-clear", "RGBA-clear", "I;16", "I;16-rounding", "CMYK", "HW", "1HW", "HW1"],
 )
@@ -165,8 +165,8 @@ def test_image_modes(image, expected):
 
 def test_a_16_bit_png_file(tmp_path):
     path = tmp_path / "deep.png"
-    Image.fromarray(GREY.astype(np.uint16) * 257).save(path)
-    assert np.array_equal(np.asarray(load_images(path)[0])[..., 0], GREY)
+    Image.fromarray(GRAY.astype(np.uint16) * 257).save(path)
+    assert np.array_equal(np.asarray(load_images(path)[0])[..., 0], GRAY)
 
 
 def test_exif_orientation_is_not_applied_and_warned_about(tmp_path, caplog):
@@ -242,14 +242,14 @@ def test_save_and_load(tmp_path):
 
 
 def test_crops_show_the_square_and_zeros_beyond_the_image():
-    # Four flat quarters; the square around the centre of a corner's pixel reaches beyond the image.
-    colours = np.array([[10, 60], [120, 250]], dtype=np.uint8)
-    image = Image.fromarray(np.kron(colours, np.ones((20, 20), dtype=np.uint8))).convert("RGB")
+    # Four flat quarters; the square around the center of a corner's pixel reaches beyond the image.
+    colors = np.array([[10, 60], [120, 250]], dtype=np.uint8)
+    image = Image.fromarray(np.kron(colors, np.ones((20, 20), dtype=np.uint8))).convert("RGB")
     processor = RegionImageProcessor(size={"height": 16, "width": 16}, do_normalize=False, rescale_factor=1.0)
     inside = crop_geometry(np.array([15.0, 15, 25, 25]), (40, 40), (16, 16), 1.6)  # 12..28, one pixel to one
     corner = crop_geometry(np.array([30.0, 30, 40, 40]), (40, 40), (16, 16), 2.0)  # 25..45, 20 pixels to 16
     first, second = processor.render([image, image], [inside, corner])
-    assert np.array_equal(first[0], np.kron(colours, np.ones((8, 8))))
+    assert np.array_equal(first[0], np.kron(colors, np.ones((8, 8))))
     assert (second[:, :12, :12] == 250).all()
     assert (second[:, 12:] == 0).all() and (second[:, :, 12:] == 0).all()
 

@@ -181,10 +181,10 @@ def test_image_settings_of_one_call(processor_class):
     batch = processor(IMAGE_A, boxes=[BOX_A], size={"height": 48, "width": 40})
     assert batch["pixel_values"].shape == (1, 3, 48, 40)
     crop = {"size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": {"height": 20, "width": 20}}
-    with pytest.raises(ValueError, match=r"boxes\[0\]\[1\].*centre crop"):
+    with pytest.raises(ValueError, match=r"boxes\[0\]\[1\].*center crop"):
         processor([IMAGE_A], boxes=[[BOX_A, [0, 0, 8, 40]]], **crop)
-    with pytest.raises(TypeError, match="unknown argument colour"):
-        processor(IMAGE_A, colour="red")
+    with pytest.raises(TypeError, match="unknown argument color"):
+        processor(IMAGE_A, color="red")
 
 
 def test_crops():

@@ -99,15 +99,15 @@ def inside(x, y, ring):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_polygon_takes_the_pixels_whose_centre_is_inside(seed):
+def test_polygon_takes_the_pixels_whose_center_is_inside(seed):
     rng = np.random.default_rng(seed)
-    # Self-crossing, partly beyond the image; the second ring has whole and half coordinates, on pixel centres.
+    # Self-crossing, partly beyond the image; the second ring has whole and half coordinates, on pixel centers.
     rings = [rng.uniform(-5, 30, 14).tolist(), (rng.integers(0, 40, 8) / 2).tolist()]
     expected = [[any(inside(j + 0.5, i + 0.5, ring) for ring in rings) for j in range(25)] for i in range(18)]
     assert np.array_equal(polygon_mask(rings, (18, 25)), expected)
 
 
-def test_polygon_too_thin_for_a_centre_keeps_a_pixel():
+def test_polygon_too_thin_for_a_center_keeps_a_pixel():
     mask = polygon_mask([[3.1, 4.1, 3.3, 4.1, 3.2, 4.3]], (9, 9))
     assert np.argwhere(mask).tolist() == [[4, 3]]
 
@@ -253,7 +253,7 @@ def test_boxes_partly_outside_are_clipped_with_one_warning(caplog):
     assert "boxes[0][0], boxes[1][1]" in record.message
 
 
-def test_box_mask_takes_pixel_centres():
+def test_box_mask_takes_pixel_centers():
     expected = np.zeros((6, 8), dtype=bool)
     expected[1:4, 3:5] = True
     assert np.array_equal(box_mask(np.array([2.6, 0.51, 5.4, 3.51]), (6, 8)), expected)

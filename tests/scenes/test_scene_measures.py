@@ -20,7 +20,7 @@ from pixclip_hf.scenes.small_models import small_model
 from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 
 IMAGE_MEASURES = {"image_to_text_recall@1", "text_to_image_recall@1", "image_count"}
-DESCRIPTION_MEASURES = {f"region_description_{name}" for name in ("exact", "texture", "colour", "shape", "count")}
+DESCRIPTION_MEASURES = {f"region_description_{name}" for name in ("exact", "texture", "color", "shape", "count")}
 MASK_MEASURES = {"region_description_exact_mask", "same_box_by_mask_caption", "same_box_by_mask_caption_count"}
 GROUNDING_MEASURES = {"grounding_accuracy", "grounding_accuracy_count"}
 PAIRS = ("same_box_by_mask", "late_detail", "late_detail_cut_77", "crop_same_box", "crop_late_detail")
@@ -46,7 +46,7 @@ def test_description_accuracy():
     guesses = [["a plain red disc", "a plain red star"], ["a striped pink ring"]]
     regions = [torch.stack([descriptions[names.index(guess)] for guess in row]) for row in guesses]
     found = description_accuracy(regions, records, descriptions)
-    assert found == pytest.approx({"exact": 1 / 3, "texture": 1 / 3, "colour": 2 / 3, "shape": 1, "count": 3})
+    assert found == pytest.approx({"exact": 1 / 3, "texture": 1 / 3, "color": 2 / 3, "shape": 1, "count": 3})
 
 
 def test_pair_accuracy_and_ties():
@@ -189,8 +189,8 @@ def test_texts_that_a_cut_makes_equal_tie_exactly(scenes, tokenizer):
     for batch_size in (1, 2, 128):
         encoder = RegionEncoder(model, processor)
         options = {"batch_size": batch_size, "convert_to_tensor": True}
-        whole = encoder.encode_texts(["a longer neighbour", *texts], **options)
-        cut = encoder.encode_texts(["a longer neighbour", *texts], max_length=77, **options)
+        whole = encoder.encode_texts(["a longer neighbor", *texts], **options)
+        cut = encoder.encode_texts(["a longer neighbor", *texts], max_length=77, **options)
         assert (whole[1] - whole[2]).abs().max() > 1e-5
         assert torch.equal(cut[1], cut[2])
 

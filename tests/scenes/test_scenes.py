@@ -10,7 +10,7 @@ import pytest
 
 from pixclip_hf.record import record_features, validate_record
 from pixclip_hf.scenes.dataset import (
-    COLOURS,
+    COLORS,
     SHAPES,
     TEXTURES,
     all_descriptions,
@@ -66,9 +66,9 @@ def masks(scenes):
 
 def test_every_combination_has_its_own_description():
     descriptions = all_descriptions()
-    assert len(descriptions) == len(set(descriptions)) == 256 == len(SHAPES) * len(COLOURS) * len(TEXTURES)
+    assert len(descriptions) == len(set(descriptions)) == 256 == len(SHAPES) * len(COLORS) * len(TEXTURES)
     assert describe("star", "red", "striped") == "a striped red star"
-    with pytest.raises(ValueError, match="`colour` must be one of .*'beige'"):
+    with pytest.raises(ValueError, match="`color` must be one of .*'beige'"):
         describe("star", "beige", "striped")
 
 
@@ -149,7 +149,7 @@ def test_draws_are_even():
 
 
 def test_all_combinations_are_drawn_evenly(scenes):
-    for names in (SHAPES, COLOURS, TEXTURES):
+    for names in (SHAPES, COLORS, TEXTURES):
         found = [name for record in scenes for region in record["regions"] for name in names
                  if name in region["caption"].split()]  # fmt: skip
         shares = [found.count(name) / len(found) * len(names) for name in names]
@@ -164,19 +164,19 @@ def test_masks_are_disjoint_and_boxes_are_tight(scenes, masks):
             assert region["box"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def test_masks_lie_where_the_colours_and_textures_are(scenes, masks):
-    """Colour, texture and mask are read back from the pixels: hue, and where the dark tone is."""
+def test_masks_lie_where_the_colors_and_textures_are(scenes, masks):
+    """Color, texture and mask are read back from the pixels: hue, and where the dark tone is."""
     for record, pixels in zip(scenes, masks, strict=True):
         image = np.asarray(record["image"]).astype(float) / 255
         brightest, darkest = image.max(axis=2), image.min(axis=2)
         saturation = (brightest - darkest) / np.maximum(brightest, 1e-9)
         for region, mask in zip(record["regions"], pixels, strict=True):
-            _, texture, colour, _ = region["caption"].split()
+            _, texture, color, _ = region["caption"].split()
             dark = mask & (brightest < 0.68 * np.quantile(brightest[mask], 0.95))
             ink = mask & ~dark
             assert saturation[ink].min() > 0.3
             hue = colorsys.rgb_to_hsv(*np.median(image[ink], axis=0))[0] * 360
-            assert abs((hue - HUES[colour] + 180) % 360 - 180) < 9, (colour, hue)
+            assert abs((hue - HUES[color] + 180) % 360 - 180) < 9, (color, hue)
             darks = dark.sum() / mask.sum()
             if texture == "plain":
                 assert darks == 0
@@ -226,8 +226,8 @@ def test_same_box_pairs_are_told_apart_by_the_mask_alone(scenes, masks):
             assert i < j and first["box"] == second["box"]
             assert first["box"][2] - first["box"][0] >= 0.3 * 64
             assert not (pixels[i] & pixels[j]).any()
-            _, _, colour, shape = first["caption"].split()
-            assert not {colour, shape} & set(second["caption"].split())
+            _, _, color, shape = first["caption"].split()
+            assert not {color, shape} & set(second["caption"].split())
 
 
 def test_twins_differ_only_late(scenes):
@@ -273,7 +273,7 @@ def test_lengths_of_the_texts(scenes):
 
 
 def holds(relation, a, b):
-    """Whether a region is where a text says, judged by masks: centres for directions, holes and contact otherwise."""
+    """Whether a region is where a text says, judged by masks: centers for directions, holes and contact otherwise."""
     (ay, ax), (by, bx) = (np.where(mask) for mask in (a, b))
     if relation == "to the left of":
         return ax.max() < bx.min()
@@ -311,12 +311,12 @@ def test_texts_are_true(scenes, masks):
                 assert holds(relation, by_name[item], by_name[other]), caption
             assert set(by_name) == {name for name in (d[2:] for d in all_descriptions()) if name in caption}
         for region, mask in zip(record["regions"], pixels, strict=True):
-            _, texture, colour, shape = region["caption"].split()
+            _, texture, color, shape = region["caption"].split()
             text = region["long_caption"]
             assert numbers[len(pixels)] in words(text)
             own = re.sub(RELATION, "", text)
             assert [word for word in words(own) if word in TEXTURES] == [texture]
-            assert re.search(rf"a (tiny|small|medium-sized|large) {colour} {shape}\b", text)
+            assert re.search(rf"a (tiny|small|medium-sized|large) {color} {shape}\b", text)
             found = RELATION.findall(text)
             assert found
             for relation, look in found:
@@ -380,7 +380,7 @@ def test_alt_text_is_noisy_but_not_unrelated(scenes):
     junk = mentioned = missing = wrong = 0
     for record in scenes:
         looks = {" ".join(region["caption"].split()[2:]) for region in record["regions"]}
-        named = set(re.findall(rf"((?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)}))", record["alt_text"]))
+        named = set(re.findall(rf"((?:{'|'.join(COLORS)}) (?:{'|'.join(SHAPES)}))", record["alt_text"]))
         mentioned += bool(named & looks)
         missing += bool(looks - named)
         wrong += bool(named - looks)

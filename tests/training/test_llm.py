@@ -1,4 +1,4 @@
-"""LLMs as text towers: attached, identified, quantised, and SmolLM2 from end to end."""
+"""LLMs as text towers: attached, identified, quantized, and SmolLM2 from end to end."""
 
 import pytest
 import torch
@@ -129,19 +129,19 @@ def test_quantization_is_passed_on(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "layer"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt")])
-def test_lora_on_a_quantised_tower(quantization, layer, tmp_path):
+def test_lora_on_a_quantized_tower(quantization, layer, tmp_path):
     pytest.importorskip("bitsandbytes")
     model = attach_text_model(without_text("pixclip"), save(llama(), tmp_path / "llm"))
     model.save_pretrained(tmp_path / "model")
     model = AutoModel.from_pretrained(tmp_path / "model")
     ids = torch.arange(40).reshape(2, 20)
     expected = model.get_text_features(ids).pooler_output
-    quantised = llm.quantize_text_model(model, quantization).eval()
-    parts = {name.split(".")[0] for name, part in quantised.named_modules() if type(part).__name__ == layer}
+    quantized = llm.quantize_text_model(model, quantization).eval()
+    parts = {name.split(".")[0] for name, part in quantized.named_modules() if type(part).__name__ == layer}
     assert parts == {"text_model"}
-    found = quantised.get_text_features(ids).pooler_output
+    found = quantized.get_text_features(ids).pooler_output
     assert 0.9 < torch.cosine_similarity(found.float(), expected).min() < 1
-    adapted = add_lora(quantised, r=2)
+    adapted = add_lora(quantized, r=2)
     masks = torch.ones(1, 2, 32, 32, dtype=torch.bool)
     adapted(pixel_values=torch.randn(1, 3, 32, 32), region_masks=masks, region_input_ids=ids[None]).loss.backward()
     moved = [value.grad.abs().max() for name, value in adapted.named_parameters() if "lora_B" in name]

@@ -172,7 +172,7 @@ def test_nothing_to_train():
         parameter_groups(build("CLOC").requires_grad_(False), RATE)
 
 
-def test_optimisers_that_pick_their_parameters(tmp_path, monkeypatch):
+def test_optimizers_that_pick_their_parameters(tmp_path, monkeypatch):
     class Own(torch.optim.SGD):
         pass
 

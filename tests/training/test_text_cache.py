@@ -259,7 +259,7 @@ def test_texts_of_records(tiny_cloc):
 
 
 def test_encode_text_is_what_the_cache_runs(llm, tmp_path):
-    """The states are not projected and not normalised."""
+    """The states are not projected and not normalized."""
     cache = TextEmbeddingCache(tmp_path / "cache", llm)
     cache.fill(["a red disc"])
     inputs = AutoTokenizer.from_pretrained(llm)("a red disc", return_tensors="pt")

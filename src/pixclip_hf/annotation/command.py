@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -47,7 +48,8 @@ A run that is started again continues at the first shard that is not done. Its f
 
 `pixclip-hf annotate vesl --help` and `pixclip-hf annotate longgrit --help` list the arguments.
 """
-PIPELINES = {
+# Arguments, stages and names of the models.
+PIPELINES: dict[str, tuple[Any, Callable[..., Any], Callable[..., Any]]] = {
     "vesl": (VeslArguments, vesl_stages, vesl_models),
     "longgrit": (LongGritArguments, longgrit_stages, longgrit_models),
 }
@@ -70,8 +72,8 @@ class RunArguments:
     engine: str = field(default="local", metadata={"help": "What runs the stages.", "choices": list(ENGINES)})
     workers: int = field(default=1, metadata={"help": "Ray actors per stage."})
     shard_size: int = field(default=50, metadata={"help": "Images per shard."})
-    seed: int = field(default=0, metadata={"help": "Seed of what is drawn at random."})
-    pictures: int = field(default=4, metadata={"help": "Records to draw for the report."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn at random."})
+    pictures: int = field(default=4, metadata={"help": "Number of records to draw for the report."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to push the finished dataset to."})
     license: str | None = field(default=None, metadata={"help": "License of the dataset, for its card."})
 
@@ -97,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
             prog=f"{prog} report", description="Reports on a run.", formatter_class=HelpFormatter
         )
         parser.add_argument("output", type=Path, help="folder of the run")
-        parser.add_argument("--pictures", type=int, default=4, help="records to draw")
+        parser.add_argument("--pictures", type=int, default=4, help="number of records to draw")
         arguments = parser.parse_args(rest)
         print(report(arguments.output, arguments.pictures))
         return arguments.output

@@ -43,7 +43,7 @@ class Plan:
         left_out: source name -> why it goes nowhere.
         new: target name -> what it starts from, where the source has none.
         notes: what a reader of the report must know: what the file does not say and was taken from elsewhere.
-        image_mean, image_std: of the image processor, for R, G and B; OpenAI's when None.
+        image_mean, image_std: the statistics of the image processor, for R, G and B; OpenAI's when None.
     """
 
     config: dict[str, Any]
@@ -114,7 +114,7 @@ def fill(model: nn.Module, plan: Plan, allow: tuple[str, ...] = ()) -> dict[str,
         sources[name]["how"] = "left over, allowed"
         left_over.remove(name)
     for name in [name for name in missing if _matches(name, allow)]:
-        targets[name] = {"shape": list(state[name].shape), "source": None, "how": "missing, allowed: as initialised"}
+        targets[name] = {"shape": list(state[name].shape), "source": None, "how": "missing, allowed: as initialized"}
         missing.remove(name)
     if left_over or missing or wrong:
         origin = {name: move.source for move in plan.moves for name in move.targets}

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 _CHUNK = 2**20
 _LONGEST_ENTRY = 2**28
@@ -15,7 +15,7 @@ class Entry(NamedTuple):
     """An element of a list in a JSON file, or another value of its outermost object.
 
     Attributes:
-        key: of the list or value in the outermost object; None where the file is a list.
+        key: the key of the list or value in the outermost object; None where the file is a list.
         value: the element, decoded.
         text: the element as it stands in the file.
     """
@@ -29,7 +29,7 @@ def read_entries(path: str | Path) -> Iterator[Entry]:
     """The elements of a JSON file that is a list, or an object of lists and other values, in the file's order.
 
     Args:
-        path: of the file, UTF-8 with or without a byte order mark.
+        path: path of the file, UTF-8 with or without a byte order mark.
 
     Raises:
         ValueError: the file is not JSON, is neither a list nor an object, or has an element of more than 2**28
@@ -77,7 +77,7 @@ class _Scanner:
         self.ended = False
         self.decode = json.JSONDecoder().raw_decode
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, reason: str) -> NoReturn:
         raise ValueError(f"{str(self.path)!r} cannot be read as JSON at character {self.passed + self.at}: {reason}.")
 
     def more(self) -> bool:

@@ -1,4 +1,4 @@
-"""What all encoders do alike: lists and single items, batches, progress, remembered texts, forms of results."""
+"""What all encoders have in common: lists and single items, batches, progress, remembered texts, forms of results."""
 
 import logging as python_logging
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 
 
 class BaseEncoder:
-    """The shared part of [`RegionEncoder`] and [`ViewEncoder`], which say how their model is called.
+    """The shared part of [`RegionEncoder`] and [`ViewEncoder`], which define how their model is called.
 
     Args:
         model: moved to evaluation mode.
@@ -34,7 +34,11 @@ class BaseEncoder:
     prompts: tuple[str, ...]
     modes: tuple[str, ...] = ()
     view: str | None = None
-    grounds = False
+
+    @property
+    def grounds(self) -> bool:
+        """Whether the model finds the boxes of texts."""
+        return False
 
     def __init__(self, model: Any, processor: Any, prompt: str | None = None, max_length: int | None = None):
         self.model, self.processor = model.eval(), processor
@@ -111,7 +115,7 @@ class BaseEncoder:
         return rows[0] if one else rows
 
     def encode_shown(self, records: Sequence[Record], batch_size: int = 32) -> Tensor:
-        """Embeds regions that were shown before, such as crops: `(N, D)`, normalized.
+        """Embeds records of one region each, such as crops: `(N, D)`, normalized.
 
         Args:
             records: each with `image` and one region.
@@ -166,7 +170,7 @@ class BaseEncoder:
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
     ) -> Embeddings:
-        """Embeds texts. What comes again is embedded once, as long as the weights stay as they are.
+        """Embeds texts. A text that is given again is embedded only once as long as the weights do not change.
 
         Args:
             texts: a text or a list of T texts.
@@ -185,16 +189,16 @@ class BaseEncoder:
             ValueError: no texts, a template without `{}`, or a processor without a tokenizer.
         """
         one = isinstance(texts, str)
-        texts = [texts] if one else list(texts)
-        if not texts:
+        every = [texts] if isinstance(texts, str) else list(texts)
+        if not every:
             raise ValueError("`texts` must hold at least one text, got none.")
-        for number, text in enumerate(texts):
+        for number, text in enumerate(every):
             if not isinstance(text, str):
                 raise TypeError(f"`texts[{number}]` must be a string, got {type(text).__name__}.")
         limit = self.text_limit if max_length is None else max_length
         filled_in = None if templates is None else check_templates(templates)
         embed = partial(self._embed_keys, batch_size=batch_size, show=self._shows(show_progress_bar))
-        rows = self._embedded_texts.rows(self.model, [(text, filled_in, limit) for text in texts], embed).cpu()
+        rows = self._embedded_texts.rows(self.model, [(text, filled_in, limit) for text in every], embed).cpu()
         if normalize_embeddings:
             rows = F.normalize(rows, dim=-1)
         return _converted(rows[0] if one else rows, convert_to_tensor)
@@ -243,6 +247,15 @@ class BaseEncoder:
 
     # What a kind of encoder says.
     width: int
+
+    @property
+    def text_limit(self) -> int | None:
+        """Tokens that texts are cut to; None without a limit."""
+        raise NotImplementedError
+
+    def encode_records(self, records: Sequence[Record], *args: Any, **kwargs: Any) -> list[Any]:
+        """See [`Encoder.encode_records`]."""
+        raise NotImplementedError
 
     def _images_per_part(self, batch_size: int) -> int:
         """Images that are prepared and embedded together."""

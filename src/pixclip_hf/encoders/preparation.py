@@ -1,6 +1,6 @@
 """From lists of images and their regions to what a processor makes of them, part by part, in workers or not."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -46,7 +46,7 @@ class Parts(Sequence):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: int) -> tuple[Sequence[int], list[Any], dict[str, list[Any]]]:
+    def __getitem__(self, index: Any) -> tuple[Sequence[int], list[Any], dict[str, list[Any]]]:
         numbers = self.numbers[index]
         regions = {name: [values[number] for number in numbers] for name, values in self.regions.items()}
         return numbers, [self.images[number] for number in numbers], regions
@@ -76,17 +76,19 @@ def prepared(call: Callable[..., Any], parts: Parts, num_workers: int, show: boo
     """[`prepare_part`] of each part, in order.
 
     Args:
-        call: see [`prepare_part`]; with workers that are started anew ("spawn") it must be picklable.
+        call: see [`prepare_part`]; with workers that start as fresh processes ("spawn") it must be picklable.
         parts: what is prepared.
         num_workers: processes that open and prepare images ahead; 0 for none.
         show: whether to show a progress bar.
         name: what the bar says is encoded.
     """
     prepare = partial(prepare_part, call)
+    loaded: Any = parts
+    found: Iterable[Any]
     if num_workers:
         # A generator of its own: the loader would draw from the global one, which a training may be using.
         found = DataLoader(
-            parts, batch_size=None, num_workers=num_workers, collate_fn=prepare, generator=torch.Generator()
+            loaded, batch_size=None, num_workers=num_workers, collate_fn=prepare, generator=torch.Generator()
         )
     else:
         found = map(prepare, parts)

@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from ..data.collator import region_inputs
-from ..pipelines.text_embeddings import embed_texts
+from ..pipelines.text_embeddings import embed_texts, input_device
 from ..processing.processing_text import UNLIMITED
 from .base import BaseEncoder
-from .protocol import Embeddings, Record
+from .protocol import Record
 
 
 class RegionEncoder(BaseEncoder):
@@ -70,7 +70,7 @@ class RegionEncoder(BaseEncoder):
             dtype: precision of the model; `"auto"` is that of the checkpoint.
             prompt, max_length: as in the constructor.
             revision: branch, tag or commit of a Hub id.
-            kwargs: of `AutoModel.from_pretrained`, such as `device_map`.
+            kwargs: other arguments of `AutoModel.from_pretrained`, such as `device_map`.
 
         Raises:
             ValueError: a model that takes no regions.
@@ -99,7 +99,7 @@ class RegionEncoder(BaseEncoder):
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
         mode: str | None = None,
-    ) -> list[Embeddings]:
+    ) -> list[Any]:
         """Embeds the regions of records: `(R, D)` for each.
 
         Args:
@@ -110,9 +110,10 @@ class RegionEncoder(BaseEncoder):
         """
         self._check("prompt", prompt, self.prompts)
         prompt = prompt or self.prompt
-        return self.encode_regions(
+        regions: dict[str, Any] = region_inputs([record["regions"] for record in records], prompt)
+        rows: Any = self.encode_regions(
             [record["image"] for record in records],
-            **region_inputs([record["regions"] for record in records], prompt),
+            **regions,
             prompt=prompt,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -121,6 +122,7 @@ class RegionEncoder(BaseEncoder):
             normalize_embeddings=normalize_embeddings,
             mode=mode,
         )
+        return rows
 
     @property
     def grounds(self) -> bool:
@@ -148,7 +150,7 @@ class RegionEncoder(BaseEncoder):
         return self.model.get_region_features(**self._moved(inputs), **options).pooler_output
 
     def _image_features(self, pixel_values: Tensor, unscaled_mask: bool) -> Tensor:
-        pixels = pixel_values.to(self.model.device, self.model.dtype)
+        pixels = pixel_values.to(input_device(self.model), self.model.dtype)
         config = self.model.config
         if not (unscaled_mask and hasattr(config, "mask_mean")):
             return self.model.get_image_features(pixels).pooler_output
@@ -160,7 +162,7 @@ class RegionEncoder(BaseEncoder):
         return embed_texts(self.model, self.processor, texts, limit, batch_size, progress)
 
     def _moved(self, inputs: Any) -> Any:
-        inputs = inputs.to(self.model.device)
+        inputs = inputs.to(input_device(self.model))
         # Boxes and masks keep their own dtype: half precision has too few digits for a coordinate.
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs

@@ -14,12 +14,13 @@ from transformers import AutoProcessor
 from ..data.collator import region_inputs
 from ..modeling.modeling_regions import mask_patch_weights
 from ..modeling.modeling_vision import VISION_ADAPTERS
+from ..pipelines.text_embeddings import input_device
 from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
 from ..processing.processing_regions import mask_box, read_mask
 from .base import BaseEncoder
 from .preparation import batches
-from .protocol import Embeddings, Record
+from .protocol import Record
 from .region_encoder import RegionEncoder, load_model
 from .views import Region, blurred, crop, outlined
 
@@ -46,7 +47,7 @@ class ViewEncoder(BaseEncoder):
         ValueError: an unknown view, or a model without these methods.
     """
 
-    prompts = ("mask",)
+    prompts: tuple[str, ...] = ("mask",)
 
     def __init__(self, model: Any, processor: Any, view: str = "crop", max_length: int | None = None):
         if view not in REGION_VIEWS:
@@ -88,9 +89,9 @@ class ViewEncoder(BaseEncoder):
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
         mode: str | None = None,
-    ) -> list[Embeddings]:
+    ) -> list[Any]:
         """As [`RegionEncoder.encode_records`]; a view looks at box and mask."""
-        return self.encode_regions(
+        rows: Any = self.encode_regions(
             [record["image"] for record in records],
             boxes=[[region["box"] for region in record["regions"]] for record in records],
             masks=[[region.get("mask") for region in record["regions"]] for record in records],
@@ -102,6 +103,7 @@ class ViewEncoder(BaseEncoder):
             normalize_embeddings=normalize_embeddings,
             mode=mode,
         )
+        return rows
 
     @torch.no_grad()
     def encode_shown(self, records: Sequence[Record], batch_size: int = 32) -> Tensor:
@@ -127,7 +129,8 @@ class ViewEncoder(BaseEncoder):
 
     def _region_call(self, prompt: str) -> Callable[..., Any]:
         fill = tuple(round(255 * channel) for channel in self.mean_color)
-        return partial(show_regions, self.region_processor, self.view, fill)
+        view: Any = self.view
+        return partial(show_regions, self.region_processor, view, fill)
 
     def _image_call(self) -> Callable[..., Any]:
         return partial(self.processor.image_processor, return_tensors="pt")
@@ -136,7 +139,7 @@ class ViewEncoder(BaseEncoder):
         pixels = inputs["pixel_values"]
         if self.view != "mask_pooled":
             return torch.cat([self._image_features(part) for part in pixels.split(batch_size)])[None]
-        pixels = pixels.to(self.model.device, self.model.dtype)
+        pixels = pixels.to(input_device(self.model), self.model.dtype)
         tower, config = self.model.vision_model, self.model.config.vision_config
         adapter = VISION_ADAPTERS.of(config)
         grid = adapter.patch_grid(config, pixels)
@@ -147,7 +150,7 @@ class ViewEncoder(BaseEncoder):
         return pooled if projection is None else projection(pooled)
 
     def _image_features(self, pixel_values: Tensor, unscaled_mask: bool = False) -> Tensor:
-        pixels = pixel_values.to(self.model.device, self.model.dtype)
+        pixels = pixel_values.to(input_device(self.model), self.model.dtype)
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def _text_features(self, texts: Sequence[str], limit: int | None, batch_size: int, show: bool) -> Tensor:
@@ -155,7 +158,7 @@ class ViewEncoder(BaseEncoder):
         for part in tqdm(batches(texts, batch_size), desc="encoding texts", disable=not show, leave=False):
             inputs = self.processor.tokenizer(
                 part, padding=self.padding, truncation=True, max_length=limit, return_tensors="pt"
-            ).to(self.model.device)
+            ).to(input_device(self.model))
             embeds.append(self.model.get_text_features(**inputs).pooler_output.float())
         return torch.cat(embeds)
 
@@ -172,7 +175,7 @@ def show_regions(
     `(1, 3, H, W)` and its masks.
 
     Args:
-        processor: of views.
+        processor: the processor of the views.
         view, fill: how regions are shown, and the color beyond the image.
         images, boxes, masks: an image and its regions, or lists of one.
     """
@@ -181,7 +184,8 @@ def show_regions(
         boxes, masks = (None if regions is None else regions[0] for regions in (boxes, masks))
     regions = _joined(images, boxes, masks)
     if view == "mask_pooled":
-        return processor(images=[images], **region_inputs([regions], "mask"), return_tensors="pt")
+        inputs: dict[str, Any] = region_inputs([regions], "mask")
+        return processor(images=[images], **inputs, return_tensors="pt")
     show: Callable[[Region], Image.Image] = {
         "crop": lambda region: crop(images, region, fill)["image"],
         "blur": lambda region: blurred(images, region),

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -28,7 +29,7 @@ On COCO by the protocol of PixCLIP's published script, with a cache of embedding
   pixclip-hf evaluate --model org/pixclip --tasks region-classification --data_dir data/coco \\
       --protocol official --cache_dir runs/cache --output_dir runs/evaluation
 
-A CLIP or SigLIP sees a region as --view says:
+For a CLIP or SigLIP, --view says how it sees a region:
 
   pixclip-hf evaluate --model openai/clip-vit-base-patch16 --view mask_pooled \\
       --tasks region-classification --data_dir data/coco --output_dir runs/evaluation
@@ -41,9 +42,9 @@ PROMPTS = ("box", "mask")
 
 
 class ShowLayouts(argparse.Action):
-    """Prints how data must lie, and ends."""
+    """Prints how data must be laid out, and exits."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: Any, **options: Any) -> None:
         for name, task in TASKS.items():
             print(f"{name}: {task.layout}\n")
         parser.exit()
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     refuse_other_model(arguments.output_dir, arguments.model)
 
     # 1. The model, behind a cache of what it has embedded.
-    encoder = load_encoder(
+    model = load_encoder(
         arguments.model,
         view=arguments.view,
         max_length=arguments.max_length,
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
         dtype=arguments.dtype,
     )
     encoder = CachedEncoder(
-        encoder, arguments.cache_dir, progress=not arguments.no_progress, batch_size=arguments.batch_size
+        model, arguments.cache_dir, progress=not arguments.no_progress, batch_size=arguments.batch_size
     )
 
     # 2. The tasks. What is done is written at once: a later task may lack its data.

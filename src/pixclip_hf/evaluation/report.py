@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,6 +21,15 @@ def share(metrics: Mapping[str, float], name: str, count: str) -> str:
     """`82.1 ± 0.9 % of 1812`: the measure `name`, of as many decisions as `metrics[count]` says."""
     value, number = metrics[name], int(metrics[count])
     return f"{100 * value:.1f} ± {100 * standard_error(value, number):.1f} % of {number}"
+
+
+def with_current_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures read from a file, under the names that they have today.
+
+    Versions before 0.2 wrote `region_description_colour` (and `hard_…`, `towers_…` and `crop_…` alike) for what is now
+    `region_description_color`. All other entries are returned as they are.
+    """
+    return {name.replace("_description_colour", "_description_color"): value for name, value in metrics.items()}
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -39,7 +49,7 @@ class Result:
         protocol: name of the protocol.
         metrics: shares between 0 and 1, ranks from 1 on, and `*_count`, how many decisions they are of.
         intervals: 95 % bootstrap intervals of some of the metrics.
-        split: of the dataset.
+        split: the split of the dataset.
         left_out: why regions or images were left out, and how many.
         notes: what a reader of the figures must know.
     """
@@ -85,12 +95,12 @@ def write_results(
     pictures: Iterable[str] = (),
     settings: Mapping[str, object] | None = None,
 ) -> None:
-    """`results.json`, which model cards are filled from, and `results.md`, a table a task.
+    """`results.json`, which model cards are filled from, and `results.md`, with one table per task.
 
     Args:
         folder: made if it does not exist.
         model: name of the model.
-        results: of the tasks.
+        results: the results of the tasks.
         pictures: files in the folder that `results.md` shows.
         settings: what beside model and data decides the measures. The measures of a `scenes` result stand beside them
             in `results.json`, by the names that `metrics.json` of the demo has.

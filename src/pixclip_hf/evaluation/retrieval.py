@@ -60,7 +60,7 @@ def rank_right_keys(
     above it: the whole matrix never exists, twice its multiplications are the price.
 
     Args:
-        queries (`(Q, D)`), keys (`(K, D)`): L2-normalised.
+        queries (`(Q, D)`), keys (`(K, D)`): L2-normalized.
         query_ids (`(Q,)`), key_ids (`(K,)`): a key is right for a query of the same identity.
         block: rows and columns at a time.
         progress: what a progress bar says; none when None.
@@ -123,7 +123,7 @@ def retrieval_recall(queries: Tensor, keys: Tensor, ids: Tensor, k: int = 1, chu
     """Recall@k both ways between paired rows; rows with equal `ids` count as right for each other.
 
     Args:
-        queries, keys (`(N, D)`): L2-normalised; row `i` of one belongs to row `i` of the other.
+        queries, keys (`(N, D)`): L2-normalized; row `i` of one belongs to row `i` of the other.
         ids (`(N,)`): identity of each pair's text.
         k: how many hits are looked at.
         chunk: rows and columns compared at a time.
@@ -154,12 +154,12 @@ def retrieval_measures(
     """Recall@k and median rank both ways.
 
     Args:
-        images (`(N, D)`), texts (`(M, D)`): L2-normalised.
+        images (`(N, D)`), texts (`(M, D)`): L2-normalized.
         image_ids (`(N,)`), text_ids (`(M,)`): a text is right for an image of the same identity.
         names: what the two are called, as in `image_to_text_recall@1`.
         groups: what the bootstrap draws, for each image and each text; the identities when None.
         ks: the k of recall@k.
-        resamples: of the bootstrap.
+        resamples: the number of resamples of the bootstrap.
         block: as in [`rank_right_keys`].
 
     Returns:
@@ -186,6 +186,6 @@ def retrieval_measures(
 
 
 def text_identities(texts: Sequence[str]) -> Tensor:
-    """An integer a text `(T,)`, the same for the same text (but for case and white space)."""
+    """One integer per text `(T,)`, equal for texts that are equal up to case and white space."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in texts])

@@ -48,7 +48,7 @@ class PixCLIPConfig(RegionTextConfig):
     crop_text_loss_weight: float | int = 1.0
     local_global_loss_weight: float | int = 1.0
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         if not self.mask_std > 0:
             raise ValueError(f"`mask_std` must be positive, got {self.mask_std}.")
         super().__post_init__(**kwargs)

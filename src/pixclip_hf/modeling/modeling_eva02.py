@@ -20,7 +20,7 @@ from .configuration_eva02 import Eva02VisionConfig
 def rotary_tables(config: Eva02VisionConfig, grid: tuple[int, int], device: Any = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the 2-D rotary positions (EVA-02, arXiv 2303.11331, section 2; EVA-CLIP's interpolation).
 
-    Half of a head's channels turn with the row, half with the column, each in neighbouring pairs. A grid of another
+    Half of a head's channels turn with the row, half with the column, each in neighboring pairs. A grid of another
     size than `config.rope_grid_size` is stretched over it.
 
     Args:
@@ -227,7 +227,7 @@ class Eva02VisionModel(PreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """
         Args:
-            pixel_values (`(B, 3, H, W)`): normalised RGB.
+            pixel_values (`(B, 3, H, W)`): normalized RGB.
             interpolate_pos_encoding: takes images of another size than `config.image_size`.
 
         Returns:

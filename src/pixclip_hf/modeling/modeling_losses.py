@@ -68,17 +68,18 @@ def contrastive_loss(
     `similarity_threshold`, or when row `j` is padding.
 
     Args:
-        embeds, text_embeds (`(n, D)`): L2-normalised, the rows of this rank.
+        embeds, text_embeds (`(n, D)`): L2-normalized, the rows of this rank.
         logit_scale (scalar): inverse temperature.
         ids (`(n,)` int, *optional*): identities of the texts, see [`text_ids`].
         valid (`(n,)` bool, *optional*): False for padded rows.
-        similarity_threshold (`float`, *optional*): on the cosine similarity of the texts.
+        similarity_threshold (`float`, *optional*): texts with a cosine similarity above it are no negatives.
         all_embeds, all_text_embeds (`(N, D)`), all_ids, all_valid (`(N,)`), *optional*: the rows of every rank.
         offset (`int`): index of this rank's first row among all rows.
         normalizer (`float`, *optional*): what the sum over the rows is divided by; their number when not given.
             Under data parallelism: the number of all valid rows divided by the number of ranks.
-        tile_size (`int`, *optional*): the same loss in tiles of so many rows and columns, forwards and backwards, so
-            that no `(n, N)` matrix is held; 0 for one matrix. In tiles where there are many pairs when not given.
+        tile_size (`int`, *optional*): computes the same loss in tiles with this many rows and columns, forward and
+            backward, so that no `(n, N)` matrix is held; 0 computes one matrix. When not given, tiles are used where
+            there are many pairs.
 
     Returns:
         Scalar; 0 (with a graph) when there is no valid row.
@@ -123,7 +124,7 @@ def grounding_losses(
     valid: Tensor | None = None,
     normalizer: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """L1 and generalised-IoU losses of predicted boxes (the grounding loss of CLOC, section 3.2; its form is
+    """L1 and generalized-IoU losses of predicted boxes (the grounding loss of CLOC, section 3.2; its form is
     reconstructed).
 
     Args:
@@ -155,7 +156,7 @@ def local_global_loss(
     flows into the crop side (third branch of PixCLIP, reconstructed).
 
     Args:
-        pooled_embeds, crop_embeds (`(..., D)`): L2-normalised.
+        pooled_embeds, crop_embeds (`(..., D)`): L2-normalized.
         valid (`(...)` bool, *optional*): False for padded regions.
         normalizer (`float`, *optional*): as in [`contrastive_loss`].
 

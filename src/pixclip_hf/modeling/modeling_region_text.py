@@ -75,7 +75,7 @@ def check_arguments(kwargs: dict[str, Any]) -> None:
 
 
 def unit(embeds: Tensor) -> Tensor:
-    """L2-normalised along the last dimension; zeros stay zeros in every precision."""
+    """L2-normalized along the last dimension; zeros stay zeros in every precision."""
     return F.normalize(embeds, dim=-1, eps=torch.finfo(embeds.dtype).tiny)
 
 
@@ -102,7 +102,7 @@ def real_slots(
     """Which region slots are real: `(B, R)` bool, all of them without an `attention_mask`.
 
     Args:
-        name: of the argument `regions`, for messages.
+        name: the name of the argument `regions`, for messages.
         regions (`(B, R, *trailing)`): boxes or masks.
         attention_mask (`(B, R)`): 1 for real regions.
         pixel_values (`(B, 3, H, W)`).
@@ -135,7 +135,7 @@ def region_text_features(
     region_text_attention_mask: Tensor | None,
     region_text_states: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised embeddings `(B, R, D)` and identities `(B, R)` of the region texts; zeros in padded slots, which
+    """Normalized embeddings `(B, R, D)` and identities `(B, R)` of the region texts; zeros in padded slots, which
     never reach the text tower.
 
     Args:
@@ -152,7 +152,7 @@ def region_text_features(
     texts = region_text_states if region_input_ids is None else region_input_ids
     if texts.shape[:2] != real.shape:
         raise ValueError(
-            f"`{name}` must hold one text a region, shape ({', '.join(map(str, real.shape))}, …), "
+            f"`{name}` must hold one text per region, shape ({', '.join(map(str, real.shape))}, …), "
             f"got {tuple(texts.shape)}."
         )
     rows = at_least_one(real)
@@ -183,7 +183,7 @@ def wants_loss(
         texts, region_texts: token ids or states of the image captions and of the region texts.
 
     Raises:
-        ValueError: a loss is asked for without any texts, or the texts are not one caption an image.
+        ValueError: a loss is asked for without any texts, or there is not one caption per image.
     """
     if return_loss is None:
         return_loss = region_texts is not None
@@ -192,11 +192,11 @@ def wants_loss(
     if region_texts is None and texts is None:
         raise ValueError(
             "`return_loss=True` needs texts: `region_input_ids` or `region_text_states` with their regions, or "
-            "`input_ids` or `text_states` with one caption an image."
+            "`input_ids` or `text_states` with one caption per image."
         )
     if texts is not None and len(texts) != len(pixel_values):
         raise ValueError(
-            f"For the loss `input_ids` or `text_states` must hold one caption an image: got {len(texts)} texts for "
+            f"For the loss `input_ids` or `text_states` must hold one caption per image: got {len(texts)} texts for "
             f"{len(pixel_values)} images. Pass `return_loss=False` to compare with any texts."
         )
     return True
@@ -240,7 +240,7 @@ def gathered_contrastive_loss(
     """[`contrastive_loss`] of this rank's rows against the rows of all ranks."""
     if valid is None:
         valid = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
-    over_ranks = {}
+    over_ranks: dict[str, Any] = {}
     if gather is not None:
         all_embeds, offset = gather(embeds)
         all_valid = gather(valid)[0]
@@ -337,7 +337,7 @@ class RegionTextModel(RegionTextVisionModel):
     The `forward` of both models takes texts alike:
 
     - `input_ids`, `attention_mask` (`(T, L)`): texts to compare with; for the loss, the B image captions.
-    - `region_input_ids`, `region_text_attention_mask` (`(B, R, L)`): a text per region, for the loss.
+    - `region_input_ids`, `region_text_attention_mask` (`(B, R, L)`): one text per region, for the loss.
     - `text_states` (`(T, text_hidden_size)`), `region_text_states` (`(B, R, text_hidden_size)`): pooled states in
       place of tokens.
     - `return_loss`: True or False, or None to compute the loss when region texts are given. `ValueError` for True
@@ -345,7 +345,7 @@ class RegionTextModel(RegionTextVisionModel):
     """
 
     accepts_loss_kwargs = False
-    _keys_to_ignore_on_load_unexpected = None
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = None
     # Endings of the names of the vision tower's weights that a checkpoint of the tower cannot have.
     new_vision_weights: ClassVar[tuple[str, ...]] = ()
     _contrastive_tile_size: int | None = None
@@ -386,9 +386,9 @@ class RegionTextModel(RegionTextVisionModel):
 
     @property
     def contrastive_tile_size(self) -> int | None:
-        """Edge of the tiles that the contrastive losses are computed in, so that no matrix of all pairs is held; 0 for
-        one matrix. None, as it starts, is tiles where a batch has many pairs. The values are the same. A setting of
-        the run, which is not saved."""
+        """Edge of the tiles in which the contrastive losses are computed, so that no matrix of all pairs is held; 0
+        computes one matrix. None, the default, uses tiles where a batch has many pairs. The values are the same. This
+        is a setting of the run and is not saved."""
         return self._contrastive_tile_size
 
     @contrastive_tile_size.setter

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def patch_centers(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Centres (x, y) of the patches of a (rows, columns) grid: `(rows * columns, 2)` in [0, 1]."""
+    """Centers (x, y) of the patches of a (rows, columns) grid: `(rows * columns, 2)` in [0, 1]."""
     rows, columns = grid
     y = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) / rows
     x = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) / columns
@@ -84,8 +84,8 @@ def roi_align(tokens: Tensor, boxes: Tensor, grid: tuple[int, int], size: int = 
         tokens (`(B, rows * columns, D)`): patch features, row by row.
         boxes (`(B, R, 4)`): xyxy in [0, 1].
         grid: (rows, columns).
-        size: bins a side.
-        samples: samples a side of each bin, averaged.
+        size: bins per side.
+        samples: samples per side of each bin, which are averaged.
 
     Returns:
         `(B, R, size * size, D)`.
@@ -108,7 +108,7 @@ def roi_align(tokens: Tensor, boxes: Tensor, grid: tuple[int, int], size: int = 
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Centre and size `(..., 4)` to corners."""
+    """Center and size `(..., 4)` to corners."""
     center, extent = boxes[..., :2], boxes[..., 2:]
     return torch.cat([center - extent / 2, center + extent / 2], dim=-1)
 
@@ -127,7 +127,7 @@ def box_iou(boxes: Tensor, other: Tensor) -> Tensor:
 
 
 def generalized_box_iou(boxes: Tensor, other: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) pair by pair, in [-1, 1]: `(..., 4)` and `(..., 4)` to `(...)`."""
+    """Generalized IoU (Rezatofighi et al. 2019) pair by pair, in [-1, 1]: `(..., 4)` and `(..., 4)` to `(...)`."""
     intersection, union = _intersection_and_union(boxes, other)
     extent = torch.maximum(boxes[..., 2:], other[..., 2:]) - torch.minimum(boxes[..., :2], other[..., :2])
     hull = extent.clamp(min=0).prod(-1).clamp(min=1e-9)

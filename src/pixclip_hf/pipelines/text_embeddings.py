@@ -1,4 +1,4 @@
-"""Embeddings of texts, and a memory of those that come again: labels and templates are embedded once."""
+"""Embeddings of texts, and a bounded memory of them, so that labels and templates that recur are embedded once."""
 
 import threading
 import weakref
@@ -26,7 +26,7 @@ def embed_texts(
     Texts that are equal, or that the cut to `max_length` makes equal, are embedded once: they tie exactly.
 
     Args:
-        model: with `get_text_features`.
+        model: a model with `get_text_features`.
         processor: its processor, with a tokenizer.
         texts: T texts, at least one.
         max_length: most tokens of a text; None is the tokenizer's own limit.
@@ -44,10 +44,11 @@ def embed_texts(
     first: dict[tuple[int, ...], int] = {}
     for row, key in enumerate(tokens):
         first.setdefault(key, row)
+    device = input_device(model)
     embeds = [
         model.get_text_features(
-            input_ids=inputs.input_ids[rows].to(model.device),
-            attention_mask=inputs.attention_mask[rows].to(model.device),
+            input_ids=inputs.input_ids[rows].to(device),
+            attention_mask=inputs.attention_mask[rows].to(device),
         ).pooler_output.float()
         for rows in progress(torch.tensor(list(first.values())).split(batch_size))
     ]
@@ -56,8 +57,14 @@ def embed_texts(
     return torch.cat(embeds)[[number_of_text[text] for text in texts]]
 
 
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its inputs: where its first weights are, or the CPU while those are offloaded, since the
+    hooks that load them move the inputs too."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
 class EmbeddedTexts:
-    """Remembers embeddings of texts as long as the weights that made them stay as they are.
+    """Remembers embeddings of texts as long as the weights that made them do not change.
 
     Several threads may share one: a text that two of them ask for is embedded once. Nothing is remembered of a model
     in training mode, whose dropout makes no two embeddings equal, or of weights whose changes cannot be seen (tensors
@@ -80,14 +87,12 @@ class EmbeddedTexts:
         return {"most": self.most}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
+        self.__init__(**state)  # type: ignore[misc]
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows(
-        self, model: Any, keys: Sequence[Hashable], embed: Callable[[list[Hashable]], torch.Tensor]
-    ) -> torch.Tensor:
+    def rows(self, model: Any, keys: Sequence[Any], embed: Callable[[list[Any]], torch.Tensor]) -> torch.Tensor:
         """A row `(D,)` for each key, `(T, D)` in all.
 
         Args:
@@ -100,7 +105,7 @@ class EmbeddedTexts:
             if weights is None or self._weights is None or not weights.equals(self._weights):
                 self._rows.clear()
             self._weights = weights
-            found = {key: self._rows.get(key) for key in keys}
+            found: dict[Hashable, Any] = {key: self._rows.get(key) for key in keys}
             if missing := [key for key, row in found.items() if row is None]:
                 found.update(zip(missing, embed(missing), strict=True))
                 # Another thread may have trained in between: such rows belong to no one state.
@@ -160,7 +165,7 @@ def weights_state(tensors: Sequence[torch.Tensor], settings: Any = None) -> Weig
     return WeightsState(tensors, settings)
 
 
-def _middle_values(tensors: list[torch.Tensor]) -> list[float]:
+def _middle_values(tensors: Sequence[torch.Tensor]) -> list[float]:
     by_device: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in tensors:
         if tensor.numel() and not tensor.is_meta:
@@ -169,4 +174,12 @@ def _middle_values(tensors: list[torch.Tensor]) -> list[float]:
     return [value for values in by_device.values() for value in torch.stack(values).tolist()]
 
 
-__all__ = ["MOST_TEXTS", "EmbeddedTexts", "WeightsState", "embed_texts", "text_weights", "weights_state"]
+__all__ = [
+    "MOST_TEXTS",
+    "EmbeddedTexts",
+    "WeightsState",
+    "embed_texts",
+    "input_device",
+    "text_weights",
+    "weights_state",
+]

@@ -1,4 +1,4 @@
-"""Image processor of PixCLIP and CLOC: reads, places, resamples and normalises images, and maps results back."""
+"""Image processor of PixCLIP and CLOC: reads, places, resamples and normalizes images, and maps results back."""
 
 import os
 from io import BytesIO
@@ -158,9 +158,9 @@ class RegionImageProcessor(PilBackend):
     Image processor of PixCLIP and CLOC, on PIL.
 
     By default the whole image is resized to a square of `size`, nothing is cropped, and CLIP's mean and standard
-    deviation normalise it. `size={"shortest_edge": n}` with `do_center_crop` gives CLIP's own preprocessing, `do_pad`
+    deviation normalize it. `size={"shortest_edge": n}` with `do_center_crop` gives CLIP's own preprocessing, `do_pad`
     pads below and on the right to `pad_size` or to the largest image of the batch. Every image is converted to RGB;
-    canvas beyond the image is 0 in `pixel_values`, which after normalisation is the mean colour.
+    canvas beyond the image is 0 in `pixel_values`, which after normalization is the mean color.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -200,7 +200,7 @@ class RegionImageProcessor(PilBackend):
         return _geometries(image_sizes, **self._settings(**kwargs))
 
     def render(self, images: list[Image.Image], geometries: list[Geometry], **kwargs: Any) -> np.ndarray:
-        """Resample RGB images by their geometries (one output size) and normalise: (N, 3, H, W) float32."""
+        """Resample RGB images by their geometries (one output size) and normalize: (N, 3, H, W) float32."""
         return _render(images, geometries, **self._settings(**kwargs))
 
     def _settings(self, **kwargs: Any) -> dict[str, Any]:
@@ -215,11 +215,11 @@ class RegionImageProcessor(PilBackend):
         Map boxes of the processed images back to the original images, clipped to them.
 
         Args:
-            boxes: (B, R, 4) tensor, or one (R, 4) an image: xyxy in [0, 1] of the processed image.
+            boxes: (B, R, 4) tensor, or one (R, 4) tensor per image: xyxy in [0, 1] of the processed image.
             target_sizes: (height, width) of each original image, in the order of the batch; list or (B, 2) tensor.
 
         Returns:
-            One (R, 4) float32 tensor an image: xyxy in original pixels. Padding rows are mapped like any other.
+            One (R, 4) float32 tensor per image: xyxy in original pixels. Padding rows are mapped like any other.
 
         Raises:
             ValueError: the counts differ or a box tensor has another last dimension.
@@ -239,12 +239,12 @@ class RegionImageProcessor(PilBackend):
         Map masks (or score maps) of the processed images back to the original images.
 
         Args:
-            masks: (B, R, h, w) tensor, or one (R, h, w) an image, of any dtype; h x w is a grid over the processed
-                image, of its own resolution or coarser.
+            masks: (B, R, h, w) tensor, or one (R, h, w) tensor per image, of any dtype; h x w is a grid over the
+                processed image, of its own resolution or coarser.
             target_sizes: as in `post_process_boxes`.
 
         Returns:
-            One (R, height, width) tensor an image, same dtype: each original pixel takes the cell that its centre
+            One (R, height, width) tensor per image, same dtype: each original pixel takes the cell that its center
             falls in, and 0 where a crop removed it.
         """
         results = []
@@ -293,7 +293,7 @@ def _geometries(image_sizes: list[tuple[int, int]], **settings: Any) -> list[Geo
 def _place(
     image_size: tuple[int, int], do_resize: bool, size: Any, do_center_crop: bool, crop_size: Any, **kwargs: Any
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """Canvas size and the box that the whole image takes on it, by transformers' rules for resize and centre crop."""
+    """Canvas size and the box that the whole image takes on it, by transformers' rules for resize and center crop."""
     height, width = image_size
     if do_resize and size.height and size.width:
         height, width = size.height, size.width
@@ -340,7 +340,7 @@ def _render(
 
 def _resample(image: Image.Image, geometry: Geometry, resample: int) -> tuple[Image.Image, tuple[int, int]] | None:
     """
-    The part of the canvas that shows the image, and its upper left corner; None where no pixel centre is on the image.
+    The part of the canvas that shows the image, and its upper left corner; None where no pixel center is on the image.
 
     Where an edge of the image falls inside a canvas pixel (only in crops around regions), it moves to that pixel's
     nearer edge: the content shifts by half a canvas pixel at most.

@@ -15,7 +15,7 @@ class Geometry:
     """
     Affine map that takes `source_box` of an image to `output_box` of an output canvas.
 
-    Coordinates are continuous: pixel (row i, column j) covers [j, j + 1] x [i, i + 1], its centre is (j + .5, i + .5).
+    Coordinates are continuous: pixel (row i, column j) covers [j, j + 1] x [i, i + 1], its center is (j + .5, i + .5).
     Both boxes are xyxy and may reach beyond the image or the canvas; sizes are (height, width) in pixels.
     """
 
@@ -40,18 +40,18 @@ class Geometry:
         return clip_boxes(image, self.output_size)
 
     def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Row (H,) and column (W,) of the source pixel under each canvas pixel centre, -1 beyond the image."""
+        """Row (H,) and column (W,) of the source pixel under each canvas pixel center, -1 beyond the image."""
         rows, columns = (
-            _cells(_centres(self.output_size[i]), self.output_box, self.source_box, axis, self.source_size[i], 1)
+            _cells(_centers(self.output_size[i]), self.output_box, self.source_box, axis, self.source_size[i], 1)
             for i, axis in enumerate(AXES)
         )
         return rows, columns
 
     def output_cells(self, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Row and column of the cell of a `grid` (h, w) over the canvas at each source pixel centre, -1 beyond it."""
+        """Row and column of the cell of a `grid` (h, w) over the canvas at each source pixel center, -1 beyond it."""
         rows, columns = (
             _cells(
-                _centres(self.source_size[i]),
+                _centers(self.source_size[i]),
                 self.source_box,
                 self.output_box,
                 axis,
@@ -63,19 +63,19 @@ class Geometry:
         return rows, columns
 
 
-def _centres(side: int) -> np.ndarray:
+def _centers(side: int) -> np.ndarray:
     return np.arange(side) + 0.5
 
 
 def _cells(
-    centres: np.ndarray, start: tuple[float, ...], end: tuple[float, ...], axis: slice, cells: int, cell_size: float
+    centers: np.ndarray, start: tuple[float, ...], end: tuple[float, ...], axis: slice, cells: int, cell_size: float
 ) -> np.ndarray:
-    index = np.floor(_map_axis(centres, start[axis], end[axis]) / cell_size).astype(np.int64)
+    index = np.floor(_map_axis(centers, start[axis], end[axis]) / cell_size).astype(np.int64)
     return np.where((index >= 0) & (index < cells), index, -1)
 
 
 def _map_axis(values: np.ndarray, start: tuple[float, ...], end: tuple[float, ...]) -> np.ndarray:
-    # Division last: whole-number boxes then map without rounding, so a pixel centre never slips to its neighbour.
+    # Division last: whole-number boxes then map without rounding, so a pixel center never slips to its neighbor.
     return end[0] + (values - start[0]) * (end[1] - end[0]) / (start[1] - start[0])
 
 
@@ -97,7 +97,7 @@ def crop_geometry(
     box: np.ndarray, source_size: tuple[int, int], output_size: tuple[int, int], scale: float
 ) -> Geometry:
     """
-    Square around a region: side = `scale` x the longer side of `box` (4,) in source pixels, centred on the box.
+    Square around a region: side = `scale` x the longer side of `box` (4,) in source pixels, centered on the box.
 
     The square may reach beyond the image (PixCLIP, arXiv 2511.04601, branch 2; the square is reconstructed).
     """
@@ -110,7 +110,7 @@ def crop_geometry(
 
 def sample_masks(masks: list[np.ndarray | RunMask], geometry: Geometry, names: list[str]) -> np.ndarray:
     """
-    Resample masks to the canvas of `geometry`: each canvas pixel takes the source pixel under its centre.
+    Resample masks to the canvas of `geometry`: each canvas pixel takes the source pixel under its center.
 
     A mask that this would empty keeps one pixel: of its pixels on the canvas, the nearest to their centroid.
 
@@ -176,4 +176,4 @@ def place_boxes(boxes: np.ndarray, geometry: Geometry, names: list[str]) -> np.n
 
 
 def _removed(name: str) -> ValueError:
-    return ValueError(f"{name} lies wholly in the part of its image that the centre crop removes")
+    return ValueError(f"{name} lies wholly in the part of its image that the center crop removes")

@@ -79,9 +79,9 @@ def _fill(edges: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def box_runs(box: np.ndarray, size: tuple[int, int]) -> RunMask:
     """
-    The pixels whose centre lies in `box` (4,), xyxy in pixels within the image.
+    The pixels whose center lies in `box` (4,), xyxy in pixels within the image.
 
-    A box that holds no pixel centre keeps the pixel under its own centre.
+    A box that holds no pixel center keeps the pixel under its own center.
     """
     ends = []
     for low, high, side in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
@@ -96,14 +96,14 @@ def box_runs(box: np.ndarray, size: tuple[int, int]) -> RunMask:
 
 def polygon_runs(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> RunMask:
     """
-    Fill a polygon: a pixel is region when its centre lies inside a ring (even-odd rule), rings are united.
+    Fill a polygon: a pixel is region when its center lies inside a ring (even-odd rule), rings are united.
 
     Args:
         rings: flat rings `[x0, y0, x1, y1, ...]` in pixels, at least three points each.
         size: (height, width) of the mask.
 
     Returns:
-        The mask; a polygon on the image that covers no pixel centre keeps the pixel at the mean of its corners.
+        The mask; a polygon on the image that covers no pixel center keeps the pixel at the mean of its corners.
 
     Raises:
         ValueError: a ring is not a flat list of at least three finite points.
@@ -124,7 +124,7 @@ def _crossings(ring: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Where the rows of a mask enter and leave a ring (N, 2), as ascending places row by row."""
     height, width = size
     following = np.roll(ring, -1, axis=0)
-    # Each edge crosses the rows whose centre lies between its ends; a pixel is inside after an odd crossing.
+    # Each edge crosses the rows whose center lies between its ends; a pixel is inside after an odd crossing.
     ends = np.sort(np.stack([ring[:, 1], following[:, 1]]), axis=0)
     first, last = np.clip(np.ceil(ends - 0.5), 0, height).astype(np.int64)
     crossed = last - first

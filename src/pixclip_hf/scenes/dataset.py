@@ -14,7 +14,7 @@ from PIL import Image
 from ..processing.processing_regions import encode_rle
 from ..record import record_features
 from .layout import (
-    COLOURS,
+    COLORS,
     SETTINGS,
     SHAPES,
     SPLITS,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "EARLY_WORDS",
     "SETTINGS",
     "SHAPES",
@@ -47,6 +47,7 @@ __all__ = [
     "scenes_dataset",
 ]
 
+COLOURS = COLORS  # the name before 0.2
 SMALLEST_SIZE = 32
 
 _INKS = {
@@ -67,7 +68,7 @@ _BACKGROUNDS = {
     "slate": (120, 130, 144),
     "brownish": (142, 130, 120),
 }
-_FINE_SIDE = 16  # per cent of the image side below which an object wears its texture at half the scale
+_FINE_SIDE = 16  # percent of the image side below which an object wears its texture at half the scale
 
 
 @lru_cache(maxsize=64)
@@ -91,9 +92,9 @@ def _ramps(size: int) -> tuple[np.ndarray, np.ndarray]:
     return ramp[None, :], ramp[:, None]
 
 
-def _tones(colour: str, shift: int) -> tuple[list[int], list[int]]:
-    """First and second tone of an object: the colour, and a dark tone of it that keeps the silhouette in one hue."""
-    first = [min(max(channel + shift, 0), 255) for channel in _INKS[colour]]
+def _tones(color: str, shift: int) -> tuple[list[int], list[int]]:
+    """First and second tone of an object: the color, and a dark tone of it that keeps the silhouette in one hue."""
+    first = [min(max(channel + shift, 0), 255) for channel in _INKS[color]]
     return first, [channel * 42 // 100 for channel in first]
 
 
@@ -126,7 +127,7 @@ def _paint(draws: DrawStream, objects: list[SceneObject], labels: np.ndarray, ba
     size = len(labels)
     palette: list[Sequence[int]] = [_BACKGROUNDS[background], (0, 0, 0)]
     for item in objects:
-        palette.extend(_tones(item.colour, draws.between(-10, 10)))
+        palette.extend(_tones(item.color, draws.between(-10, 10)))
     slope_x, slope_y = (draws.pick((-1, 1)) * draws.between(8, 20) for _ in range(2))
     ramp_x, ramp_y = _ramps(size)
     noise = draws.noise(size * size).reshape(size, size)
@@ -187,7 +188,7 @@ def make_scene(
                 "box": [float(edge) for edge in item.box],
                 "mask": encode_rle(masks[layer]),
                 "category": item.shape,
-                "caption": describe(item.shape, item.colour, item.texture),
+                "caption": describe(item.shape, item.color, item.texture),
                 "long_caption": details[layer],
                 "score": 1.0,
                 "source": "scenes",
@@ -210,7 +211,7 @@ def scene_texts(
 
     Returns:
         {"captions": list of str, "alt_text": str, "descriptions": list of str, "long_captions": list of str}; the
-        last two have an entry an object, in drawing order.
+        last two have one entry per object, in drawing order.
     """
     draws, background, objects, labels, _ = _compose(index, split, seed, size, setting)
     details = long_captions(draws, objects, len(labels), background)
@@ -218,7 +219,7 @@ def scene_texts(
     return {
         "captions": captions,
         "alt_text": alt_text(draws, objects),
-        "descriptions": [describe(item.shape, item.colour, item.texture) for item in objects],
+        "descriptions": [describe(item.shape, item.color, item.texture) for item in objects],
         "long_captions": details,
     }
 

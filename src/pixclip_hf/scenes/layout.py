@@ -10,10 +10,10 @@ import numpy as np
 T = TypeVar("T")
 
 SHAPES = ("disc", "square", "triangle", "cross", "ring", "star", "crescent", "hourglass")
-COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 TEXTURES = ("plain", "striped", "chequered", "dotted")
 SPLITS = ("train", "validation", "test")
-SETTINGS = {"default": (20, 45), "hard": (8, 45)}  # shortest and longest object side, per cent of the image side
+SETTINGS = {"default": (20, 45), "hard": (8, 45)}  # shortest and longest object side, percent of the image side
 
 _SMALLEST_OBJECT = 5  # pixels; below that a ring has no hole
 _RING_HOLE = 0.56  # hole diameter over ring diameter
@@ -83,7 +83,7 @@ class SceneObject:
     """One drawn object; `x`, `y` is the upper left pixel of its `side` × `side` square, `layer` its drawing order."""
 
     shape: str
-    colour: str
+    color: str
     texture: str
     side: int
     x: int
@@ -115,7 +115,7 @@ def silhouette(shape: str, side: int) -> np.ndarray:
     Only sums, products and comparisons of small numbers: the same pixels on every platform.
     """
     steps = np.arange(side)
-    a = (2 * steps + 1 - side)[None, :]  # pixel centres in half pixels from the middle
+    a = (2 * steps + 1 - side)[None, :]  # pixel centers in half pixels from the middle
     b = (2 * steps + 1 - side)[:, None]
     x, y = ((steps + 0.5) / side)[None, :], ((steps + 0.5) / side)[:, None]
     disc = a * a + b * b <= side * side
@@ -131,7 +131,7 @@ def silhouette(shape: str, side: int) -> np.ndarray:
         pixels = disc & (a * a + b * b >= (_RING_HOLE * side) ** 2)
     elif shape == "star":
         pixels = _inside_polygon(x, y, _STAR)
-        for tip_x, tip_y in _STAR[::2]:  # thin tips may miss every pixel centre
+        for tip_x, tip_y in _STAR[::2]:  # thin tips may miss every pixel center
             pixels[min(int(tip_y * side), side - 1), min(int(tip_x * side), side - 1)] = True
     elif shape == "crescent":
         # A disc of radius 1 less a disc of radius 0.85 at (0.5, 0), stretched so that -1 .. 0.5275 fills the width.
@@ -155,7 +155,7 @@ def tight_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-# Shapes behind, each with those in front of it that leave it recognisable.
+# Shapes behind, each with those in front of it that leave it recognizable.
 _BEHIND = {
     "square": ("disc", "cross", "ring", "star", "crescent"),
     "hourglass": ("cross", "ring", "star"),
@@ -198,10 +198,10 @@ class _Layout:
         self.low, self.high = SETTINGS[setting]
         self.objects: list[SceneObject] = []
         self.taken: list[tuple[int, int, int, int]] = []
-        self.looks: set[tuple[str, str]] = set()  # (shape, colour), unique but for twins
+        self.looks: set[tuple[str, str]] = set()  # (shape, color), unique but for twins
 
     def side(self, low: int, high: int) -> int:
-        """An object side in pixels, between `low` and `high` per cent of the image side."""
+        """An object side in pixels, between `low` and `high` percent of the image side."""
         smallest = max(-(-low * self.size // 100), _SMALLEST_OBJECT)
         return self.draws.between(smallest, max(high * self.size // 100, smallest))
 
@@ -217,53 +217,53 @@ class _Layout:
         """As `free_place` in an empty scene, where every place is free."""
         return self.draws.below(self.size - width + 1), self.draws.below(self.size - height + 1)
 
-    def colour_for(self, shape: str) -> str:
-        return self.draws.pick([colour for colour in COLOURS if (shape, colour) not in self.looks])
+    def color_for(self, shape: str) -> str:
+        return self.draws.pick([color for color in COLORS if (shape, color) not in self.looks])
 
-    def put(self, shape: str, colour: str, texture: str, side: int, x: int, y: int) -> None:
-        self.looks.add((shape, colour))
-        self.objects.append(SceneObject(shape, colour, texture, side, x, y, len(self.objects)))
+    def put(self, shape: str, color: str, texture: str, side: int, x: int, y: int) -> None:
+        self.looks.add((shape, color))
+        self.objects.append(SceneObject(shape, color, texture, side, x, y, len(self.objects)))
 
     def single(self) -> None:
         shape, texture = self.draws.pick(SHAPES), self.draws.pick(TEXTURES)
-        colour = self.colour_for(shape)
+        color = self.color_for(shape)
         top = self.high
         for _ in range(4):  # a smaller side each time, until it fits
             side = self.side(self.low, top)
             place = self.free_place(side, side)
             if place is not None:
                 self.taken.append((*place, place[0] + side, place[1] + side))
-                self.put(shape, colour, texture, side, *place)
+                self.put(shape, color, texture, side, *place)
                 return
             top = (self.low + top) // 2
 
     def same_box_pair(self) -> None:
         side = self.side(30, 45)
         back, front = self.draws.pick(same_box_shapes(side))
-        colours = self.draws.shuffled(COLOURS)
+        colors = self.draws.shuffled(COLORS)
         x, y = self.first_place(side, side)
         self.taken.append((x, y, x + side, y + side))
-        self.put(back, colours[0], self.draws.pick(TEXTURES), side, x, y)
-        self.put(front, colours[1], self.draws.pick(TEXTURES), side, x, y)
+        self.put(back, colors[0], self.draws.pick(TEXTURES), side, x, y)
+        self.put(front, colors[1], self.draws.pick(TEXTURES), side, x, y)
 
     def twins(self) -> None:
         side = self.side(self.low, 35)
-        shape, colour = self.draws.pick(SHAPES), self.draws.pick(COLOURS)
+        shape, color = self.draws.pick(SHAPES), self.draws.pick(COLORS)
         for texture in self.draws.shuffled(TEXTURES)[:2]:
             place = self.free_place(side, side)
             if place is not None:
                 self.taken.append((*place, place[0] + side, place[1] + side))
-                self.put(shape, colour, texture, side, *place)
+                self.put(shape, color, texture, side, *place)
 
     def nested_pair(self) -> None:
         side = self.side(40, 45)
         inner = min(self.side(self.low, 24), side - 4)
         x, y = self.first_place(side, side)
         self.taken.append((x, y, x + side, y + side))
-        self.put("ring", self.draws.pick(COLOURS), self.draws.pick(TEXTURES), side, x, y)
+        self.put("ring", self.draws.pick(COLORS), self.draws.pick(TEXTURES), side, x, y)
         shape = self.draws.pick(SHAPES)
         shift = (side - inner) // 2
-        self.put(shape, self.colour_for(shape), self.draws.pick(TEXTURES), inner, x + shift, y + shift)
+        self.put(shape, self.color_for(shape), self.draws.pick(TEXTURES), inner, x + shift, y + shift)
 
     def overlapping_pair(self) -> None:
         back_side, front_side = self.side(28, 40), self.side(28, 40)
@@ -281,15 +281,15 @@ class _Layout:
             return
         x, y = self.first_place(width, height)
         self.taken.append((x, y, x + width, y + height))
-        self.put(back, self.draws.pick(COLOURS), self.draws.pick(TEXTURES), back_side, x - left, y - top)
-        colour = self.colour_for(front)
-        self.put(front, colour, self.draws.pick(TEXTURES), front_side, x - left + dx, y - top + dy)
+        self.put(back, self.draws.pick(COLORS), self.draws.pick(TEXTURES), back_side, x - left, y - top)
+        color = self.color_for(front)
+        self.put(front, color, self.draws.pick(TEXTURES), front_side, x - left + dx, y - top + dy)
 
 
 def draw_layout(draws: DrawStream, size: int, setting: str) -> list[SceneObject]:
     """Three to five objects in drawing order.
 
-    Of 100 scenes 30 hold a pair of one box, 30 twins (same shape, colour and side, two textures), 10 an object in a
+    Of 100 scenes 30 hold a pair of one box, 30 twins (same shape, color and side, two textures), 10 an object in a
     ring, 10 an overlapping pair. Only those pairs touch; of an overlapped object at least 60 % stays visible.
     """
     lot = draws.below(100)

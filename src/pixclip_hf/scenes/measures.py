@@ -21,11 +21,11 @@ from .dataset import all_descriptions, late_detail_pairs, same_box_pairs
 
 CLIP_TOKENS = 77
 GROUNDED_IOU = 0.5
-DESCRIBED = ("texture", "colour", "shape")
+DESCRIBED = ("texture", "color", "shape")
 
 
 def description_hits(regions: Sequence[Tensor], records: Sequence[Record], descriptions: Tensor) -> np.ndarray:
-    """Whether texture, colour and shape of the best description of each region are its own: `(R, 3)` bool."""
+    """Whether texture, color and shape of the best description of each region are its own: `(R, 3)` bool."""
     names = [name.split()[1:] for name in all_descriptions()]
     found = [names[index] for rows in regions for index in (rows @ descriptions.T).argmax(-1).tolist()]
     true = [region["caption"].split()[1:] for record in records for region in record["regions"]]
@@ -33,14 +33,14 @@ def description_hits(regions: Sequence[Tensor], records: Sequence[Record], descr
 
 
 def description_accuracy(regions: Sequence[Tensor], records: Sequence[Record], descriptions: Tensor) -> dict[str, Any]:
-    """Zero-shot description: each region against every description (texture, colour, shape).
+    """Zero-shot description: each region against every description (texture, color, shape).
 
     Args:
         regions: embeddings of each record's regions.
         descriptions (`(256, D)`): embeddings of [`all_descriptions`].
 
     Returns:
-        Shares of regions: `exact`, and `texture`, `colour`, `shape` one by one; `count` of regions.
+        Shares of regions: `exact`, and `texture`, `color`, `shape` one by one; `count` of regions.
     """
     hits = description_hits(regions, records, descriptions)
     parts = dict(zip(DESCRIBED, hits.mean(0).tolist(), strict=True))
@@ -80,7 +80,7 @@ def pair_accuracy(
         find_pairs: the pairs of a record.
 
     Returns:
-        The share, and how many decisions it is of (two a pair).
+        The share, and the number of decisions behind it (two per pair).
     """
     hits, _ = pair_hits(regions, records, texts, find_pairs)
     return (float(hits.mean()) if len(hits) else float("nan")), len(hits)
@@ -88,7 +88,7 @@ def pair_accuracy(
 
 def grounding_hits(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Whether the box that the grounding head finds for a caption overlaps the region's by half (IoU), for the
-    captions that name one region of their scene alone; and the record of each."""
+    captions that name exactly one region of their scene; and the record of each."""
     hits, groups = [], []
     for number, record in enumerate(records):
         captions = Counter(region["caption"] for region in record["regions"])
@@ -130,7 +130,7 @@ def measure_scenes(
     Args:
         encoder: a [`CachedEncoder`] of a [`RegionEncoder`].
         records: scenes that the model has not seen.
-        resamples: of the bootstrap, which draws scenes.
+        resamples: the number of resamples of the bootstrap, which draws scenes.
 
     Returns:
         Shares between 0 and 1, and the counts that they are of (`*_count`); and the 95 % intervals of the shares.
@@ -158,7 +158,7 @@ def measure_scenes(
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
 
-    def measure(name: str, hits: np.ndarray, groups: np.ndarray) -> None:
+    def measure(name: str, hits: Any, groups: np.ndarray) -> None:
         metrics[name] = float(hits.mean()) if len(hits) else float("nan")
         if len(hits) and resamples:
             intervals[name] = mean_interval(hits, groups, resamples)

@@ -15,7 +15,7 @@ COMMON = (
 RECIPES = {
     "cloc": (
         "--max_steps", "1800", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
-        "--region_text", "caption", "category", "--mask_prompt_share", "0.5",
+        "--region_text", "caption", "category", "--mask_prompt_share", "0.6",
     ),
     # Image captions keep what the towers know of whole images; categories and captions say what a region is, apart
     # from all else that a long caption says.
@@ -33,7 +33,7 @@ def train_stage(model_type: str, seed: int, folder: Path, start: Path | None = N
 
     Args:
         model_type: `"cloc"` or `"pixclip"`.
-        seed: of the scenes, the batches and the weights.
+        seed: the seed of the scenes, the batches and the weights.
         folder: where the model goes.
         start: folder of the model to start from; random weights when None.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..encoders.region_encoder import RegionEncoder
-from ..evaluation.report import markdown_table, share
+from ..evaluation.report import markdown_table, share, with_current_names
 from ..processing.processing_regions import decode_rle
 from ..visualization import draw_answers, draw_regions, similarity_map
 from .dataset import all_descriptions, late_detail_pairs, make_scene, same_box_pairs
@@ -16,7 +16,7 @@ PAGE_SCENES = 12
 DESCRIPTIONS = (
     ("region_description_exact", "region described by {prompt}, exact of 256", "0.4 %"),
     ("region_description_texture", "… texture of 4", "25 %"),
-    ("region_description_colour", "… color of 8", "12.5 %"),
+    ("region_description_color", "… color of 8", "12.5 %"),
     ("region_description_shape", "… shape of 8", "12.5 %"),
 )
 # (measure, what it is of, label, chance); rows whose measure a model does not have are left out.
@@ -44,10 +44,11 @@ def report(model_type: str, metrics: Mapping[str, Any], folder: Path) -> str:
 
     Args:
         model_type: `"cloc"` or `"pixclip"`.
-        metrics: of the default setting, of the hard one under `hard_*` and of the inherited towers under `towers_*`;
-            `seed`, `train_steps`, `train_seconds` and, with towers, `towers_seconds`.
+        metrics: the measures of the default setting, of the hard one under `hard_*` and of the inherited towers under
+            `towers_*`; `seed`, `train_steps`, `train_seconds` and, with towers, `towers_seconds`.
         folder: where it goes.
     """
+    metrics = with_current_names(metrics)
     columns = {"scenes (objects 20–45 % of the side)": "", "hard (8–45 %)": "hard_"}
     inherited = "towers_image_count" in metrics
     if inherited:
@@ -97,7 +98,8 @@ def draw_front(model: Any, processor: Any, folder: Path, seed: int) -> None:
     regions = scene["regions"]
     names = all_descriptions()
     (embeds,) = encoder.encode_records([scene], convert_to_tensor=True)
-    best = (embeds @ encoder.encode_texts(names, convert_to_tensor=True).T).topk(2)
+    described: Any = encoder.encode_texts(names, convert_to_tensor=True)
+    best = (embeds @ described.T).topk(2)
     texts = [
         [(names[index], score) for index, score in zip(*row, strict=True)]
         for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -120,9 +122,9 @@ def draw_page(model: Any, processor: Any, folder: Path, seed: int, count: int = 
     encoder = RegionEncoder(model, processor)
     names = all_descriptions()
     scenes = [make_scene(i, "test", seed) for i in range(count)]
-    descriptions = encoder.encode_texts(names, convert_to_tensor=True)
+    descriptions: Any = encoder.encode_texts(names, convert_to_tensor=True)
     answers = [_best(rows, descriptions, names) for rows in encoder.encode_records(scenes, convert_to_tensor=True)]
-    masks = [_masks(encoder, scene) for scene in scenes]
+    masks: list[Any] = [_masks(encoder, scene) for scene in scenes]
     draw_answers(
         folder / "scenes.png",
         [scene["image"] for scene in scenes],

@@ -5,7 +5,7 @@ The wording is drawn once per scene, so that the long captions of a scene differ
 
 from collections.abc import Sequence
 
-from .layout import COLOURS, SHAPES, TEXTURES, DrawStream, SceneObject
+from .layout import COLORS, SHAPES, TEXTURES, DrawStream, SceneObject
 
 EARLY_WORDS = 80  # the deciding details of twins come after this many words
 
@@ -42,7 +42,7 @@ _RELATIONS = (
     "The object appears {relation} the {neighbour}.",
     "Its position is {relation} the {neighbour}.",
 )
-# True of every scene and of every object in it; they name no shape, colour, texture or place.
+# True of every scene and of every object in it; they name no shape, color, texture or place.
 _FILLERS = (
     "Nothing moves and nothing hints at a time of day.",
     "There is no text, no person and no animal anywhere.",
@@ -82,29 +82,29 @@ _JUNK = (
 )  # fmt: skip
 
 
-def describe(shape: str, colour: str, texture: str) -> str:
+def describe(shape: str, color: str, texture: str) -> str:
     """The short description of an object, for example "a striped red star".
 
     Raises:
-        ValueError: for a shape, colour or texture that scenes do not draw.
+        ValueError: for a shape, color or texture that scenes do not draw.
     """
-    for name, value, known in (("shape", shape, SHAPES), ("colour", colour, COLOURS), ("texture", texture, TEXTURES)):
+    for name, value, known in (("shape", shape, SHAPES), ("color", color, COLORS), ("texture", texture, TEXTURES)):
         if value not in known:
             raise ValueError(f"`{name}` must be one of {known}, got {value!r}")
-    return f"a {texture} {colour} {shape}"
+    return f"a {texture} {color} {shape}"
 
 
 def all_descriptions() -> list[str]:
     """The 256 different short descriptions, shapes outermost and textures innermost."""
-    return [describe(shape, colour, texture) for shape in SHAPES for colour in COLOURS for texture in TEXTURES]
+    return [describe(shape, color, texture) for shape in SHAPES for color in COLORS for texture in TEXTURES]
 
 
 def _short(item: SceneObject) -> str:
-    return f"{item.texture} {item.colour} {item.shape}"
+    return f"{item.texture} {item.color} {item.shape}"
 
 
 def _look(item: SceneObject) -> str:
-    return f"{item.colour} {item.shape}"
+    return f"{item.color} {item.shape}"
 
 
 def relation(item: SceneObject, other: SceneObject) -> str:
@@ -124,14 +124,14 @@ def relation(item: SceneObject, other: SceneObject) -> str:
 
 
 def place_name(box: tuple[int, int, int, int], size: int) -> str:
-    """The third of the image, each way, in which the centre of a box lies: "upper left" … "middle" … "lower right"."""
+    """The third of the image, each way, in which the center of a box lies: "upper left" … "middle" … "lower right"."""
     column = _COLUMNS[min((box[0] + box[2]) * 3 // (2 * size), 2)]
     row = _ROWS[min((box[1] + box[3]) * 3 // (2 * size), 2)]
     return row if row == column else f"{row} {column}"
 
 
 def size_name(side: int, size: int) -> str:
-    """The size class of an object by its side in per cent of the image side."""
+    """The size class of an object by its side in percent of the image side."""
     percent = 100 * side // size
     return "tiny" if percent < 18 else "small" if percent < 27 else "medium-sized" if percent < 36 else "large"
 
@@ -163,8 +163,8 @@ def _filler(draws: DrawStream, words: int) -> str:
 def long_captions(draws: DrawStream, objects: Sequence[SceneObject], size: int, background: str) -> list[str]:
     """One long text (90 to 160 words) per object.
 
-    Scene, shape, colour and size come first. With twins (two objects of the same shape, colour and side) what tells
-    them apart, texture, place and neighbour, comes only after `EARLY_WORDS` words; in half of the other scenes it
+    Scene, shape, color and size come first. With twins (two objects of the same shape, color and side) what tells
+    them apart, texture, place and neighbor, comes only after `EARLY_WORDS` words; in half of the other scenes it
     comes before the filler.
     """
     opening, subject, surface, place, relation_form = (
@@ -177,11 +177,11 @@ def long_captions(draws: DrawStream, objects: Sequence[SceneObject], size: int, 
     filler = _filler(draws, EARLY_WORDS - len(opening.split()) - len(subject.split()))
     texts = []
     for item in objects:
-        first = subject.format(size=size_name(item.side, size), colour=item.colour, shape=item.shape)
+        first = subject.format(size=size_name(item.side, size), colour=item.color, shape=item.shape)
         details = [surface.format(texture=item.texture), place.format(place=place_name(item.box, size))]
         # The other twin would not do: only its texture, the very detail in question, could name it.
-        neighbours = [other for other in _by_distance(item, objects) if _look(other) != _look(item)]
-        for other in neighbours[:relations]:
+        neighbors = [other for other in _by_distance(item, objects) if _look(other) != _look(item)]
+        for other in neighbors[:relations]:
             name = _look(other) if looks.count(_look(other)) == 1 else _short(other)
             details.append(relation_form.format(relation=relation(item, other), neighbour=name))
         parts = [opening, first, filler, *details] if late else [opening, first, *details, filler]
@@ -216,7 +216,7 @@ def alt_text(draws: DrawStream, objects: Sequence[SceneObject]) -> str:
     for item in draws.shuffled(objects)[: draws.between(1, len(objects) - 1)]:
         parts.append(draws.pick((_short(item), _look(item), f"a {_look(item)}")))
     if draws.chance(30):
-        parts.append(f"{draws.pick(COLOURS)} {draws.pick(SHAPES)}")
+        parts.append(f"{draws.pick(COLORS)} {draws.pick(SHAPES)}")
     for junk in draws.shuffled(_JUNK)[: draws.between(1, 3)]:
         parts.append(junk.format(n=draws.between(100, 9999)))
     return draws.pick((" - ", " | ", ", ", " ")).join(draws.shuffled(parts))

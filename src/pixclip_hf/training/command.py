@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
@@ -68,10 +69,10 @@ transformers; the groups behind them are this command's own.
 """
 
 
-def build_model(arguments: ModelArguments):
+def build_model(arguments: ModelArguments) -> tuple[Any, Any, TextEmbeddingCache | None]:
     """Model and processor, from a checkpoint, from two towers, or small and random; and the cache of text states, if
     there is to be one."""
-    overrides = arguments.config_overrides or {}
+    overrides: Any = arguments.config_overrides or {}
     cache = None
     if arguments.text_cache is not None:
         model, processor, cache = build_model_on_cache(arguments, overrides)
@@ -92,10 +93,11 @@ def build_model(arguments: ModelArguments):
     return model, processor, cache
 
 
-def build_model_on_cache(arguments: ModelArguments, overrides: dict):
+def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[Any, Any, TextEmbeddingCache]:
     """A model without its text tower, the processor, and a cache of the states that the text tower gives."""
     name, vision = arguments.model_name_or_path, arguments.vision_model_name_or_path
     _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
+    source: Any
     if name is not None:
         config = AutoConfig.from_pretrained(name, **overrides)
         processor = AutoProcessor.from_pretrained(name)
@@ -107,11 +109,12 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict):
         source = arguments.text_model_name_or_path
         config = model_class.config_class(text_config=None, text_hidden_size=1, **overrides)
         processor = processor_class.from_vision_text_pretrained(vision, source)
+    folder: Any = arguments.text_cache
     length = arguments.text_max_length
     if length is None and processor.tokenizer is not None:
         length = processor.tokenizer.model_max_length
     cache = TextEmbeddingCache(
-        arguments.text_cache,
+        folder,
         source,
         pooling=config.text_pooling,
         max_length=length,
@@ -129,8 +132,8 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict):
     return model_class.from_vision_text_pretrained(vision, None, **names, **overrides), processor, cache
 
 
-def freeze(model, arguments: ModelArguments):
-    """What of the towers trains, and how."""
+def freeze(model: Any, arguments: ModelArguments) -> None:
+    """Decides which parts of the towers train, and how."""
     new = [
         value for name, value in model.vision_model.named_parameters() if name.endswith(("mask_weight", "mask_bias"))
     ]
@@ -158,7 +161,7 @@ def save_run_arguments(
     optimizer: OptimizerArguments,
     stopping: EarlyStoppingArguments,
     training: TrainingArguments,
-):
+) -> None:
     """run_arguments.json: the settings that the model card shows."""
     collator = data.collator_arguments(model.model_type)
     of_streams = () if data.streaming else ("streaming", "shuffle_buffer", "max_corrupt_share")
@@ -316,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
 
-    # 6. A model that was trained on cached states gets its text tower back, and is saved anew.
+    # 6. A model that was trained on cached states gets its text tower back, and is saved again.
     if cache is not None and trains and trainer.is_world_process_zero():
         whole = attach_text_model(AutoModel.from_pretrained(training_arguments.output_dir), cache.text_model)
         whole.save_pretrained(training_arguments.output_dir)

@@ -1,7 +1,7 @@
 """The records that a run trains and evaluates on."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..data.sources import has_splits, load_records, parse_source
 from ..data.streaming import RecordStream, stream_records
@@ -20,7 +20,7 @@ def build_datasets(
     Args:
         arguments: what to read.
         image_size: pixels of a side of the scenes.
-        seed: of the order of a stream.
+        seed: the seed of the order of a stream.
 
     Returns:
         The records to train on, and those to evaluate on or None.
@@ -29,7 +29,11 @@ def build_datasets(
         ValueError: a source without splits is asked for one; or as in [`load_records`].
     """
     if arguments.dataset_name == "scenes" and arguments.source is None:
-        options = {"size": image_size, "setting": arguments.scenes_setting, "seed": arguments.scenes_seed}
+        options: dict[str, Any] = {
+            "size": image_size,
+            "setting": arguments.scenes_setting,
+            "seed": arguments.scenes_seed,
+        }
         train = scenes_dataset(arguments.scenes_train_images, split=arguments.train_split, **options)
         return train, scenes_dataset(arguments.scenes_eval_images, split=arguments.eval_split or "test", **options)
     source = arguments.source or [arguments.dataset_name]

@@ -1,4 +1,4 @@
-"""Language models as text towers: read from a GGUF file, quantised, identified, and put into a model that was trained
+"""Language models as text towers: read from a GGUF file, quantized, identified, and put into a model that was trained
 without one."""
 
 import hashlib
@@ -27,14 +27,14 @@ _MODEL_FILES = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer
 
 
 def quantization_config(quantization: str, skip_modules: list[str] | None = None) -> BitsAndBytesConfig:
-    """Settings of a quantised LLM, for `from_pretrained(quantization_config=...)`.
+    """Settings of a quantized LLM, for `from_pretrained(quantization_config=...)`.
 
     Args:
         quantization: `"4bit"` (NF4, as in QLoRA, arXiv 2305.14314, section 3) or `"8bit"`.
         skip_modules: names of modules that keep their precision.
 
     Raises:
-        ValueError: another quantisation.
+        ValueError: another quantization.
         ImportError: bitsandbytes is not installed.
     """
     if quantization not in QUANTIZATIONS:
@@ -53,7 +53,7 @@ def quantization_config(quantization: str, skip_modules: list[str] | None = None
 
 
 def quantize_text_model(model: PreTrainedModel, quantization: str) -> PreTrainedModel:
-    """A saved model again, its text tower quantised and all else as it was: the base of a LoRA run.
+    """A saved model again, its text tower quantized and all else as it was: the base of a LoRA run.
 
     Args:
         model: a [`CLOCModel`] or [`PixCLIPModel`] that `model.name_or_path` names.
@@ -75,7 +75,7 @@ def load_text_model(
 
     Args:
         name_or_path: a text encoder, a decoder LLM, or a composite checkpoint with a text tower: folder or Hub id.
-        dtype: of the weights; of the layers that stay, of a quantised one.
+        dtype: the precision of the weights; for a quantized model, of the layers that are not quantized.
         bidirectional: turns off the causal mask of a decoder.
         quantization: see [`quantization_config`].
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
@@ -150,7 +150,7 @@ def text_model_revision(name_or_path: str, revision: str | None = None) -> str:
 def load_gguf(
     path: str | PathLike, num_hidden_layers: int | None = None, max_length: int = 512
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The LLM of a GGUF file, dequantised to float32, without its language-model head, and its tokenizer.
+    """The LLM of a GGUF file, dequantized to float32, without its language-model head, and its tokenizer.
 
     Save both to one folder, and that is a text tower for `from_vision_text_pretrained` and the training script.
 
@@ -174,7 +174,7 @@ def load_gguf(
             raise ValueError(f"`num_hidden_layers` must lie between 1 and {layers}, got {num_hidden_layers}.")
         model.layers = model.layers[:num_hidden_layers]
         model.config.num_hidden_layers = num_hidden_layers
-    # The weights are plain by now: as a quantised model they could be neither saved nor trained.
+    # The weights are plain by now: as a quantized model they could be neither saved nor trained.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

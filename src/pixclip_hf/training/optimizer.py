@@ -22,18 +22,19 @@ def parameter_groups(
     text_lr_scale: float = 1.0,
     layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of a model in groups for an optimiser.
+    """The trainable parameters of a model in groups for an optimizer.
 
     What the towers inherit learns at `learning_rate` times the scale of its tower, and `layer_decay` times slower with
-    every block away from the tower's output (Bao et al. 2022, BEiT; as LLM2CLIP trains). All else is new and learns at
-    the full rate: mask projection (Alpha-CLIP), Prompter, heads, projections, temperatures, LoRA adapters.
+    every block away from the tower's output (Bao et al. 2022, BEiT; as LLM2CLIP trains). Everything else is new and
+    learns at the full rate: mask projection (Alpha-CLIP), Prompter, heads, projections, temperatures, LoRA adapters.
 
     Norms, biases, temperatures and embeddings (of tokens, positions, classes) do not decay.
 
     Args:
         model: a [`CLOCModel`] or [`PixCLIPModel`], plain or wrapped by PEFT, accelerate or `torch.compile`.
-        learning_rate, weight_decay: of the full rate, and of what decays.
-        vision_lr_scale, text_lr_scale: of the towers; 0 leaves a tower as it is, at the cost of training it.
+        learning_rate, weight_decay: the full rate, and the decay of the weights that decay.
+        vision_lr_scale, text_lr_scale: rates of the towers relative to it; 0 leaves a tower as it is but still
+            computes its gradients.
         layer_decay: 1 for the same rate in all blocks.
 
     Returns:
@@ -92,11 +93,11 @@ def _distances_to_output(names: list[str]) -> dict[str, tuple[str, int]]:
 def optimizer_for(
     model: nn.Module, training: TrainingArguments, groups: OptimizerArguments
 ) -> tuple[type[Optimizer], dict[str, Any]]:
-    """The optimiser of `training` (`--optim`, betas, ...) on [`parameter_groups`], as `Trainer` takes it:
-    `optimizer_cls_and_kwargs`. An optimiser that picks its parameters itself (GaLore, Muon) stays as it is.
+    """The optimizer of `training` (`--optim`, betas, ...) on [`parameter_groups`], as `Trainer` takes it:
+    `optimizer_cls_and_kwargs`. An optimizer that picks its parameters itself (GaLore, Muon) stays as it is.
 
     Raises:
-        ValueError: rates by part for an optimiser that picks its parameters itself; see also [`parameter_groups`].
+        ValueError: rates by part for an optimizer that picks its parameters itself; see also [`parameter_groups`].
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     if not isinstance(optimizer_class, type) or options.keys() & {"params", "model", "optimizer_dict"}:

@@ -46,7 +46,7 @@ class LocalChat:
 
     Args:
         model: folder or Hub id.
-        max_new_tokens: of an answer.
+        max_new_tokens: most tokens of an answer.
         attempts: answers asked for until one can be used.
         batch_size: questions per call of the model.
 
@@ -61,7 +61,7 @@ class LocalChat:
 
     num_gpus: ClassVar[float] = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least_one(self, "max_new_tokens", "attempts", "batch_size")
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:

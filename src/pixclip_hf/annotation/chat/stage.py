@@ -18,5 +18,5 @@ class ChatStage(RowStage):
     chat: Chat
 
     @property
-    def num_gpus(self) -> float:
+    def num_gpus(self) -> float:  # type: ignore[override]
         return self.chat.num_gpus

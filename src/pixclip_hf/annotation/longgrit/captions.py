@@ -102,12 +102,12 @@ class RegionQuestions(ChatStage):
 
 @dataclass
 class ObjectCaptions(RegionQuestions):
-    """(a) The look of each object, from its crop with all else painted grey.
+    """(a) The look of each object, from its crop with all else painted gray.
 
     Args:
         chat: reads images.
         prompt: puts in `$language`.
-        language: of `LANGUAGES`.
+        language: one of `LANGUAGES`.
     """
 
     language: str = "en"
@@ -166,7 +166,7 @@ class ContextCaptions(RegionQuestions):
         chat: reads images.
         prompt: puts in `$language`, and `$box` where the box is not drawn.
         box_style: `"drawn"` for a red rectangle, `"coordinates"` for numbers in the prompt.
-        language: of `LANGUAGES`.
+        language: one of `LANGUAGES`.
     """
 
     box_style: str = "drawn"
@@ -175,7 +175,7 @@ class ContextCaptions(RegionQuestions):
     name: ClassVar[str] = "context_caption"
     columns: ClassVar[Mapping[str, Any]] = {"longgrit_context_captions": TEXTS}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.box_style not in BOX_STYLES:
             raise ValueError(f"`box_style` must be one of {', '.join(BOX_STYLES)}, got {self.box_style!r}.")
@@ -203,7 +203,7 @@ class Merge(RegionQuestions):
     Args:
         chat: reads text.
         prompt: puts in `$object_caption`, `$context_caption` and `$language`.
-        language: of `LANGUAGES`.
+        language: one of `LANGUAGES`.
     """
 
     language: str = "en"

@@ -7,13 +7,13 @@ from PIL import Image, ImageDraw
 
 from ...processing.processing_regions import mask_box
 
-_GREY = (127, 127, 127)
+_GRAY = (127, 127, 127)
 _LEAST_SIDE = 224  # pixels; smaller crops are enlarged, some models refuse them
-_MARGIN = 0.05  # of grey around an object, as a share of its longer side
+_MARGIN = 0.05  # width of the gray margin around an object, as a share of its longer side
 
 
 def isolate(image: Image.Image, box: Sequence[float], mask: np.ndarray | None) -> Image.Image:
-    """An object alone, on a grey square of at least 224 pixels a side.
+    """An object alone, on a gray square of at least 224 pixels per side.
 
     Args:
         image: RGB.
@@ -29,7 +29,7 @@ def isolate(image: Image.Image, box: Sequence[float], mask: np.ndarray | None) -
         crop = image.crop((x0, y0, x1, y1))
         opaque = Image.fromarray(mask[y0:y1, x0:x1].astype(np.uint8) * 255)
     side = max(crop.size) + 2 * max(1, round(_MARGIN * max(crop.size)))
-    canvas = Image.new("RGB", (side, side), _GREY)
+    canvas = Image.new("RGB", (side, side), _GRAY)
     canvas.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2), opaque)
     if side < _LEAST_SIDE:
         canvas = canvas.resize((_LEAST_SIDE, _LEAST_SIDE), Image.Resampling.BICUBIC)

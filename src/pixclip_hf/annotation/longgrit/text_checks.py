@@ -76,7 +76,7 @@ def guess_language(text: str) -> str | None:
         language: sum(word in stop_words for word in words) / max(len(words), 1)
         for language, stop_words in _stop_words().items()
     }
-    best = max(shares, key=shares.get)
+    best = max(shares, key=shares.__getitem__)
     return best if shares[best] >= _STOP_WORD_SHARE else None
 
 
@@ -86,7 +86,7 @@ class TextRules:
 
     Attributes:
         min_words, max_words: its length.
-        language: of `LANGUAGES`.
+        language: one of `LANGUAGES`.
         prompts: texts that it must not repeat.
     """
 
@@ -95,7 +95,7 @@ class TextRules:
     language: str = "en"
     prompts: tuple[str, ...] = field(default=(), repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.min_words <= self.max_words:
             raise ValueError(
                 f"`min_words` must lie between 1 and `max_words`, got {self.min_words} and {self.max_words}."

@@ -31,7 +31,7 @@ class CaptionColumn(RowStage):
     name: ClassVar[str] = "caption"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_caption": Value("string")}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.column not in _CAPTION_COLUMNS:
             raise ValueError(f"`column` must be one of {', '.join(_CAPTION_COLUMNS)}, got {self.column!r}.")

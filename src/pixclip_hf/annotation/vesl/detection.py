@@ -59,22 +59,27 @@ class BoxRules:
     nms_iou: float = 0.5
     min_area: float = 0.001
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("threshold", "nms_iou", "min_area"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
         check_at_least_one(self, "top_k")
 
     def select(
-        self, labels: Sequence[int], boxes: np.ndarray, scores: Sequence[float], width: int, height: int
+        self,
+        labels: Sequence[int] | np.ndarray,
+        boxes: np.ndarray,
+        scores: Sequence[float] | np.ndarray,
+        width: int,
+        height: int,
     ) -> tuple[list[dict[str, Any]], Counter]:
         """The detections that stay, best first, and how many went, by reason.
 
         Args:
             labels: index of the candidate of each box.
             boxes: (N, 4) xyxy in pixels; clipped to the image.
-            scores: of the boxes.
-            width, height: of the image.
+            scores: the scores of the boxes.
+            width, height: the sides of the image.
         """
         counts = Counter({"boxes": len(labels)})
         boxes = np.clip(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), 0, [width, height, width, height])
@@ -88,7 +93,7 @@ class BoxRules:
                 counts["dropped: too small"] += 1
             else:
                 by_phrase[label].append((-round(float(score), _SCORE_DIGITS), *boxes[i].tolist()))
-        kept = []
+        kept: list[dict[str, Any]] = []
         for label, rows in by_phrase.items():
             table = torch.tensor(sorted(rows), dtype=torch.float64)
             best = non_maximum_suppression(table[:, 1:], -table[:, 0], self.nms_iou)
@@ -131,7 +136,7 @@ class OpenVocabularyDetector(RowStage):
     columns: ClassVar[Mapping[str, Any]] = {"vesl_detections": DETECTIONS}
     num_gpus: ClassVar[float] = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if "{}" not in self.template:
             raise ValueError(f"`template` must hold {{}} for the candidate, got {self.template!r}.")
@@ -146,7 +151,7 @@ class OpenVocabularyDetector(RowStage):
 
     @torch.inference_mode()
     def _detect(self, images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
-        """Of each image the `boxes` above the threshold, xyxy in pixels, with their `scores` and `labels`."""
+        """For each image the `boxes` above the threshold, xyxy in pixels, with their `scores` and `labels`."""
         model, processor = self._loaded
         most = max(len(phrases) for phrases in texts)
         tokenizer = processor.tokenizer
@@ -189,7 +194,7 @@ class SimulatedDetector(RowStage):
     """A stand-in that finds the source's own regions, with errors of known size; for sources with captions or
     categories of their regions, such as scenes.
 
-    It proposes a box for each region, less those that it misses. How well a candidate suits a region is the share of
+    It proposes a box for each region, except those that it misses. How well a candidate suits a region is the share of
     the candidate's words that the region's texts hold, times (1 + the share of their words that the candidate holds)
     / 2, plus noise. As with OWLv2 every box goes to the candidate that suits it best.
 
@@ -199,7 +204,7 @@ class SimulatedDetector(RowStage):
         false_rate: images with one more box, of a random place, size, candidate and score above the threshold.
         box_noise: standard deviation of each edge, as a share of the box's side.
         score_noise: standard deviation of what is added to a score.
-        seed: of all draws.
+        seed: the seed of all draws.
         batch_size: images per call.
     """
 
@@ -213,7 +218,7 @@ class SimulatedDetector(RowStage):
     name: ClassVar[str] = "detection"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_detections": DETECTIONS}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("miss_rate", "false_rate"):
             if not 0 <= getattr(self, name) <= 1:

@@ -57,9 +57,9 @@ class PhraseCandidates(RowStage):
     duplicates.
 
     Args:
-        spacy_model: installed pipeline with a parser and an entity recogniser.
-        max_words: of a phrase.
-        max_candidates: of an image, the first ones of the caption.
+        spacy_model: installed pipeline with a parser and an entity recognizer.
+        max_words: most words of a phrase.
+        max_candidates: most candidates of an image, the first ones of the caption.
         batch_size: images per call.
 
     Raises:
@@ -73,7 +73,7 @@ class PhraseCandidates(RowStage):
     name: ClassVar[str] = "candidates"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_candidates": CANDIDATES}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "max_words", "max_candidates")
 
@@ -130,9 +130,9 @@ class NgramCandidates(RowStage):
     N-grams don't cross punctuation; those of stop words and numbers alone are dropped.
 
     Args:
-        max_words: of an n-gram.
-        max_candidates: of an image; drawn at random from more.
-        seed: of that draw.
+        max_words: most words of an n-gram.
+        max_candidates: most candidates of an image; drawn at random from more.
+        seed: the seed of that draw.
         batch_size: images per call.
 
     Raises:
@@ -146,7 +146,7 @@ class NgramCandidates(RowStage):
     name: ClassVar[str] = "candidates"
     columns: ClassVar[Mapping[str, Any]] = {"vesl_candidates": CANDIDATES}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "max_words", "max_candidates")
 

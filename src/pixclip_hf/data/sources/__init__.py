@@ -55,8 +55,8 @@ def load_records(
             written by `save_to_disk` of a `DatasetDict` or a `Dataset` (a split without a name counts as `"train"`, as
             in `load_dataset`), a folder that `load_dataset` reads (Parquet shards), or a Hub id. Columns that are not
             in the schema are left out; fields that its regions lack become None.
-        split: of a source that has several; for any other, the name of the dataset's split.
-        arguments: of the kind.
+        split: the split of a source that has several; for any other, the name of the dataset's split.
+        arguments: the arguments of the kind.
 
     Example:
 
@@ -142,7 +142,7 @@ def _read_words(words: Sequence[str], all_words: Sequence[str]) -> dict[str, Any
 
 def _checked(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, if the kind takes them."""
-    known = {item.name: item for item in fields(KINDS[kind])}
+    known = {item.name: item for item in fields(KINDS[kind])}  # type: ignore[arg-type]
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f"`source` {kind} takes {', '.join(known)}, got {', '.join(unknown)}.")
     needed = [name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
@@ -157,7 +157,7 @@ def _make(kind: str, arguments: Mapping[str, Any]) -> Source:
 
 def has_splits(kind: str) -> bool:
     """Whether a kind chooses among splits of its own."""
-    return any(item.name == "split" for item in fields(KINDS[kind]))
+    return any(item.name == "split" for item in fields(KINDS[kind]))  # type: ignore[arg-type]
 
 
 def name_source(source: str | os.PathLike | Sequence[str]) -> str:

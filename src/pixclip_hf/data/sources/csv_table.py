@@ -117,5 +117,5 @@ class CsvTable(IndexedSource, kind="csv"):
             regions,
             list(captions),
             alt_text,
-            normalized=self.normalized,
+            normalized=bool(self.normalized),
         )

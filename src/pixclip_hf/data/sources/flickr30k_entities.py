@@ -64,12 +64,12 @@ class Flickr30kEntities(IndexedSource, kind="flickr30k"):
                     continue
                 boxed.add(entity)
                 # Pixels are counted from one there, and the last one belongs to the box.
-                x0, y0, x1, y1 = (int(corners.findtext(edge)) for edge in ("xmin", "ymin", "xmax", "ymax"))
+                x0, y0, x1, y1 = (int(corners.findtext(edge, "")) for edge in ("xmin", "ymin", "xmax", "ymax"))
                 for phrase in phrases[entity]:
                     number = position * IDS_PER_IMAGE + len(regions)
                     regions.append({"id": number, "box": (x0 - 1, y0 - 1, x1, y1), "caption": phrase})
         left_out["phrase left out: without a box"] = sum(len(phrases[key]) for key in phrases if key not in boxed)
         captions = [_PHRASE.sub(r"\2", line) for line in lines]
-        size = int(root.findtext("size/width")), int(root.findtext("size/height"))
+        size = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
         image = self.image_path(row.image)
         return AnnotatedImage(row.name, image, regions, captions, size=size, left_out=left_out)

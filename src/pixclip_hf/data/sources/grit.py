@@ -26,7 +26,7 @@ class Grit(IndexedSource, kind="grit"):
     expression holds it.
 
     Args:
-        folder: of tars, or of folders of files; searched with all its subfolders.
+        folder: a folder of tars, or of folders of files; searched with all its subfolders.
     """
 
     folder: str
@@ -85,6 +85,7 @@ class Grit(IndexedSource, kind="grit"):
         return path, path.with_suffix(".json")
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
+        image: bytes | Path
         if row.image is not None:
             image = self.image_path(row.image)
             text = image.with_suffix(".json").read_bytes()

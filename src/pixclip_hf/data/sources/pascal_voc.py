@@ -63,7 +63,7 @@ class PascalVoc(IndexedSource, kind="voc"):
         regions = []
         for number, found in enumerate(root.iter("object")):
             # Pixels are counted from one, and the last one belongs to the box.
-            corners = [float(found.findtext(f"bndbox/{edge}")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            corners = [float(found.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
             mask = None if labels is None or not (labels == number + 1).any() else encode_rle(labels == number + 1)
             regions.append(
                 {
@@ -73,6 +73,6 @@ class PascalVoc(IndexedSource, kind="voc"):
                     "category": found.findtext("name"),
                 }
             )
-        size = [root.findtext(f"size/{side}") for side in ("width", "height")]
-        known = all(size) and all(int(side) > 0 for side in size)
-        return AnnotatedImage(row.name, image, regions, size=tuple(map(int, size)) if known else None)
+        width, height = (int(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
+        size = (width, height) if width > 0 and height > 0 else None
+        return AnnotatedImage(row.name, image, regions, size=size)

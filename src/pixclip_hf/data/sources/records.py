@@ -28,9 +28,9 @@ def read_regions(item: AnnotatedImage, size: tuple[int, int], kind: str) -> tupl
     box takes that of its mask. A region whose other fields can't be read is left out.
 
     Args:
-        item: of a source.
+        item: an item of a source.
         size: (width, height) of its image.
-        kind: of the source, which a region without a `source` of its own comes from.
+        kind: the kind of the source, which a region without a `source` of its own comes from.
     """
     width, height = size
     counts = Counter(item.left_out)
@@ -154,7 +154,8 @@ class RecordRows:
 
     def _fields(self, item: AnnotatedImage, names: set[str]) -> dict[str, Any]:
         record: dict[str, Any] = {}
-        size, data = item.size, None
+        size: Any = item.size
+        data = None
         if "image" in names or (size is None and names & {"width", "height", "regions"}):
             data = read_bytes(item)
             found = upright_size(data)

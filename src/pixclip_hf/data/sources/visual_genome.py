@@ -49,7 +49,8 @@ class VisualGenome(IndexedSource, kind="vg"):
     def build(self, position: int, row: Row) -> AnnotatedImage:
         content, regions = json.loads(row.content), []
         for found in _listed(content["entry"]):
-            width, height = found.get("width", found.get("w")), found.get("height", found.get("h"))
+            width: Any = found.get("width", found.get("w"))
+            height: Any = found.get("height", found.get("h"))
             regions.append(
                 {
                     "id": found.get("region_id", found.get("object_id")),
@@ -58,7 +59,7 @@ class VisualGenome(IndexedSource, kind="vg"):
                     "caption": found.get("phrase"),
                 }
             )
-        size = tuple(content["size"])
+        size = content["size"][0], content["size"][1]
         return AnnotatedImage(row.name, self.image_path(row.image), regions, size=size)
 
 
@@ -66,5 +67,5 @@ def _image_id(entry: dict[str, Any]) -> Any:
     return entry.get("image_id", entry.get("id"))
 
 
-def _listed(entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _listed(entry: dict[str, Any]) -> Any:
     return entry.get("regions", entry.get("objects"))

@@ -84,8 +84,8 @@ def _label_file(image: Path) -> Path:
 
 def _read_line(line: str) -> dict[str, Any] | None:
     try:
-        number, *values = line.split()
-        label, values = int(number), [float(value) for value in values]
+        number, *rest = line.split()
+        label, values = int(number), [float(value) for value in rest]
     except ValueError:
         return None
     if len(values) in (4, 5):  # the fifth is the confidence of a prediction

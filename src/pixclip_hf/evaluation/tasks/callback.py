@@ -1,4 +1,4 @@
-"""The tasks in a training."""
+"""Tasks that run during training."""
 
 from typing import Any
 
@@ -54,6 +54,7 @@ class EvaluateTasks(TrainerCallback):
                 for measure, value in result.metrics.items():
                     measured[f"eval_{name.replace('-', '_')}_{measure}"] = value
         model.train(training)
-        metrics.update(measured)
+        if metrics is not None:
+            metrics.update(measured)
         if state.log_history and state.is_world_process_zero:
             state.log_history[-1].update(measured)

@@ -15,10 +15,10 @@ def class_accuracies(
     """Top-1 and top-5 accuracy, over items and as a mean over the classes that occur, with their intervals.
 
     Args:
-        embeds (`(N, D)`), classes (`(C, D)`): L2-normalised.
+        embeds (`(N, D)`), classes (`(C, D)`): L2-normalized.
         labels (`(N,)`): class of each item.
         groups (`(N,)`): image of each item, which the bootstrap draws.
-        resamples: of the bootstrap.
+        resamples: the number of resamples of the bootstrap.
         block: items at a time.
     """
     hits: dict[str, list[np.ndarray]] = {"accuracy": [], "top5_accuracy": []}

@@ -23,10 +23,11 @@ NO_EFFECT = 1e-3
 CHANGES = ("moved", "shrunk", "inverted", "whole")
 
 
-def farthest_shift(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float]:
+def farthest_shift(box: Sequence[float] | np.ndarray, size: tuple[int, int]) -> tuple[float, float]:
     """How far, in x and in y, a box (xyxy) can go without leaving its image of `size` (width, height)."""
     rooms = ((-box[axis], size[axis] - box[axis + 2]) for axis in (0, 1))
-    return tuple(after if after >= -before else before for before, after in rooms)
+    x, y = (after if after >= -before else before for before, after in rooms)
+    return x, y
 
 
 def moved(mask: np.ndarray) -> np.ndarray:
@@ -82,9 +83,9 @@ def measure_sensitivity(
     Args:
         encoder: a [`CachedEncoder`].
         data: images with `regions`.
-        text: field of the regions whose texts are ranked; `category` where a region has none of it.
-        most: regions that are looked at, the first ones.
-        resamples: of the bootstrap, which draws images.
+        text: field of the regions whose texts are ranked; `category` for regions that lack it.
+        most: how many regions are measured, from the first on.
+        resamples: the number of resamples of the bootstrap, which draws images.
 
     Returns:
         For each change `<change>_distance_cosine` (mean of 1 - cosine to the region's own embedding) and
@@ -126,7 +127,9 @@ def measure_sensitivity(
             metrics[name] = values.mean().item()
             intervals[name] = mean_interval(values.numpy(), groups[kept.numpy()], resamples)
     strongest = max(value for name, value in metrics.items() if name.endswith("_distance_cosine"))
-    between = [1 - (part @ part.T)[~torch.eye(len(part), dtype=torch.bool)] for part in rows if len(part) > 1]
+    # Distances of a model that tells little apart are small differences of numbers near 1.
+    wide = [part.double() for part in rows if len(part) > 1]
+    between = [1 - (part @ part.T)[~torch.eye(len(part), dtype=torch.bool)] for part in wide]
     metrics["regions_distance_cosine"] = torch.cat(between).mean().item() if between else float("nan")
     metrics["region_count"] = len(own)
     note = (
@@ -161,7 +164,9 @@ class MaskSensitivity(Task):
 
 def _first_regions(data: Images, text: str, most: int) -> tuple[list[Mapping[str, Any]], list[str], list[str]]:
     """Records with the first regions that have a text, the texts, and the fields that they are from."""
-    records, texts, fields = [], [], {}
+    records: list[Mapping[str, Any]] = []
+    texts: list[str] = []
+    fields: dict[str, None] = {}
     for record in data.records:
         regions = [region for region in record["regions"] if region.get(text) or region.get("category")]
         regions = regions[: most - len(texts)]
@@ -178,7 +183,7 @@ def _changed(record: Mapping[str, Any], change: str, takes_masks: bool) -> dict[
     """The record with its prompts changed; None for a region whose prompt cannot be."""
     image = open_image(record["image"])
     make = {"moved": moved, "shrunk": shrunk, "inverted": inverted, "whole": whole}[change]
-    regions = []
+    regions: list[Any] = []
     for region in record["regions"]:
         own = pixel_mask(region, image.size)
         mask, box = make(own), region["box"]

@@ -1,6 +1,6 @@
 """Referring expression comprehension: which box an expression means."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def refer_by_similarity(
             PixCLIP): lower case after "a photo of", the similarities of the plain and of the blurred image added up,
             and the whole image for missing candidates. Their masks are made by SAM and their spatial words parsed by
             spaCy, which is not repeated here: the candidates' own masks or boxes, and the baseline without parser.
-        resamples: of the bootstrap, which draws images.
+        resamples: the number of resamples of the bootstrap, which draws images.
 
     Returns:
         `accuracy`, `mean_iou`, `expression_count`, and `upper_bound`, the share of expressions with any right
@@ -145,10 +145,10 @@ def _measures(
     return {**metrics, "expression_count": len(groups)}, intervals
 
 
-def _whole(record) -> list[float]:
+def _whole(record: Mapping[str, Any]) -> list[float]:
     width, height = open_image(record["image"]).size
     return [0.0, 0.0, float(width), float(height)]
 
 
-def _show_blurred(image, region):
+def _show_blurred(image: Any, region: Any) -> dict[str, Any]:
     return {"image": blurred(image, region), "regions": [region]}

@@ -70,8 +70,8 @@ def run_task(
             [`read_images`].
         protocol: `corrected` (or None), `official` or another of the task's `protocols`; a name that only other tasks
             know stands for `corrected`.
-        split: of a dataset that has several.
-        resamples: of the bootstrap.
+        split: the split of a dataset that has several.
+        resamples: the number of resamples of the bootstrap.
         options: among [`OPTIONS`]; those of other tasks change nothing.
 
     Returns:
@@ -85,6 +85,8 @@ def run_task(
     """
     protocol = check_task(task, protocol)
     check_options(options)
+    if not isinstance(data_dir, str) and len(data_dir) == 1:
+        (data_dir,) = data_dir  # the one word of a source that needs no arguments, such as scenes:N:SEED
     encoder.texts = encoder.cut_texts = 0
     results = TASKS[task].run(encoder, data_dir, protocol, split, resamples, **options)
     if encoder.cut_texts:

@@ -29,16 +29,18 @@ class Scenes(Task):
         resamples: int = RESAMPLES,
         **options: Any,
     ) -> list[Result]:
-        refuse_split(split, data_dir, own="test")
+        refuse_split(split, str(data_dir), own="test")
         number, seed = parse_scenes(data_dir)
         if encoder.encoder.view is not None:
             raise ValueError(
                 "`scenes` measures CLOC and PixCLIP; for other models take region-classification or region-retrieval "
                 f"with `--data_dir {data_dir}`."
             )
-        metrics, intervals = {}, {}
+        metrics: dict[str, float] = {}
+        intervals: dict[str, tuple[float, float]] = {}
         for setting, prefix in (("default", ""), ("hard", "hard_")):
             records = [make_scene(index, "test", seed, setting=setting) for index in range(number)]
-            for found, every in zip(measure_scenes(encoder, records, resamples), (metrics, intervals), strict=True):
-                every |= {prefix + name: value for name, value in found.items()}
+            measured, ranges = measure_scenes(encoder, records, resamples)
+            metrics |= {prefix + name: value for name, value in measured.items()}
+            intervals |= {prefix + name: value for name, value in ranges.items()}
         return [Result(self.name, "scenes", f"seed {seed}", metrics, intervals, split="test")]

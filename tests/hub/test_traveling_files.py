@@ -10,7 +10,7 @@ import pytest
 import pixclip_hf
 
 PACKAGE = Path(pixclip_hf.__file__).parent
-TRAVELLING = sorted(p for f in ("modeling", "processing", "pipelines") for p in (PACKAGE / f).glob("*.py"))
+TRAVELING = sorted(p for f in ("modeling", "processing", "pipelines") for p in (PACKAGE / f).glob("*.py"))
 ALLOWED = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", *sys.stdlib_module_names}
 
 
@@ -34,12 +34,12 @@ def bad_imports(source, siblings):
 
 
 def test_names_are_unique():
-    names = [path.name for path in TRAVELLING if path.name != "__init__.py"]
+    names = [path.name for path in TRAVELING if path.name != "__init__.py"]
     assert len(names) >= 8
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TRAVELING, ids=lambda path: path.name)
 def test_imports(path):
     assert not bad_imports(path.read_text(), {sibling.stem for sibling in path.parent.glob("*.py")})
 
