@@ -60,7 +60,7 @@ class Arm:
         arguments: of the training script, in place of the recipe's.
         text_tokens: the tokenizer's limit.
         other: measure of this arm, where it is not that of the base.
-        before: an arm that this one goes on from.
+        before: an arm that this one continues from.
         equal_texts_are_negatives: of each other, in the region-text loss.
         frozen_at_zero: weights of the Prompter's layer that stay zero.
         inherits: a PixCLIP whose towers come from the CLOC base; else from random weights.
@@ -290,8 +290,9 @@ def trained(family: str, name: str, seed: int) -> Path:
 
 
 def needed(chosen: list[str], seeds: int) -> list[list[tuple[str, str, int]]]:
-    """The models that rows are made of, each once, seed by seed; in waves, so that what a model goes on from is there:
-    first CLOC and what starts from random weights, then PixCLIP from CLOC's towers, then what goes on from those."""
+    """The models that rows are made of, each once, seed by seed; in waves, so that what a model continues from is
+    there: first CLOC and what starts from random weights, then PixCLIP from CLOC's towers, then what continues
+    from those."""
     waves: list[list[tuple[str, str, int]]] = [[], [], []]
 
     def add(family: str, name: str, seed: int) -> int:
@@ -322,7 +323,7 @@ def side_by_side(train: Callable, plan: Callable, waves: list[list[tuple]], proc
             train(*model)
         return
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    # A process a model: the Trainer's state and the random generators start anew.
+    # One process per model, so that the Trainer's state and the random generators start fresh.
     with ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context("spawn"),

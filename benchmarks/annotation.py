@@ -1,4 +1,4 @@
-"""The annotation pipeline: images a second of each stage, what an engine adds to a record, and memory over 100,000.
+"""The annotation pipeline: images per second of each stage, what an engine adds to a record, and memory over 100,000.
 
 Runs without arguments in a few minutes. Models are tiny and random: what is measured is the code around them. Prints
 tables of medians and, last, one line of JSON.
@@ -113,7 +113,7 @@ def call_in_batches(stage, columns: dict[str, list]) -> dict[str, list]:
 
 
 def stage_rates(owlv2: str) -> dict[str, float]:
-    """Images a second of each stage, in a pipeline with the stages in front of it; the first call loads models."""
+    """Images per second of each stage, in a pipeline with the stages in front of it; the first call loads models."""
     rules = BoxRules(threshold=0.0, min_area=0.0)
     before_detection = [ReadRecords(f"scenes:{IMAGES}"), CaptionColumn(), PhraseCandidates()]
     last = [SimulatedDetector(), VeslRegions()]
@@ -137,7 +137,7 @@ def stage_rates(owlv2: str) -> dict[str, float]:
 
 
 def longgrit_rates() -> dict[str, float]:
-    """Images a second of each stage of LongGRIT, without models: cutting out, drawing, reading answers, checking."""
+    """Images per second of each stage of LongGRIT, without models: cutting out, drawing, reading answers, checking."""
     source, *stages = [ReadRecords(f"scenes:{IMAGES}"), *longgrit_stages(LongGritArguments())]
     times: dict[str, list[float]] = {stage.name: [] for stage in stages}
     for _ in range(REPEATS + 1):
@@ -200,17 +200,17 @@ def main() -> None:
     begin = time.perf_counter()
     memory = memory_megabytes()
     rate = RECORDS / (time.perf_counter() - begin)
-    print(f"memory of the local engine, {rate:,.0f} records a second with stub models, written to disk")
+    print(f"memory of the local engine, {rate:,.0f} records per second with stub models, written to disk")
     print(f"{'records':>9} {'MB':>8}")
     for records, megabytes in memory.items():
         print(f"{records:>9,} {megabytes:>8.0f}")
     with tempfile.TemporaryDirectory() as folder:
         rates = stage_rates(tiny_owlv2(folder))
-    print(f"\n{'stage':<32} {'images a second':>16}")
+    print(f"\n{'stage':<32} {'images per second':>16}")
     for name, rate in (rates | {f"LongGRIT: {name}": rate for name, rate in longgrit_rates().items()}).items():
         print(f"{name:<32} {rate:>16,.0f}")
     engines = engine_times()
-    print(f"\n{'five stages of stubs':<32} {'ms a record':>16}")
+    print(f"\n{'five stages of stubs':<32} {'ms per record':>16}")
     for name, milliseconds in engines.items():
         print(f"{name:<32} {milliseconds:>16.3f}")
     first, last = memory[RECORDS // 5], memory[RECORDS]

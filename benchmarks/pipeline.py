@@ -1,4 +1,4 @@
-"""Whether the pipeline keeps up with its model: images a second from JPEG files, beside the model on ready batches.
+"""Whether the pipeline keeps up with its model: images per second from JPEG files, beside the model on ready batches.
 
 CLOC with a ViT-B/16 at 224 pixels, random weights, float32 on a CPU, bfloat16 on a GPU; files of 640 × 480 pixels with
 1 to 50 boxes. The model alone takes batches that lie ready in memory, in the order of the images, at the best of

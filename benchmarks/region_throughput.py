@@ -83,8 +83,8 @@ def photograph(path: Path) -> None:
 
 
 def from_files(cloc: CLOCVisionModel, clip: CLIPModel) -> float:
-    """Regions a second from JPEG files to embeddings: CLOC with 32 boxes each, over CLIP on 32 crops, both at the best
-    batch size."""
+    """Regions per second from JPEG files to embeddings: CLOC with 32 boxes each, over CLIP on 32 crops, both at the
+    best batch size."""
     boxes = random_boxes(32, PHOTOGRAPH).tolist()
     ours, theirs = CLOCProcessor(RegionImageProcessor()), CLIPImageProcessorPil()
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ SCENES = 300
 
 
 def rate(make, repeat: int) -> float:
-    """Scenes a second; every repeat makes other scenes."""
+    """Scenes per second; every repeat makes other scenes."""
     begin = time.process_time()
     make(repeat * SCENES)
     return SCENES / (time.process_time() - begin)
@@ -34,7 +34,7 @@ def main() -> None:
                 if repeat:
                     rates.setdefault((size, name), []).append(value)
     medians = {key: statistics.median(values) for key, values in rates.items()}
-    print("scenes a second on one core")
+    print("scenes per second on one core")
     print("| size | " + " | ".join(columns) + " |")
     print("| ---: |" + " ---: |" * len(columns))
     for size in (64, 128):

@@ -1,4 +1,4 @@
-"""Whether a streamed dataset keeps up with training: batches a second from the loader beside steps of the small model.
+"""Whether a streamed dataset keeps up with training: batches per second of the loader beside steps of the small model.
 
 Scenes of 64 pixels in Parquet shards, read with shuffle buffer and checks, decoded, sampled and collated by worker
 processes, as `examples/run_pretrain.py --streaming` does. Runs without arguments in under two minutes. Prints medians
@@ -72,7 +72,7 @@ def main() -> None:
             records.shard(SHARDS, shard).to_parquet(f"{folder}/data/train-{shard:05d}.parquet", batch_size=64)
         for model_type in ("cloc", "pixclip"):
             results[model_type] = compare(f"{folder}/data", model_type)
-    print(f"images a second, batch of {BATCH}, {WORKERS} workers, {torch.get_num_threads()} threads")
+    print(f"images per second, batch of {BATCH}, {WORKERS} workers, {torch.get_num_threads()} threads")
     print("| model | loader alone | step alone | step with loader |")
     print("| --- | ---: | ---: | ---: |")
     for model_type, taken in results.items():

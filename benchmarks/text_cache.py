@@ -50,7 +50,7 @@ def build(tokenizer: PreTrainedTokenizerBase, width: int) -> tuple[PixCLIPModel,
 
 
 def epoch(model: PixCLIPModel, collator: RegionCollator, records: Dataset, folder: str) -> float:
-    """Seconds of one epoch of training, without what comes once a run."""
+    """Seconds of one epoch of training, without the work that is done once per run."""
     set_seed(0)
     settings = TrainingArguments(
         output_dir=folder,
@@ -117,13 +117,15 @@ def main() -> None:
         shares = {name: padding(processor, name, folder) for name in ("random", "group_by_length")}
 
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"SmolLM2, {layers} layers, {parameters / 1e6:.0f} M parameters; {IMAGES} images, a region of each an epoch")
+    print(
+        f"SmolLM2, {layers} layers, {parameters / 1e6:.0f} M parameters; {IMAGES} images, one region of each per epoch"
+    )
     print(f"{'epoch with':<12} {'median s':>9} {'min s':>9} {'max s':>9}")
     for name, values in seconds.items():
         print(f"{name:<12} {medians[name]:>9.2f} {min(values):>9.2f} {max(values):>9.2f}")
     print(f"filling the cache: {count} texts in {filling:.1f} s, the LLM's loading included")
     for name, (share, tokens) in shares.items():
-        print(f"padding, {name}: {100 * share:.1f} % of a batch of {PADDING_BATCH}; {tokens:.0f} tokens a text")
+        print(f"padding, {name}: {100 * share:.1f} % of a batch of {PADDING_BATCH}; {tokens:.0f} tokens per text")
     speedup = round(medians["online"] / medians["cache"], 1)
     print(json.dumps({"speedup": speedup, "padding_share": round(shares["group_by_length"][0], 3)}))
 

@@ -1,6 +1,6 @@
 """What a training step of CLOC and of PixCLIP costs beside one of a plain CLIP with the same towers.
 
-Images of 224 pixels, a 12-layer text tower of width 512, image captions of 77 tokens; for CLOC four regions an image
+Images of 224 pixels, a 12-layer text tower of width 512, image captions of 77 tokens; for CLOC four regions per image
 with captions of 16 (or 77) tokens; for PixCLIP one region an image with a text of 77 tokens, branch by branch. A step
 is forward, backward and AdamW. All models live in one process and take turns; random weights and inputs.
 
@@ -150,14 +150,14 @@ def peak_memory(step: Step) -> float:
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier steps freed
-    Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident("VmRSS")
     step()
     return resident("VmHWM") - before
 
 
 def matmul_rate() -> float:
-    """Floating-point operations a second of large bfloat16 matrix products."""
+    """Floating-point operations per second of large bfloat16 matrix products."""
     left, right = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     times = [seconds(lambda: left @ right) for _ in range(20)]
     return 2 * 8192**3 / statistics.median(times[5:])

@@ -62,7 +62,7 @@ MEASURES = {
     "region_to_text_recall@1": "region to text, recall@1",
     "text_to_region_recall@1": "text to region, recall@1",
     "image_to_text_recall@1": "image to caption, recall@1",
-    "regions_per_image": "regions an image, in training",
+    "regions_per_image": "regions per image, in training",
     "whole_texts": "… whose text says texture, color and shape, all right",
     "wrong_texts": "… whose text says a wrong one",
 }

@@ -1,4 +1,4 @@
-"""Exports a model's two halves, images with regions and texts, and compares them with the model.
+"""Exports the two halves of a model, one for images with regions and one for texts, and compares them with the model.
 
     python examples/export_onnx.py --model runs/demo/cloc --output_dir runs/onnx
     python examples/export_onnx.py --model runs/demo/pixclip --mode pooled --int8 --output_dir runs/onnx-int8
@@ -27,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="runs/demo/cloc", help="folder or Hub id of a CLOC or PixCLIP")
     parser.add_argument("--format", choices=EXPORT_FORMATS, default="onnx")
-    parser.add_argument("--mode", choices=("prompted", "pooled"), default="prompted", help="of PixCLIP's regions")
-    parser.add_argument("--opset", type=int, help="of ONNX; torch's own choice when not given")
+    parser.add_argument(
+        "--mode", choices=("prompted", "pooled"), default="prompted", help="how PixCLIP reads its regions"
+    )
+    parser.add_argument("--opset", type=int, help="ONNX operator set; torch chooses by default")
     parser.add_argument("--int8", action="store_true", help="8-bit weights in the text half")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/onnx"))
     arguments = parser.parse_args(argv)

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cloc", help="folder or Hub id of a CLOC")
     parser.add_argument("--llm", help="folder or Hub id of a decoder LLM with its tokenizer")
-    parser.add_argument("--output_dir", help="where to save the LLaVA, to go on from")
+    parser.add_argument("--output_dir", help="folder to save the LLaVA to, for further training")
     arguments = parser.parse_args(argv)
 
     # 1. CLOC, an LLM, and the LLaVA made of both.

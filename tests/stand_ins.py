@@ -42,6 +42,9 @@ class KnownEncoder:
             for record in records
         ]
 
+    def encode_shown(self, records, **options):
+        return torch.cat([torch.zeros(0, 2), *self.encode_records(records, **options)])
+
 
 def known(**tables):
     return CachedEncoder(KnownEncoder(**tables), progress=False)

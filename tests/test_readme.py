@@ -1,4 +1,4 @@
-"""Every snippet of the README runs as printed, with tiny models in the places that it names."""
+"""Every snippet of the README and of docs/models.md runs alone as printed, with tiny models for the named ones."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 # What publishes needs a Hub: tests/hub/test_push_and_pull.py runs it.
 PUBLISHING = re.search(r"^## Publish and load\n.*?^## ", README, flags=re.S | re.M)[0]
-SNIPPETS = re.findall(r"```python\n(.*?)```", README.replace(PUBLISHING, ""), flags=re.S)
+MODELS = (ROOT / "docs" / "models.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.replace(PUBLISHING, "") + MODELS, flags=re.S)
 
 
 @pytest.fixture
@@ -40,7 +41,9 @@ def test_snippets_run_as_printed(places):
     assert len(SNIPPETS) >= 4
     names = {}
     for snippet in SNIPPETS:
-        exec(compile(snippet, "README.md", "exec"), names)
+        own = {}  # each can be copied alone
+        exec(compile(snippet, "README.md", "exec"), own)
+        names |= own
     assert len(names["regions"]) == 2 and names["tensor"].shape == (1, 16)
     assert names["out"].logits_per_region.shape == (2, 2, 2)
     assert isinstance(names["model"], pixclip_hf.PixCLIPModel)

@@ -154,7 +154,7 @@ def test_draw_retrieval(tmp_path):
     right, wrong = (count(tmp_path / "sheet.png", color) for color in ((0x3C, 0xB4, 0x4B), (0xE6, 0x19, 0x4B)))
     assert right > 50 and wrong == pytest.approx(2 * right, rel=0.2)
     assert count(tmp_path / "sheet.png", (0, 0, 200)) > 1000
-    with pytest.raises(ValueError, match="`found` must hold a row a query, got 2 for 1 queries"):
+    with pytest.raises(ValueError, match="`found` must hold one row per query, got 2 for 1 queries"):
         draw_retrieval(tmp_path / "no.png", ["one"], rows)
 
 

@@ -47,13 +47,13 @@ def write_card(
     license: str | None = None,
     language: str | list[str] | None = None,
 ) -> Path:
-    """Writes `README.md`, the model card, from what a run recorded. What was not recorded is left out.
+    """Writes `README.md`, the model card, from what a run recorded. It leaves out what was not recorded.
 
     Args:
         folder: a saved model.
         repo_id: the name that the snippets load: a Hub id, or the folder itself.
-        run_folder: where `metrics.json`, `all_results.json`, `trainer_state.json` and `run_arguments.json` lie, as
-            far as they exist; `folder` when None.
+        run_folder: holds those of `metrics.json`, `all_results.json`, `trainer_state.json` and `run_arguments.json`
+            that exist; `folder` when None.
         evaluation_folder: where an evaluation of the finished model wrote `results.json` and its pictures; none when
             None. The first picture of regions is copied into `folder` if the run drew none.
         model_type: `"cloc"` or `"pixclip"`; read from `config.json` when None.

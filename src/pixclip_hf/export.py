@@ -46,18 +46,18 @@ class TextHalf(nn.Module):
 def export_image_half(
     model: PreTrainedModel, format: str = "onnx", mode: str = "prompted", opset_version: int | None = None
 ) -> ExportedModel:
-    """Images with their regions, any number of either.
+    """Exports the image half, for any number of images and regions.
 
     The export takes `pixel_values` `(B, 3, H, W)` of the model's image size and `region_boxes` `(B, R, 4)` (CLOC) or
     `region_masks` `(B, R, H, W)` bool (PixCLIP), and gives `region_embeds` `(B, R, D)` and `image_embeds` `(B, D)`,
-    L2-normalized. It takes no `region_attention_mask`: what comes out for padded regions means nothing.
+    L2-normalized. It takes no `region_attention_mask`, so the rows of padded region slots must be ignored.
 
     Args:
         model: a [`CLOCVisionModel`] or [`PixCLIPVisionModel`]; a whole model works too, but a `torch.export` program
             then carries its text tower along.
         format: `"onnx"`, or `"torch"` for a program of `torch.export`.
-        mode: of PixCLIP, see [`PixCLIPModel.get_region_features`].
-        opset_version: of ONNX; None leaves it to torch.
+        mode: the mode of PixCLIP, see [`PixCLIPModel.get_region_features`].
+        opset_version: ONNX operator set; torch chooses when None.
 
     Returns:
         `ExportedModel`: called with these arguments it returns the model's output (ONNX runs in ONNX Runtime);
@@ -87,7 +87,7 @@ def export_image_half(
 def export_text_half(
     model: PreTrainedModel, format: str = "onnx", opset_version: int | None = None, int8: bool = False
 ) -> ExportedModel:
-    """Texts, any number of any length that the tower takes.
+    """Exports the text half, for any number of texts of any length that the tower takes.
 
     The export takes `input_ids` and `attention_mask` `(T, L)`, padded on either side, or, of a model without a text
     tower, `text_states` `(T, text_hidden_size)`; it gives `text_embeds` `(T, D)`, L2-normalized.
@@ -95,14 +95,14 @@ def export_text_half(
     Args:
         model: a [`CLOCModel`] or [`PixCLIPModel`].
         format, opset_version: see [`export_image_half`].
-        int8: dynamic quantization by ONNX Runtime: weights in 8 bits, one scale an output channel, activations
-            quantized as they come. ONNX only.
+        int8: quantizes dynamically with ONNX Runtime: weights to 8 bits with one scale per output channel, and
+            activations at run time. ONNX only.
 
     Returns:
         `ExportedModel`: see [`export_image_half`].
 
     Raises:
-        ValueError: an unknown format, or `int8` with another than ONNX.
+        ValueError: an unknown format, or `int8` with a format other than ONNX.
         ImportError: a package that the format needs is not installed.
     """
     texts = Dim("texts")

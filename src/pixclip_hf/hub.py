@@ -56,11 +56,11 @@ def publish(
         processor: its processor.
         repo_id: `"organization/name"`; made if it does not exist.
         private: visibility of a repository that is made; the Hub's default for the owner when None.
-        token: as everywhere in transformers; the stored login when None.
+        token: token of the Hub, as in transformers; the stored login when None.
         revision: branch to push to, made if it does not exist; `main` when None.
-        commit_message: of the commit.
-        options: of [`write_folder`]: `run_folder`, `evaluation_folder`, `base_model`, `merge`, `max_shard_size`,
-            `license`, `language`, `datasets`.
+        commit_message: the message of the commit.
+        options: the options of [`write_folder`]: `run_folder`, `evaluation_folder`, `base_model`, `merge`,
+            `max_shard_size`, `license`, `language`, `datasets`.
 
     Returns:
         The commit: `oid` is what `revision=` pins.

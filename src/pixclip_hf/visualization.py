@@ -24,8 +24,8 @@ def similarity_map(encoder: Encoder, image: Any, text: str, grid: int = 24, side
             other [`Encoder`].
         image: in any form of `open_image`.
         text: what to look for.
-        grid: points a side.
-        side: of the window, as a share of the image's sides; windows are cut at the image's border.
+        grid: points per side.
+        side: the side of the window, as a share of the image's sides; windows are cut at the image's border.
 
     Returns:
         `(grid, grid)` float32 array, row by row from the top.
@@ -58,12 +58,12 @@ def draw_regions(
     """Writes a picture: the image with numbered regions, the best texts of each, and similarity maps.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         image: RGB.
         boxes: xyxy in pixels.
         texts: for each region its best texts and their scores, best first.
         maps: for each text its [`similarity_map`].
-        masks: of the regions `(H, W)`; outlined in place of the boxes.
+        masks: the masks of the regions `(H, W)`; outlined in place of the boxes.
         title: above the picture.
         truths: the right text of each region, where it is known: a best text is then marked ✓ or ✗, and a wrong one is
             followed by the right one.
@@ -119,11 +119,11 @@ def draw_answers(
     where the answer is wrong.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         images: RGB.
-        boxes: of the regions of each image, xyxy in pixels.
+        boxes: the boxes of the regions of each image, xyxy in pixels.
         answers, truths: a text per region, for each image.
-        masks: of the regions `(H, W)`; outlined in place of the boxes.
+        masks: the masks of the regions `(H, W)`; outlined in place of the boxes.
         title: above the page.
         columns: images side by side.
 
@@ -186,7 +186,7 @@ def draw_heat_map(path: str | Path, image: Image.Image, text: str, values: np.nd
     """Writes a picture: the image, and the similarity of a text laid over it.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         image: RGB.
         text: what was looked for.
         values: its [`similarity_map`].
@@ -214,7 +214,7 @@ def draw_matrix(
     """Writes the matrix of regions and texts with its numbers.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         scores: `(R, T)`, such as cosine similarities.
         regions, texts: names of rows and columns.
         right: for each region the index of its own text, framed.
@@ -253,19 +253,19 @@ def draw_retrieval(
     found: Sequence[Sequence[tuple[Image.Image, float, bool | None]]],
     title: str = "",
 ) -> None:
-    """Writes a sheet of retrieved images: a row a text, best first, right ones framed in green, wrong ones in red.
+    """Writes a sheet of retrieved images: one row per text, best first, right ones framed in green, wrong ones in red.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         queries: the texts.
         found: for each its images with their scores and whether they are right (None, framed in gray: not known).
         title: above the sheet.
 
     Raises:
-        ValueError: no query, or not one row of images a query.
+        ValueError: no query, or not one row of images per query.
     """
     if not queries or len(queries) != len(found):
-        raise ValueError(f"`found` must hold a row a query, got {len(found)} for {len(queries)} queries.")
+        raise ValueError(f"`found` must hold one row per query, got {len(found)} for {len(queries)} queries.")
     columns = 1 + max(len(row) for row in found)
     figure = _figure_class()(figsize=(2.4 + 1.6 * columns, 0.6 + 1.9 * len(queries)), layout="constrained")
     grid = figure.subplots(len(queries), columns, squeeze=False, width_ratios=[1.6] + [1] * (columns - 1))

@@ -1,4 +1,4 @@
-"""Streams of records: every record once a pass, shuffled, and resumed where it stopped, on any ranks and workers."""
+"""Streams of records: every record once per pass, shuffled, and resumed where it stopped, on any ranks and workers."""
 
 import io
 import json

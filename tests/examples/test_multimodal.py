@@ -125,7 +125,7 @@ def test_region_tokens_from_a_saved_cloc(examples, saved_cloc, tiny_cloc):
         found = model.cloc.get_region_tokens(inputs["pixel_values"], inputs["region_boxes"]).pooler_output
         cloc = tiny_cloc[0]
         assert torch.equal(found, cloc.get_region_tokens(inputs["pixel_values"], inputs["region_boxes"]).pooler_output)
-        # The region head goes on from these tokens.
+        # The region head continues from these tokens.
         features = cloc.get_region_features(inputs["pixel_values"], inputs["region_boxes"]).pooler_output
         torch.testing.assert_close(features, cloc.region_projection(cloc.region_norm(found)))
 

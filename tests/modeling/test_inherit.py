@@ -177,7 +177,7 @@ def test_any_mask_equals_the_source(vision, dtype, towers, pixels):
     masks = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) > 0.5
     masks[:, 0] = False
     found = model.get_region_features(pixels, masks).pooler_output
-    # One pass a region: the same rows in a batch of another size may round otherwise, so each is its own reference.
+    # One pass per region: the same rows in a batch of another size may round otherwise, so each is its own reference.
     repeated = source.get_image_features(pixels.repeat_interleave(3, 0)).pooler_output
     assert torch.equal(found.flatten(0, 1), repeated)
     assert torch.equal(model.get_image_features(pixels, use_mask=False).pooler_output, expected)

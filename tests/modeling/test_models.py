@@ -602,9 +602,13 @@ def test_region_text_loss_equals_loops(case):
 def test_the_similarity_threshold_reaches_the_loss(case):
     name = "region_text" if case.family == "cloc" else "mask_text"
     losses = []
-    for threshold in (None, 0.2, -1.0):
+    real = case.batch["region_attention_mask"].bool()
+    texts = case.model(**case.batch).region_text_embeds[real]
+    # Between the similarities of the texts: some negatives are left out, and some stay.
+    alike = sorted((texts @ texts.T)[torch.ones(len(texts), len(texts)).triu(1).bool()].tolist())
+    between = (alike[len(alike) // 2] + alike[len(alike) // 2 + 1]) / 2
+    for threshold in (None, between, -1.0):
         output = case.build(text_similarity_threshold=threshold)(**case.batch)
-        real = case.batch["region_attention_mask"].bool()
         rows = (output.region_embeds[real].double(), output.region_text_embeds[real].double())
         expected = contrastive_by_loops(*rows, case.model.get_logit_scale(), threshold=threshold)
         torch.testing.assert_close(output.loss_parts[name].double(), expected, atol=1e-4, rtol=1e-4)
@@ -679,7 +683,7 @@ def test_return_loss(case):
         model(**bare, return_loss=True)
     ids, mask = build_texts(5)
     for return_loss in (True, None):
-        with pytest.raises(ValueError, match="one caption an image: got 5 texts for 3 images"):
+        with pytest.raises(ValueError, match="one caption per image: got 5 texts for 3 images"):
             model(**batch | {"input_ids": ids, "attention_mask": mask}, return_loss=return_loss)
     output = model(**batch | {"input_ids": ids, "attention_mask": mask}, return_loss=False)
     assert output.logits_per_region.shape == (3, 3, 5)

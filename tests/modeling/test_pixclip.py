@@ -230,7 +230,7 @@ def test_many_regions_are_prompted_in_parts():
     with torch.no_grad():
         parts = model.get_region_features(*arguments, output_hidden_states=True)
         pooled = model.get_region_features(*arguments, mode="pooled")
-    # With gradients in one pass, without them in parts, pooled in one pass an image.
+    # With gradients in one pass, without them in parts, pooled in one pass per image.
     assert rows == [6, 4, 2, 3] and len(pooled.pooler_output) == 3
     for name in ("pooler_output", "last_hidden_state", "hidden_states"):
         torch.testing.assert_close(parts[name], whole[name], atol=1e-5, rtol=1e-5)

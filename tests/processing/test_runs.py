@@ -111,5 +111,5 @@ def test_reading_copies_a_mask_once_at_most(dtype):
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert read.itemsize == 1 and mask_box(read).tolist() == [60, 50, 300, 200]
-        # A byte a pixel, and next to nothing where the array is already so.
+        # A byte per pixel, and next to nothing where the array is already so.
         assert peak < (1.1 if values.itemsize > 1 else 0.1) * mask.size

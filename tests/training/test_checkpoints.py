@@ -1,4 +1,4 @@
-"""A run that is killed goes on from its last complete checkpoint, to the same end."""
+"""A run that is killed continues from its last complete checkpoint, to the same end."""
 
 import json
 import os
@@ -42,7 +42,7 @@ main(sys.argv[1:])
     [("cloc", ["--lora_r", "4", "--lora_dropout", "0.3"]), pytest.param("pixclip", [], marks=pytest.mark.slow)],
 )
 def test_killed_and_resumed(family, more, tmp_path, monkeypatch):
-    """Three steps an epoch: the checkpoint of step 4 lies inside the second. Dropout draws random numbers."""
+    """Three steps per epoch: the checkpoint of step 4 lies inside the second. Dropout draws random numbers."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     def options(folder):

@@ -74,7 +74,7 @@ def load(folder, lora=False):
 
 
 def build_trainer(folder, processor, captions, world_size, lora=False, gradient_cache_chunks=1, **changes):
-    """For four steps over eight scenes, two epochs, four images a step; with four more scenes to evaluate on."""
+    """For four steps over eight scenes, two epochs, four images per step; with four more scenes to evaluate on."""
     scenes = [make_scene(index, size=32) for index in range(12)]
     settings = {
         "output_dir": str(folder / "run"),
@@ -307,7 +307,7 @@ def test_variants_equal_one_process(family, lora, folder, found):
 
 
 def test_resumes_over_another_number_of_processes(folder, found):
-    """As many images a step: one process goes on where two stopped. Another number: refused."""
+    """As many images per step: one process continues where two stopped. Another number: refused."""
     arguments = folder / "cloc", AutoProcessor.from_pretrained(folder / "cloc"), True
     checkpoint = str(folder / "saved" / "checkpoint-2")
     assert_same_training(train(*arguments, 1, resume=checkpoint), train(*arguments, 1))

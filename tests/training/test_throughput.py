@@ -1,4 +1,4 @@
-"""Images, regions and tokens a second: counted without padding, timed without what lies between two logs."""
+"""Images, regions and tokens per second: counted without padding, timed without what lies between two logs."""
 
 import torch
 

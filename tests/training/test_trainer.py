@@ -223,7 +223,7 @@ def test_gradient_accumulation(tiny, scenes, tmp_path):
 
 
 def test_resumes_to_the_same_end(tiny, family, scenes, tmp_path):
-    """Step 4 lies inside the second epoch of three: order, draws, optimizer and logs go on as if uninterrupted."""
+    """Step 4 lies inside the second epoch of three: order, draws, optimizer and logs continue as if uninterrupted."""
     model, processor = tiny
     model.save_pretrained(tmp_path / "start")
     settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}

@@ -254,7 +254,7 @@ def test_on_a_text_cache(family, towers, tmp_path, loads):
     source = LlamaModel.from_pretrained(tmp_path / "llm").state_dict()
     for name, value in source.items():
         assert torch.equal(model.text_model.state_dict()[name], value), name
-    # A second run computes no state, and goes on from a checkpoint.
+    # A second run computes no state, and continues from a checkpoint.
     again = main(options(tmp_path / "cached", *given, "--text_cache", tmp_path / "cache", steps=4))
     assert len(loads) == 1 and again.state.global_step == 4
     assert (load(tmp_path / "cached") - embed(model, processor)).abs().max() > 1e-5
@@ -273,7 +273,7 @@ def test_a_text_cache_of_the_checkpoint(family, towers, tmp_path, loads):
         values = [[log[name] for log in run.state.log_history if name in log] for run in (cached, online)]
         assert values[0] == pytest.approx(values[1], abs=1e-3) and values[0], name
     torch.testing.assert_close(load(tmp_path / "cached"), load(tmp_path / "online"), atol=1e-3, rtol=1e-2)
-    # A checkpoint without its text tower names it, and goes on from there.
+    # A checkpoint without its text tower names it, and continues from there.
     cached.model.save_pretrained(tmp_path / "bare")
     cached.processing_class.save_pretrained(tmp_path / "bare")
     again = main(options(tmp_path / "fifth", "--model_name_or_path", tmp_path / "bare", *cache, "--do_eval"))

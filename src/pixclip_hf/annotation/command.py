@@ -72,8 +72,8 @@ class RunArguments:
     engine: str = field(default="local", metadata={"help": "What runs the stages.", "choices": list(ENGINES)})
     workers: int = field(default=1, metadata={"help": "Ray actors per stage."})
     shard_size: int = field(default=50, metadata={"help": "Images per shard."})
-    seed: int = field(default=0, metadata={"help": "Seed of what is drawn at random."})
-    pictures: int = field(default=4, metadata={"help": "Records to draw for the report."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn at random."})
+    pictures: int = field(default=4, metadata={"help": "Number of records to draw for the report."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to push the finished dataset to."})
     license: str | None = field(default=None, metadata={"help": "License of the dataset, for its card."})
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
             prog=f"{prog} report", description="Reports on a run.", formatter_class=HelpFormatter
         )
         parser.add_argument("output", type=Path, help="folder of the run")
-        parser.add_argument("--pictures", type=int, default=4, help="records to draw")
+        parser.add_argument("--pictures", type=int, default=4, help="number of records to draw")
         arguments = parser.parse_args(rest)
         print(report(arguments.output, arguments.pictures))
         return arguments.output

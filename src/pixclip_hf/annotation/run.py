@@ -1,4 +1,4 @@
-"""A run over a source: shards written whole or not at all, so that a run that was killed goes on where it stopped.
+"""A run over a source: shards written whole or not at all, so that a run that was killed continues where it stopped.
 
 A folder of a run holds
 
@@ -6,7 +6,7 @@ A folder of a run holds
 - `rejected/rejected-00000.parquet`, …: records and single regions that a stage rejected, with the reason and the raw
   answer, without the image;
 - `shards/00000.json`, …: what became of a shard; written last, it says that the shard is done;
-- `run.json`: what the output depends on. A run goes on only with the same.
+- `run.json`: everything that the output depends on. A run continues only if it is the same.
 """
 
 import json
@@ -62,7 +62,7 @@ def annotate(
     if shard_size < 1:
         raise ValueError(f"`shard_size` must be at least 1, got {shard_size}.")
     output = Path(output)
-    # One word is the same source as a list or alone: its run goes on either way.
+    # One word is the same source as a list or alone: its run continues either way.
     words = source if isinstance(source, str) else tuple(source) if len(source) > 1 else source[0]
     cached_source.cache_clear()  # an earlier run in this process may have seen another state of the files
     opened = cached_source(words)
@@ -79,7 +79,7 @@ def annotate(
     for name in _FOLDERS:
         (output / name).mkdir(parents=True, exist_ok=True)
     bars_shown = not are_progress_bars_disabled()
-    disable_progress_bars()  # a bar a shard and stage is too many
+    disable_progress_bars()  # one bar per shard and stage is too many
     try:
         with FileLock(output / ".lock", timeout=0):
             _start_or_continue(output, settings)

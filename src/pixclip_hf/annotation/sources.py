@@ -30,8 +30,8 @@ def read_record(item: AnnotatedImage, kind: str) -> tuple[dict[str, Any], Counte
     """An item of a source as a record with its encoded image, and how much of the item was left out, by reason.
 
     Args:
-        item: of a source.
-        kind: of the source.
+        item: an item of a source.
+        kind: the kind of the source.
 
     Raises:
         LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
@@ -70,7 +70,7 @@ class ReadRecords:
 
     Args:
         source: name of the source, or its words, as in [`open_source`].
-        batch_size: images read a call.
+        batch_size: images read per call.
     """
 
     source: str | tuple[str, ...]

@@ -1,7 +1,7 @@
 """What an annotation stage is, the columns that all stages share, and how a stage drops and counts what it drops.
 
-A pipeline is a list of stages. A stage is called with a batch of columns (a dict of equally long lists, a row an
-image) and returns such a dict with every column of the batch, those that it filled among them:
+A pipeline is a list of stages. A stage is called with a batch of columns (a dict of equally long lists, one row
+per image) and returns such a dict with every column of the batch, those that it filled among them:
 
     @dataclass
     class Shout(RowStage):
@@ -14,10 +14,10 @@ image) and returns such a dict with every column of the batch, those that it fil
             for row in rows:
                 batch["loud"][row] = batch["alt_text"][row].upper() + self.suffix
 
-- `__init__` is cheap and its result pickles; models, clients and the like are loaded on the first call, once a
+- `__init__` is cheap and its result pickles; models, clients and the like are loaded on the first call, once per
   process.
-- `repr(stage)` tells what its output depends on: a run goes on only with the same stages. Batch sizes, time limits and
-  numbers of workers stay out of it (`field(repr=False)`), and must not change what is written.
+- `repr(stage)` tells what its output depends on: a run continues only with the same stages. Batch sizes, time limits
+  and numbers of workers stay out of it (`field(repr=False)`), and must not change what is written.
 - What a stage draws at random comes from its seed and the row's `record_id` (`row_generator`), never from the order of
   calls. The rows of a batch must not influence each other.
 - A row with a `rejected_stage` is left alone (`RowStage` passes the others); no stage removes or reorders rows.
@@ -44,7 +44,7 @@ class Stage(Protocol):
 
     @property
     def name(self) -> str:
-        """In counts, rejections and the report."""
+        """Its name in counts, rejections and the report."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class Stage(Protocol):
 
     @property
     def num_gpus(self) -> float:
-        """GPUs that an actor of it is given by Ray when the cluster has enough."""
+        """GPUs that Ray gives each of its actors when the cluster has enough."""
         ...
 
     def __call__(self, batch: Mapping[str, Sequence]) -> Batch: ...
@@ -136,7 +136,7 @@ def pipeline_features(stages: Iterable[Stage]) -> Features:
 
 
 def check_at_least_one(owner: Any, *names: str) -> None:
-    """Checks fields that count something.
+    """Checks that counts are at least 1.
 
     Raises:
         ValueError: one is below 1.

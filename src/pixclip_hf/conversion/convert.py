@@ -52,13 +52,13 @@ def convert(
         source: `"alpha-clip"`, `"pixclip"`, `"clip"` or `"open-clip"`.
         checkpoint: the file; see [`read_checkpoint`].
         output: a folder that does not exist yet, or is empty.
-        dtype: of the saved weights, `"float32"`, `"float16"` or `"bfloat16"`; the checkpoint's own when None (the
-            narrowest that holds all of its tensors without loss).
+        dtype: the precision of the saved weights, `"float32"`, `"float16"` or `"bfloat16"`; the checkpoint's own
+            when None (the narrowest that holds all of its tensors without loss).
         tokenizer: folder or Hub id of the text tower's tokenizer, or OpenAI's `bpe_simple_vocab_16e6.txt.gz`. When
             None: that of `text_model`; for a CLIP with OpenAI's vocabulary the merges of an installed
             `open_clip_torch` or `clip`; else the processor is saved without a tokenizer, and the report says so.
         allow: patterns (`*`, `?`) of names that may be left over in the checkpoint, or missing in the model.
-        options: of the source: [`plan_alpha_clip`], [`plan_pixclip`], [`plan_clip`] or [`plan_open_clip`].
+        options: the options of the source: [`plan_alpha_clip`], [`plan_pixclip`], [`plan_clip`] or [`plan_open_clip`].
 
     Returns:
         The report: `source`, `checkpoint`, `prefix` that its names had, `beside` the weights in the file, `dtype`,

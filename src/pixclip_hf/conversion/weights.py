@@ -43,7 +43,7 @@ class Plan:
         left_out: source name -> why it goes nowhere.
         new: target name -> what it starts from, where the source has none.
         notes: what a reader of the report must know: what the file does not say and was taken from elsewhere.
-        image_mean, image_std: of the image processor, for R, G and B; OpenAI's when None.
+        image_mean, image_std: the statistics of the image processor, for R, G and B; OpenAI's when None.
     """
 
     config: dict[str, Any]

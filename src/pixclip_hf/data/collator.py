@@ -18,7 +18,7 @@ def region_inputs(regions: Sequence[Sequence[Mapping[str, Any]]], prompt: str) -
     """The regions of each record as the arguments of a processor.
 
     Args:
-        regions: of each record, with `box` and `mask`.
+        regions: the regions of each record, with `box` and `mask`.
         prompt: `"box"` gives `boxes`, `"mask"` gives `masks`: the rectangle of the box where a region has no mask.
 
     Raises:
@@ -90,23 +90,21 @@ class RegionCollator:
     """Samples regions and their texts from records and runs the processor on them.
 
     Args:
-        processor: of the model to train.
-        regions_per_image: at most so many regions of an image; drawn without replacement from those that have the
-            text.
+        processor: the processor of the model to train.
+        regions_per_image: the most regions per image, drawn without replacement from those that have the text.
         region_text: `"caption"` (short), `"long_caption"`, `"category"` (as `a {category}`), or several of them, of
-            which each batch draws one: side by side the less specific text would be a false negative of the other.
-            Over several ranks the batches of a step may draw different ones, and are such negatives of each other:
-            the draw depends on the batch alone, so that it is the same in a run that resumes.
-            Categories tie a region to what it is, apart from all else that a caption says.
-        image_captions: adds one caption an image as `input_ids`.
+            which each batch draws one: within one batch the less specific text would be a false negative of the
+            other. On several ranks the batches of a step may draw different kinds, which are such negatives of each
+            other, because the draw depends on the batch alone, so that a run that resumes repeats it.
+        image_captions: adds one caption per image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption
             (Alpha-CLIP mixes 10 %). An image without any region always takes that slot when the share is above zero.
         crops: adds the crops of PixCLIP's second and third branch.
-        seed: of the draws.
+        seed: the seed of the draws.
         text_cache: a [`TextEmbeddingCache`] that holds [`RegionCollator.texts`] of the records; its states then take
             the place of the token ids.
         mask_prompt_share: share of the batches whose regions prompt by their masks, the others by their boxes. None
-            is the usual prompt of the processor's model alone.
+            uses only the usual prompt of the processor's model.
 
     Raises:
         ValueError: an argument outside its range, an image without caption where one is needed, or a batch in which no
@@ -154,8 +152,8 @@ class RegionCollator:
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | bool]:
         """
         Args:
-            records: of the schema, with the image decoded; `sample_key` (see [`RegionDataset`]) decides the draws. A
-                record without it always gives the same ones, by its captions and the ids of its regions.
+            records: records in the schema, with the image decoded; `sample_key` (see [`RegionDataset`]) decides the
+                draws. A record without it always gives the same draws, by its captions and the ids of its regions.
 
         Returns:
             The batch that the model's `forward` takes, `return_loss` included.

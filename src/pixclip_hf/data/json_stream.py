@@ -15,7 +15,7 @@ class Entry(NamedTuple):
     """An element of a list in a JSON file, or another value of its outermost object.
 
     Attributes:
-        key: of the list or value in the outermost object; None where the file is a list.
+        key: the key of the list or value in the outermost object; None where the file is a list.
         value: the element, decoded.
         text: the element as it stands in the file.
     """
@@ -29,7 +29,7 @@ def read_entries(path: str | Path) -> Iterator[Entry]:
     """The elements of a JSON file that is a list, or an object of lists and other values, in the file's order.
 
     Args:
-        path: of the file, UTF-8 with or without a byte order mark.
+        path: path of the file, UTF-8 with or without a byte order mark.
 
     Raises:
         ValueError: the file is not JSON, is neither a list nor an object, or has an element of more than 2**28

@@ -33,7 +33,7 @@ class LazyTable(TableBlock):
     Args:
         rows: what makes them.
         columns: name of a column -> field of the record that it holds.
-        schema: of the columns.
+        schema: the types of the columns.
         start, stop: the rows that belong to the table.
     """
 
@@ -179,7 +179,7 @@ def lazy_dataset(rows: Rows, fingerprint: str, split: str | None = None) -> "dat
 
     Args:
         rows: what makes them.
-        fingerprint: of all that decides them; what `datasets` caches, it caches under this name.
+        fingerprint: a fingerprint of all that decides them; what `datasets` caches, it caches under this name.
         split: name of the split, `"train"` when None.
     """
     features = record_features()

@@ -23,8 +23,8 @@ class ParquetShards:
     """Rows of the record schema for a lazy table.
 
     Args:
-        paths: of the files, whose records follow each other.
-        name: of the dataset, for messages.
+        paths: the paths of the files, whose records follow each other.
+        name: the name of the dataset, for messages.
 
     Raises:
         ValueError: a file lacks a column of the record schema, or has one of another type.
@@ -48,7 +48,7 @@ class ParquetShards:
         return int(self.ends[-1])
 
     def fingerprint(self) -> str:
-        """Of the files and their state."""
+        """Fingerprint of the files and their state."""
         return digest([*self.paths, *self.states])
 
     def __getstate__(self) -> dict:

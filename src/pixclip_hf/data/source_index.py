@@ -1,7 +1,7 @@
 """What a source lists, as Arrow files on disk: rows are memory-mapped, and no Python object stands for an item.
 
 An index lies in the cache of `datasets` (`HF_DATASETS_CACHE/pixclip_hf`), under a name that is made of the content of
-what it was read from. An annotation file that was edited has another name, and is read anew.
+what it was read from. An annotation file that was edited has another name, and is read again.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     """An item of a source.
 
     Attributes:
-        name: of its record; None where only the content tells it.
+        name: the name of its record; None where only the content tells it.
         image: path of its image relative to the source's folder of images, as the file system encodes it; None where
             the image is no file of its own.
         content: what the source holds of the item, as JSON; None where all of it lies in other files.
@@ -73,7 +73,7 @@ class Index:
         self.position_of_category = {key: i for i, key in enumerate(key for n in notes for key in n["category_keys"])}
         self.left_out: Counter = sum((Counter(note["left_out"]) for note in notes), Counter())
         self.digest = digest(notes)
-        """Of all rows and notes: what is listed, and in which order."""
+        """Fingerprint of all rows and notes: what is listed, and in which order."""
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -100,7 +100,7 @@ def build_index(key: str, rows: Callable[[Notes], Iterable[Row]]) -> Path:
 
 
 def list_index(rows: Callable[[Notes], Iterable[Row]]) -> Path:
-    """The index of rows that are listed anew whenever a source is opened, named by their own content."""
+    """The index of rows that are listed again whenever a source is opened, named by their own content."""
     return _write(rows, lambda content: cache_folder() / f"{content}.arrow")
 
 

@@ -1,4 +1,4 @@
-"""Records read as they are trained on, from Parquet shards or WebDataset tars: any number of them, from disk or Hub.
+"""Records that are read during training, from Parquet shards or WebDataset tars: any number of them, from disk or Hub.
 
 `datasets` reads and splits the shards. What it leaves open is done here: an order that is shuffled and still resumes
 where it stopped, records that cannot be read, and a share of the stream for every rank that never runs dry.
@@ -80,15 +80,15 @@ class RecordStream(IterableDataset):
 
     Every pass goes through the shards in another order, and through a shard in blocks of `shuffle_buffer` records in
     random order. A block's order is drawn from seed, pass and place: a position in the stream is a few numbers, and
-    going on from it reads at most one block again.
+    continuing from it reads at most one block again.
 
     A record that cannot be decoded, or that breaks the schema, is skipped, counted and logged with its id.
 
     Args:
-        records: of [`stream_records`].
-        seed: of the order.
+        records: what [`stream_records`] returns.
+        seed: the seed of the order.
         shuffle_buffer: records, encoded, that a worker holds at a time.
-        max_corrupt_share: of the records that a worker has seen, of 1,000 at least.
+        max_corrupt_share: the share of corrupt records, out of those that a worker has seen and at least 1,000.
 
     Raises:
         ValueError: an argument outside its range.
@@ -125,7 +125,7 @@ class RecordStream(IterableDataset):
         """Records of this rank (and of this data loader worker), each with the position behind it.
 
         Args:
-            position: where to go on; from the start when None.
+            position: where to continue; from the start when None.
 
         Raises:
             ValueError: more corrupt records than `max_corrupt_share`, or a pass without any record.
@@ -197,9 +197,9 @@ class StreamLoader:
     Args:
         stream: where records come from.
         collator: makes a batch of a list of records, in the workers.
-        batch_size: records a batch.
+        batch_size: records per batch.
         rank, world_size: which share of the stream to read.
-        num_workers: no more than the rank has shards are started.
+        num_workers: number of workers; no more are started than the rank has shards.
         options: further arguments of `DataLoader`.
     """
 

@@ -1,4 +1,4 @@
-"""What all encoders do alike: lists and single items, batches, progress, remembered texts, forms of results."""
+"""What all encoders have in common: lists and single items, batches, progress, remembered texts, forms of results."""
 
 import logging as python_logging
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 
 
 class BaseEncoder:
-    """The shared part of [`RegionEncoder`] and [`ViewEncoder`], which say how their model is called.
+    """The shared part of [`RegionEncoder`] and [`ViewEncoder`], which define how their model is called.
 
     Args:
         model: moved to evaluation mode.
@@ -115,7 +115,7 @@ class BaseEncoder:
         return rows[0] if one else rows
 
     def encode_shown(self, records: Sequence[Record], batch_size: int = 32) -> Tensor:
-        """Embeds regions that were shown before, such as crops: `(N, D)`, normalized.
+        """Embeds records of one region each, such as crops: `(N, D)`, normalized.
 
         Args:
             records: each with `image` and one region.
@@ -170,7 +170,7 @@ class BaseEncoder:
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
     ) -> Embeddings:
-        """Embeds texts. What comes again is embedded once, as long as the weights stay as they are.
+        """Embeds texts. A text that is given again is embedded only once as long as the weights do not change.
 
         Args:
             texts: a text or a list of T texts.

@@ -27,11 +27,11 @@ class CachedEncoder:
 
     A shard is named by the hash of all that decides its embeddings: the model's weights and configuration, its
     processor and settings, and the shard's images (content, or path with size and time of change), regions and texts.
-    What changes gets another name and is computed anew; a run that was interrupted goes on with the next shard.
+    What changes gets another name and is computed again; a run that was interrupted continues with the next shard.
 
     Args:
         encoder: a [`RegionEncoder`], a [`ViewEncoder`], or any other [`Encoder`].
-        folder: of the shards; no cache when None.
+        folder: holds the shards; no cache when None.
         shard_size: records or texts per shard.
         progress: show progress bars.
         batch_size: images and texts per pass.
@@ -116,8 +116,8 @@ class CachedEncoder:
             records: with `image` and `regions`.
             show: from an image and a region to the record of that region alone, as in `views`; the whole record is
                 embedded as it is when None.
-            name: of what is shown; part of the shard's name, and in the progress bar.
-            prompt, mode: of whole records, as in [`RegionEncoder.encode_regions`].
+            name: the name of what is shown; part of the shard's name, and in the progress bar.
+            prompt, mode: the prompt and mode of whole records, as in [`RegionEncoder.encode_regions`].
         """
 
         def encode(part: Sequence[Record]) -> list[Tensor]:

@@ -76,7 +76,7 @@ def prepared(call: Callable[..., Any], parts: Parts, num_workers: int, show: boo
     """[`prepare_part`] of each part, in order.
 
     Args:
-        call: see [`prepare_part`]; with workers that are started anew ("spawn") it must be picklable.
+        call: see [`prepare_part`]; with workers that start as fresh processes ("spawn") it must be picklable.
         parts: what is prepared.
         num_workers: processes that open and prepare images ahead; 0 for none.
         show: whether to show a progress bar.

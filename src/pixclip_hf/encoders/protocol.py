@@ -59,7 +59,7 @@ class Encoder(Protocol):
         normalize_embeddings: bool = True,
         mode: str | None = None,
     ) -> Any:
-        """A `(R, D)` for each image."""
+        """One `(R, D)` per image."""
         ...
 
     def encode_records(
@@ -73,11 +73,11 @@ class Encoder(Protocol):
         normalize_embeddings: bool = True,
         mode: str | None = None,
     ) -> list[Any]:
-        """A `(R, D)` for the regions of each record of the schema."""
+        """One `(R, D)` for the regions of each record of the schema."""
         ...
 
     def encode_shown(self, records: Sequence[Record], batch_size: int = 32) -> Tensor:
-        """`(N, D)` of regions that were shown before: of each record the image shows its only region."""
+        """`(N, D)` of records of one region each, whose images show that region."""
         ...
 
     def encode_images(

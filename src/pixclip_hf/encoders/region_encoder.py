@@ -70,7 +70,7 @@ class RegionEncoder(BaseEncoder):
             dtype: precision of the model; `"auto"` is that of the checkpoint.
             prompt, max_length: as in the constructor.
             revision: branch, tag or commit of a Hub id.
-            kwargs: of `AutoModel.from_pretrained`, such as `device_map`.
+            kwargs: other arguments of `AutoModel.from_pretrained`, such as `device_map`.
 
         Raises:
             ValueError: a model that takes no regions.

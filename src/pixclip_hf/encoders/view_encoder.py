@@ -175,7 +175,7 @@ def show_regions(
     `(1, 3, H, W)` and its masks.
 
     Args:
-        processor: of views.
+        processor: the processor of the views.
         view, fill: how regions are shown, and the color beyond the image.
         images, boxes, masks: an image and its regions, or lists of one.
     """

@@ -29,7 +29,7 @@ On COCO by the protocol of PixCLIP's published script, with a cache of embedding
   pixclip-hf evaluate --model org/pixclip --tasks region-classification --data_dir data/coco \\
       --protocol official --cache_dir runs/cache --output_dir runs/evaluation
 
-A CLIP or SigLIP sees a region as --view says:
+For a CLIP or SigLIP, --view says how it sees a region:
 
   pixclip-hf evaluate --model openai/clip-vit-base-patch16 --view mask_pooled \\
       --tasks region-classification --data_dir data/coco --output_dir runs/evaluation
@@ -42,7 +42,7 @@ PROMPTS = ("box", "mask")
 
 
 class ShowLayouts(argparse.Action):
-    """Prints how data must lie, and ends."""
+    """Prints how data must be laid out, and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *arguments: Any, **options: Any) -> None:
         for name, task in TASKS.items():

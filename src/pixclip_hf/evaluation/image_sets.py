@@ -25,8 +25,8 @@ LAYOUTS = {
     "region-classification": """\
 one of
   scenes:N:SEED                                     drawn scenes, nothing to download
-  DATA_DIR/regions.jsonl                            a line an image: image, width, height, regions (box xyxy, category,
-                                                    segmentation), images by their path below DATA_DIR
+  DATA_DIR/regions.jsonl                            one line per image: image, width, height, regions (box xyxy,
+                                                    category, segmentation), images by their path below DATA_DIR
   DATA_DIR/annotations/instances_val2017.json       COCO, with DATA_DIR/val2017/*.jpg
   DATA_DIR/annotations/lvis_v1_val.json             LVIS, with DATA_DIR/train2017 and DATA_DIR/val2017
   DATA_DIR                                          a dataset in the record schema (save_to_disk or Parquet)""",
@@ -40,8 +40,8 @@ one of
   DATA_DIR                                          a dataset in the record schema (save_to_disk or Parquet)""",
     "long-text-retrieval": """\
 one of
-  DATA_DIR/image/*.jpg and DATA_DIR/caption/*.txt   Urban1k, a text an image of the same name (the dataset is called
-                                                    as DATA_DIR is)
+  DATA_DIR/image/*.jpg and DATA_DIR/caption/*.txt   Urban1k, one text per image of the same name (the dataset has the
+                                                    name of DATA_DIR)
   DATA_DIR/docci_descriptions.jsonlines             DOCCI, with DATA_DIR/images
   DATA_DIR/annotations/*.json and DATA_DIR/photos   DCI, with splits.json
   DATA_DIR/*.json                                   as ShareGPT4V: [{"image", "conversations": [{"from", "value"}]}],
@@ -55,23 +55,23 @@ one of
   DATA_DIR/detections.json                          candidates of a detector (--candidates detections):
                                                     {image_id: [[x, y, width, height], …]}""",
     "zero-shot-classification": """\
-  DATA_DIR/CLASS/*.jpg                              a folder a class
+  DATA_DIR/CLASS/*.jpg                              one folder per class
   DATA_DIR/classes.json                             optional: {"CLASS": "name to put into the templates"}""",
 }
 LAYOUTS["region-retrieval"] = LAYOUTS["region-classification"]
-"""How each task's data must lie; part of every message about data that is missing."""
+"""How the data of each task must be laid out; part of every message about missing data."""
 
 
 @dataclass
 class Images:
-    """Images with what is known of them.
+    """Images with everything that is known about them.
 
     Args:
-        name: of the dataset.
-        records: as in the record schema, as far as a task needs them; `image` is a PIL image, a path or a
+        name: the name of the dataset.
+        records: in the record schema, with the fields that a task needs; `image` is a PIL image, a path or a
             [`StoredImage`].
         categories: classes to choose from; a name that occurs twice is two classes, where `label` says which one.
-        split: of the dataset.
+        split: the split of the dataset.
         left_out: why regions or images were left out, and how many.
     """
 
@@ -87,8 +87,8 @@ class Found:
     """A source in a folder.
 
     Args:
-        kind, arguments: of [`open_source`].
-        name, split: of the dataset, as results name them.
+        kind, arguments: what [`open_source`] takes.
+        name, split: the name and split of the dataset, as results name them.
     """
 
     kind: str
@@ -106,8 +106,8 @@ def read_images(
         task: a key of [`LAYOUTS`].
         source: a folder that holds one of the task's [`LAYOUTS`], `scenes:N:SEED`, or the words of any source
             (`["coco", "annotations=instances.json", "images=val2017"]`, see [`load_records`]).
-        split: where a dataset has several, and an error where it has none; the one that is usually reported when
-            None, `all` for every one where captions are read.
+        split: a split of a dataset that has several; an error where it has none. None is the split that is usually
+            reported, and `all` stands for every split where captions are read.
         candidates: for `referring`, `"objects"` (of the annotations) or `"detections"`.
 
     Raises:

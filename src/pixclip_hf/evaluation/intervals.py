@@ -23,7 +23,7 @@ def bootstrap_interval(
         groups (`(N,)`): identity of each item's group.
         resamples: how many draws; 0 gives (nan, nan).
         level: share of the draws that the interval holds.
-        seed: of the draws.
+        seed: the seed of the draws.
 
     Returns:
         Lower and upper end.

@@ -49,7 +49,7 @@ class Result:
         protocol: name of the protocol.
         metrics: shares between 0 and 1, ranks from 1 on, and `*_count`, how many decisions they are of.
         intervals: 95 % bootstrap intervals of some of the metrics.
-        split: of the dataset.
+        split: the split of the dataset.
         left_out: why regions or images were left out, and how many.
         notes: what a reader of the figures must know.
     """
@@ -95,12 +95,12 @@ def write_results(
     pictures: Iterable[str] = (),
     settings: Mapping[str, object] | None = None,
 ) -> None:
-    """`results.json`, which model cards are filled from, and `results.md`, a table a task.
+    """`results.json`, which model cards are filled from, and `results.md`, with one table per task.
 
     Args:
         folder: made if it does not exist.
         model: name of the model.
-        results: of the tasks.
+        results: the results of the tasks.
         pictures: files in the folder that `results.md` shows.
         settings: what beside model and data decides the measures. The measures of a `scenes` result stand beside them
             in `results.json`, by the names that `metrics.json` of the demo has.

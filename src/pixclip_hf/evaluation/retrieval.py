@@ -159,7 +159,7 @@ def retrieval_measures(
         names: what the two are called, as in `image_to_text_recall@1`.
         groups: what the bootstrap draws, for each image and each text; the identities when None.
         ks: the k of recall@k.
-        resamples: of the bootstrap.
+        resamples: the number of resamples of the bootstrap.
         block: as in [`rank_right_keys`].
 
     Returns:
@@ -186,6 +186,6 @@ def retrieval_measures(
 
 
 def text_identities(texts: Sequence[str]) -> Tensor:
-    """An integer a text `(T,)`, the same for the same text (but for case and white space)."""
+    """One integer per text `(T,)`, equal for texts that are equal up to case and white space."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(" ".join(text.lower().split()), len(numbers)) for text in texts])

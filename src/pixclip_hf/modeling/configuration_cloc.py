@@ -27,7 +27,7 @@ class CLOCConfig(RegionTextConfig):
             or their mean under the region's coverage, read by the image's own head (`"image_head"`). The paper leaves
             the readout open.
         prompter_layer (`str`, *optional*, defaults to `"soft_pooling"`):
-            `"soft_pooling"` looks by position, reads content, and starts as a soft pooling of the region
+            `"soft_pooling"` attends by position, reads content, and starts as a soft pooling of the region
             ([`CLOCPrompterLayer`]); `"first"` is plain self-attention, the layer of pixclip-hf 0.1
             ([`CLOCFirstPrompterLayer`]). A folder saved by 0.1 does not name its layer: it loads with
             `prompter_layer="first"`.
@@ -43,7 +43,7 @@ class CLOCConfig(RegionTextConfig):
         position_scale (`float`, *optional*, defaults to 0.5):
             Standard deviation of the random Fourier frequencies, in cycles per half image side.
         roi_align_size (`int`, *optional*, defaults to 7):
-            Bins a side of RoIAlign.
+            Bins per side of RoIAlign.
         region_text_loss_weight, grounding_loss_weight (`float`, *optional*, default to 1.0):
             Weights beside `image_text_loss_weight` (paper: L_CLIP + λ (L_region-text + L_grounding); λ is not given
             there).

@@ -23,7 +23,7 @@ class Eva02VisionConfig(PreTrainedConfig):
         image_size, patch_size (`int`, *optional*, default to 224 and 16):
             Sides in pixels.
         rope_grid_size (`int`, *optional*, defaults to 16):
-            Patches a side of the grid that the rotary positions were made for: any other grid is stretched over it.
+            Patches per side of the grid that the rotary positions were made for; any other grid is stretched over it.
         rope_theta (`float`, *optional*, defaults to 10000.0):
             Base of the rotary frequencies.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6).

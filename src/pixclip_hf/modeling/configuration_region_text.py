@@ -56,9 +56,9 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
         image_text_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the whole-image loss, computed when image captions are in the batch.
         text_similarity_threshold (`float`, *optional*):
-            Texts whose cosine similarity to the positive text lies above it are no negatives. `None` takes out equal
-            texts only: a text tower that starts from random weights puts all texts close together, and a threshold
-            would then take out true negatives, half of all of them and more.
+            Texts whose cosine similarity to the positive text is above this value are not used as negatives. `None`
+            leaves out equal texts only: a text tower that starts from random weights puts all texts close together,
+            and a threshold would then leave out half of the true negatives or more.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the new layers' weights.
 

@@ -153,15 +153,16 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         prompt: str | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """Region features, all regions of an image from one image pass.
+        """Features of regions; all regions of an image come from one image pass.
 
         Args:
             pixel_values (`(B, 3, H, W)`).
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
-            region_attention_mask (`(B, R)`, *optional*): 1 for real regions; the others come back as zeros.
-            region_masks (`(B, R, H, W)`): 1 inside the region. A mask prompts by its own pixels where
-                `config.prompts_by_coverage`, by its tight box elsewhere.
-            prompt: `"box"` or `"mask"`: which of the two prompts; may be left out where one is given.
+            region_attention_mask (`(B, R)`, *optional*): 1 for region slots that hold a region; the others come back
+                as zeros.
+            region_masks (`(B, R, H, W)`): 1 inside the region. A mask prompts by its own pixels if
+                `config.prompts_by_coverage` is true, and by its tight box otherwise.
+            prompt: `"box"` or `"mask"`, which of the two prompts; it may be left out where only one is given.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the image
@@ -215,8 +216,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         """The vision tower, a plain `CLIPVisionModel` or `SiglipVisionModel` of transformers, as multimodal language
         models take it: for LLaVA, `llava.model.vision_tower = cloc.get_vision_tower()`.
 
-        It is the tower of this model and no copy: the weights are shared, and so is what trains or moves them.
-        `copy.deepcopy` it where that is not wanted, `save_pretrained` it for a folder of its own.
+        It is the tower of this model and not a copy: whatever trains or moves one of the two does so to the other.
+        `copy.deepcopy` makes a copy, and `save_pretrained` a folder of its own.
         """
         return self.vision_model
 
@@ -427,7 +428,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         """The parts of the loss, by name, from what the model returned (CLOC, sections 3.2 and 3.3).
 
         Args:
-            output: of `forward`, on this rank's batch.
+            output: what `forward` returned for this rank's batch.
             region_boxes (`(B, R, 4)`), region_attention_mask (`(B, R)`): of that batch.
             gather: returns a tensor's rows of all ranks and the index of this rank's first row among them.
             ranks: number of ranks.

@@ -70,7 +70,7 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        ValueError: no tower of that side comes out of it.
+        ValueError: the checkpoint has no tower for that side.
     """
     config = AutoConfig.from_pretrained(name, **hub_kwargs)
     refusal = ValueError(f"`{side}` must name {EXPECTED[side]}, got {name!r}, a {config.model_type!r} checkpoint.")
@@ -169,7 +169,7 @@ def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str,
 
 
 def inherit_projection(projection: nn.Module, weight: Tensor | None, name: str) -> bool:
-    """Copies a checkpoint's projection, where it has one of the same shape; says so where it has not."""
+    """Copies a checkpoint's projection if it has one of the same shape, and warns otherwise."""
     if weight is not None and isinstance(projection, nn.Linear) and projection.weight.shape == weight.shape:
         with torch.no_grad():
             projection.weight.copy_(weight)
@@ -254,7 +254,7 @@ def model_from_towers(
 ) -> PreTrainedModel:
     """A region model of `model_class` with the weights of two towers, and a configuration made of theirs.
 
-    Configurations are read and the model is laid out before any weight is: what cannot fit fails at once.
+    Configurations are read and the model is laid out before any weight is read, so that what cannot fit fails at once.
 
     Args:
         vision, text: see [`read_source`]; no text tower when `text` is None.

@@ -72,13 +72,14 @@ def contrastive_loss(
         logit_scale (scalar): inverse temperature.
         ids (`(n,)` int, *optional*): identities of the texts, see [`text_ids`].
         valid (`(n,)` bool, *optional*): False for padded rows.
-        similarity_threshold (`float`, *optional*): on the cosine similarity of the texts.
+        similarity_threshold (`float`, *optional*): texts with a cosine similarity above it are no negatives.
         all_embeds, all_text_embeds (`(N, D)`), all_ids, all_valid (`(N,)`), *optional*: the rows of every rank.
         offset (`int`): index of this rank's first row among all rows.
         normalizer (`float`, *optional*): what the sum over the rows is divided by; their number when not given.
             Under data parallelism: the number of all valid rows divided by the number of ranks.
-        tile_size (`int`, *optional*): the same loss in tiles of so many rows and columns, forwards and backwards, so
-            that no `(n, N)` matrix is held; 0 for one matrix. In tiles where there are many pairs when not given.
+        tile_size (`int`, *optional*): computes the same loss in tiles with this many rows and columns, forward and
+            backward, so that no `(n, N)` matrix is held; 0 computes one matrix. When not given, tiles are used where
+            there are many pairs.
 
     Returns:
         Scalar; 0 (with a graph) when there is no valid row.

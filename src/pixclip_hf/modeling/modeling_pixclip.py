@@ -85,9 +85,9 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
 
     @property
     def max_regions_per_forward(self) -> int:
-        """Most regions that one pass of the vision tower prompts when no gradients are kept, 64 to start with; more
-        are embedded in several passes. 64 of a ViT-B/16 at 224 pixels take about 0.7 GB in float32. A setting of the
-        run, which is not saved."""
+        """The most regions that one pass of the vision tower takes when no gradients are kept, 64 by default; more
+        regions are embedded in several passes. 64 regions of a ViT-B/16 at 224 pixels take about 0.7 GB in float32.
+        This is a setting of the run and is not saved."""
         return self._max_regions_per_forward
 
     @max_regions_per_forward.setter
@@ -127,14 +127,15 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         Args:
             pixel_values (`(B, 3, H, W)`).
             region_masks (`(B, R, H, W)`): 1 inside the region.
-            region_attention_mask (`(B, R)`, *optional*): 1 for real regions; the others come back as zeros.
-            mode: `"prompted"`, the mask enters the tower: one pass per region, sees the context; without gradients no
-                more than `max_regions_per_forward` at a time. `"pooled"`, patch features of one image pass
-                pooled under the mask and sent through the same head.
+            region_attention_mask (`(B, R)`, *optional*): 1 for region slots that hold a region; the others come back
+                as zeros.
+            mode: with `"prompted"` the mask enters the tower, which takes one pass per region and sees the context;
+                without gradients it takes no more than `max_regions_per_forward` regions at a time. With `"pooled"`
+                the patch features of one image pass are pooled under the mask and sent through the same head.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the tokens
-            of the tower's passes: one row a real region (`"prompted"`; a region slot when compiled) or an image
+            of the tower's passes: one row per region (`"prompted"`; one per region slot when compiled) or per image
             (`"pooled"`).
 
         Raises:
@@ -217,9 +218,9 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
     """PixCLIP (arXiv 2511.04601): a mask prompt on the image side, a language model on the text side, compared in one
     space.
 
-    Trained on regions with a long caption each (`region_input_ids`), on their crops (`crop_pixel_values`,
-    `crop_masks`) and, when image captions are given (`input_ids`), on whole images. Of a model from two towers the
-    mask projection starts from new weights, zeros: its image features equal those of its CLIP, whatever the mask.
+    It trains on regions with a long caption each (`region_input_ids`), on their crops (`crop_pixel_values`,
+    `crop_masks`) and, when image captions are given (`input_ids`), on whole images. In a model made of two towers the
+    mask projection starts at zero, so that the image features equal those of its CLIP, whatever the mask.
     """
 
     config: PixCLIPConfig
@@ -251,7 +252,7 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
         Args:
             pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_masks (`(B, R, H, W)`): 1 inside the region.
-            region_attention_mask (`(B, R)`): 1 for real regions.
+            region_attention_mask (`(B, R)`): 1 for region slots that hold a region.
             crop_pixel_values (`(B, R, 3, h, w)`), crop_masks (`(B, R, h, w)`): crops around the regions, for the loss.
             mode: see [`PixCLIPModel.get_region_features`].
             The texts and `return_loss`: see [`RegionTextModel`].
@@ -321,14 +322,14 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
     ) -> dict[str, Tensor]:
         """The parts of the loss, by name, from what the model returned.
 
-        The branches are described in the paper (section 3) without their formulas; reconstructed here: InfoNCE between
+        The paper (section 3) describes the branches without formulas. They are reconstructed as InfoNCE between
         the prompted region and its text (`mask_text`), InfoNCE between its crop and the same text (`crop_text`), and
         1 - cosine between its pooled patch features and the crop's embedding (`local_global`). `image_text` is InfoNCE
         between whole images and their captions, which keeps image-level skill (Alpha-CLIP, section 3.2).
 
         Args:
-            output: of `forward`, on this rank's batch.
-            region_masks (`(B, R, H, W)`), region_attention_mask (`(B, R)`): of that batch.
+            output: what `forward` returned for this rank's batch.
+            region_masks (`(B, R, H, W)`), region_attention_mask (`(B, R)`): the regions of that batch.
             gather: returns a tensor's rows of all ranks and the index of this rank's first row among them.
             ranks: number of ranks.
         """
@@ -363,7 +364,7 @@ def _check_crops(crop_pixel_values: Tensor, crop_masks: Tensor | None, real: Ten
     shape = tuple(crop_pixel_values.shape)
     if len(shape) != 5 or shape[:2] != real.shape:
         raise ValueError(
-            f"`crop_pixel_values` must hold one crop a region, shape ({', '.join(map(str, real.shape))}, 3, h, w), "
+            f"`crop_pixel_values` must hold one crop per region, shape ({', '.join(map(str, real.shape))}, 3, h, w), "
             f"got {shape}."
         )
     expected = (*shape[:2], *shape[3:])

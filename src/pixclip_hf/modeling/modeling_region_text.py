@@ -102,7 +102,7 @@ def real_slots(
     """Which region slots are real: `(B, R)` bool, all of them without an `attention_mask`.
 
     Args:
-        name: of the argument `regions`, for messages.
+        name: the name of the argument `regions`, for messages.
         regions (`(B, R, *trailing)`): boxes or masks.
         attention_mask (`(B, R)`): 1 for real regions.
         pixel_values (`(B, 3, H, W)`).
@@ -152,7 +152,7 @@ def region_text_features(
     texts = region_text_states if region_input_ids is None else region_input_ids
     if texts.shape[:2] != real.shape:
         raise ValueError(
-            f"`{name}` must hold one text a region, shape ({', '.join(map(str, real.shape))}, …), "
+            f"`{name}` must hold one text per region, shape ({', '.join(map(str, real.shape))}, …), "
             f"got {tuple(texts.shape)}."
         )
     rows = at_least_one(real)
@@ -183,7 +183,7 @@ def wants_loss(
         texts, region_texts: token ids or states of the image captions and of the region texts.
 
     Raises:
-        ValueError: a loss is asked for without any texts, or the texts are not one caption an image.
+        ValueError: a loss is asked for without any texts, or there is not one caption per image.
     """
     if return_loss is None:
         return_loss = region_texts is not None
@@ -192,11 +192,11 @@ def wants_loss(
     if region_texts is None and texts is None:
         raise ValueError(
             "`return_loss=True` needs texts: `region_input_ids` or `region_text_states` with their regions, or "
-            "`input_ids` or `text_states` with one caption an image."
+            "`input_ids` or `text_states` with one caption per image."
         )
     if texts is not None and len(texts) != len(pixel_values):
         raise ValueError(
-            f"For the loss `input_ids` or `text_states` must hold one caption an image: got {len(texts)} texts for "
+            f"For the loss `input_ids` or `text_states` must hold one caption per image: got {len(texts)} texts for "
             f"{len(pixel_values)} images. Pass `return_loss=False` to compare with any texts."
         )
     return True
@@ -337,7 +337,7 @@ class RegionTextModel(RegionTextVisionModel):
     The `forward` of both models takes texts alike:
 
     - `input_ids`, `attention_mask` (`(T, L)`): texts to compare with; for the loss, the B image captions.
-    - `region_input_ids`, `region_text_attention_mask` (`(B, R, L)`): a text per region, for the loss.
+    - `region_input_ids`, `region_text_attention_mask` (`(B, R, L)`): one text per region, for the loss.
     - `text_states` (`(T, text_hidden_size)`), `region_text_states` (`(B, R, text_hidden_size)`): pooled states in
       place of tokens.
     - `return_loss`: True or False, or None to compute the loss when region texts are given. `ValueError` for True
@@ -386,9 +386,9 @@ class RegionTextModel(RegionTextVisionModel):
 
     @property
     def contrastive_tile_size(self) -> int | None:
-        """Edge of the tiles that the contrastive losses are computed in, so that no matrix of all pairs is held; 0 for
-        one matrix. None, as it starts, is tiles where a batch has many pairs. The values are the same. A setting of
-        the run, which is not saved."""
+        """Edge of the tiles in which the contrastive losses are computed, so that no matrix of all pairs is held; 0
+        computes one matrix. None, the default, uses tiles where a batch has many pairs. The values are the same. This
+        is a setting of the run and is not saved."""
         return self._contrastive_tile_size
 
     @contrastive_tile_size.setter

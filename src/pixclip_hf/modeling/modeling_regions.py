@@ -84,8 +84,8 @@ def roi_align(tokens: Tensor, boxes: Tensor, grid: tuple[int, int], size: int = 
         tokens (`(B, rows * columns, D)`): patch features, row by row.
         boxes (`(B, R, 4)`): xyxy in [0, 1].
         grid: (rows, columns).
-        size: bins a side.
-        samples: samples a side of each bin, averaged.
+        size: bins per side.
+        samples: samples per side of each bin, which are averaged.
 
     Returns:
         `(B, R, size * size, D)`.

@@ -69,9 +69,9 @@ class MLPAdapter(nn.Module):
 
 
 class TextAdapter:
-    """What is special about a family of text towers; written for what most of them do.
+    """What is special about a family of text towers. This class describes what most of them do.
 
-    Another one is a subclass behind `TEXT_ADAPTERS.register`, in this file.
+    To add one, register a subclass with `TEXT_ADAPTERS.register` in this file.
     """
 
     # Learned positions in the tower's state that `resize_positions` can stretch; most towers have none of this name.
@@ -235,7 +235,7 @@ def text_features(
     text_states: Tensor | None,
     **kwargs: Any,
 ) -> BaseModelOutputWithPooling:
-    """Pooled text states `(N, D)` as `pooler_output`, from token ids or as they come in.
+    """Pooled text states `(N, D)` as `pooler_output`, from token ids or as they are given.
 
     Raises:
         ValueError: both or neither of `input_ids` and `text_states`, token ids for a model without text tower, or

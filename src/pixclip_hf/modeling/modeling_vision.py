@@ -56,11 +56,11 @@ class MaskedPatchConv(nn.Conv2d):
 
 
 class VisionAdapter:
-    """What is special about a family of vision towers; written for CLIP's kind, which others differ from.
+    """What is special about a family of vision towers. This class describes CLIP's kind; subclasses describe others.
 
     Its towers take patches through one convolution, put class and register tokens in front of the patch tokens, keep
     their positions in one table, and pool their class token through `post_layernorm`. A family that is not registered
-    is taken for one of this kind. Another one is a subclass behind `VISION_ADAPTERS.register`, in this file.
+    is treated as one of this kind. To add one, register a subclass with `VISION_ADAPTERS.register` in this file.
     """
 
     # Learned positions in the tower's state, a row per token.
@@ -128,7 +128,7 @@ class VisionAdapter:
         return weighted_mean(tower.post_layernorm(tokens), weights)
 
     def whole_image_size(self, config: Any) -> int:
-        """Side in pixels of the image that the tower sees all of."""
+        """Side in pixels of the largest image that the tower sees completely."""
         # The so400m SigLIP towers at 384 pixels cut 27 patches of 14 and never see the last 6 pixels.
         return config.image_size // config.patch_size * config.patch_size
 
@@ -137,7 +137,7 @@ class VisionAdapter:
 
         Args:
             weight (`(side * side, width)`, or more rows for tokens in front of the patches, which stay).
-            rows: of the result, counted alike.
+            rows: the rows of the result, counted alike.
         """
         old_side, new_side = math.isqrt(len(weight)), math.isqrt(rows)
         if old_side == new_side:
@@ -188,7 +188,7 @@ class SiglipVisionAdapter(VisionAdapter):
 
 @VISION_ADAPTERS.register(Eva02VisionConfig.model_type)
 class Eva02VisionAdapter(VisionAdapter):
-    """EVA02-CLIP, whose tower is ours."""
+    """EVA02-CLIP, whose tower is part of this package."""
 
     def build(self, config: Any) -> PreTrainedModel:
         """The tower, with new weights."""

@@ -20,7 +20,7 @@ _BUCKET_BATCHES = 4
 
 
 def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins one-image batches into one batch, a row an image.
+    """Joins batches of one image each into one batch with one row per image.
 
     Args:
         items: preprocessed images; every tensor is (1, R, ...) with its own R, but `pixel_values` (1, 3, H, W).
@@ -56,7 +56,7 @@ class _BucketedOutputs:
     Holds `_BUCKET_BATCHES` batches at a time, however many images there are; one image at `batch_size` 1.
 
     Args:
-        loader: of preprocessed images, one by one.
+        loader: yields preprocessed images, one by one.
         forward: a batch of `collate_images` to `{"per_region": (B, R, ...), "regions": list of B}`.
     """
 
@@ -131,7 +131,8 @@ def _region_item(image: Any, boxes: Any = None, masks: Any = None) -> dict[str, 
 class RegionPipeline(Pipeline):
     """Images with boxes or masks through one image pass each, whatever their number of regions.
 
-    A subclass gives `postprocess`. Preprocessing is the processor's; a batch is one row an image, its regions padded.
+    A subclass provides `postprocess`. The processor does the preprocessing; a batch has one row per image, with its
+    regions padded.
     """
 
     _load_processor = True
@@ -156,7 +157,7 @@ class RegionPipeline(Pipeline):
             "normalized": normalized,
             "prompt": prompt,
         }
-        # The model's keyword arguments go on to the vision tower, which would swallow a `mode`.
+        # The model passes keyword arguments on to the vision tower, which would swallow a `mode`.
         if mode is not None and not self.model.region_modes:
             raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
         forward_params = {"mode": mode}
@@ -213,7 +214,7 @@ class RegionPipeline(Pipeline):
             **processor_kwargs,
         )
         if not processed["regions"][0]:
-            raise ValueError("A region pipeline needs at least one region an image, got empty `boxes` or `masks`.")
+            raise ValueError("A region pipeline needs at least one region per image, got empty `boxes` or `masks`.")
         # Boxes and masks keep their own dtype: half precision has too few digits for a coordinate.
         processed["pixel_values"] = processed["pixel_values"].to(self.dtype)
         return dict(processed)
@@ -226,7 +227,7 @@ class RegionPipeline(Pipeline):
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
         """Saves the model and the processor: a folder that both region pipelines load.
 
-        Their code is saved with the model's configuration, so the base class, which would name one task alone, has
+        Their code is saved with the model's configuration, so the base class, which would name only one task, has
         nothing to add.
         """
         self.model.save_pretrained(save_directory, **kwargs)
@@ -234,7 +235,7 @@ class RegionPipeline(Pipeline):
 
     @staticmethod
     def split_outputs(model_outputs: dict[str, Any]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        """What the model says of one image's R regions (R, ...) and their dicts, without the padding."""
+        """The model's rows (R, ...) for the R regions of one image and the dicts of these regions, without padding."""
         (regions,) = model_outputs["regions"]
         return model_outputs["per_region"][0, : len(regions)], regions
 
@@ -255,24 +256,24 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
         Args:
             inputs: an image (path, URL, PIL image, array or tensor), a dict `{"image": ..., "boxes": ...}` or
                 `{"image": ..., "masks": ...}`, or a list, generator or dataset of either.
-            boxes: the image's boxes, (R, 4); for a list of images one such list an image.
-            masks: the image's R masks, in any form that the processor reads; for a list of images one such list an
-                image.
+            boxes: the image's boxes, (R, 4); for a list of images one such list per image.
+            masks: the image's R masks, in any form that the processor reads; for a list of images one such list
+                per image.
             box_format (`str`): `"xyxy"` (default), `"xywh"` or `"cxcywh"`.
             normalized (`bool`): boxes in [0, 1] of the image instead of pixels.
-            prompt (`str`): `"box"` or `"mask"`: what prompts the model, where both are given or it is not the one that
-                is (CLOC takes either, PixCLIP masks).
-            mode (`str`): PixCLIP only: `"prompted"` (one pass a region) or `"pooled"` (one pass an image).
+            prompt (`str`): `"box"` or `"mask"`, what prompts the model. Needed where both are given, or to convert one
+                into the other (CLOC takes either, PixCLIP takes masks).
+            mode (`str`): PixCLIP only: `"prompted"` (one pass per region) or `"pooled"` (one pass per image).
             normalize (`bool`): L2-normalized embeddings (default), or the model's own lengths.
-            return_tensors (`bool`): a float32 tensor (R, D) an image instead of dicts.
-            batch_size (`int`): images a model pass, for a list, generator or dataset. Above 1, four batches are read
+            return_tensors (`bool`): returns one float32 tensor (R, D) per image instead of dicts.
+            batch_size (`int`): images per model pass, for a list, generator or dataset. Above 1, four batches are read
                 ahead, and images with about as many regions share one.
             num_workers (`int`): processes that read and preprocess images; one at most for a generator.
 
         Returns:
-            For an image a list of R dicts `{"embedding": list of D floats, "box": {"xmin", "ymin", "xmax", "ymax"} in
-            pixels of the original image, "mask_area": pixels}`; for a list of images a list of those; for a generator
-            or dataset an iterator over them.
+            For one image, a list of R dicts `{"embedding": list of D floats, "box": {"xmin", "ymin", "xmax", "ymax"}
+            in pixels of the original image, "mask_area": pixels}`; for a list of images, a list of those; for a
+            generator or dataset, an iterator over them.
 
         Raises:
             ValueError: an image without regions, or regions that do not fit their image or the number of images.
@@ -310,7 +311,7 @@ def _unchanged(item: Any) -> Any:
 def _zip_regions(images: list | tuple, regions: dict[str, Any]) -> list[Any]:
     for name, values in regions.items():
         if len(values) != len(images):
-            raise ValueError(f"`{name}` must hold a list an image: got {len(values)} for {len(images)} images.")
+            raise ValueError(f"`{name}` must hold a list per image: got {len(values)} for {len(images)} images.")
     return [
         _region_item(image, **{name: values[i] for name, values in regions.items()}) for i, image in enumerate(images)
     ]

@@ -1,4 +1,4 @@
-"""Embeddings of texts, and a memory of those that come again: labels and templates are embedded once."""
+"""Embeddings of texts, and a bounded memory of them, so that labels and templates that recur are embedded once."""
 
 import threading
 import weakref
@@ -26,7 +26,7 @@ def embed_texts(
     Texts that are equal, or that the cut to `max_length` makes equal, are embedded once: they tie exactly.
 
     Args:
-        model: with `get_text_features`.
+        model: a model with `get_text_features`.
         processor: its processor, with a tokenizer.
         texts: T texts, at least one.
         max_length: most tokens of a text; None is the tokenizer's own limit.
@@ -64,7 +64,7 @@ def input_device(model: Any) -> torch.device:
 
 
 class EmbeddedTexts:
-    """Remembers embeddings of texts as long as the weights that made them stay as they are.
+    """Remembers embeddings of texts as long as the weights that made them do not change.
 
     Several threads may share one: a text that two of them ask for is embedded once. Nothing is remembered of a model
     in training mode, whose dropout makes no two embeddings equal, or of weights whose changes cannot be seen (tensors

@@ -10,8 +10,8 @@ from .text_embeddings import EmbeddedTexts, embed_texts
 
 
 class ZeroShotRegionClassificationPipeline(RegionPipeline):
-    """Says which of some texts describes each region of an image. Labels that come again, in this call or a later one,
-    are embedded once, as long as the weights stay as they are.
+    """Says which of several texts describes each region of an image. A label that is given again, in this call or a
+    later one, is embedded only once as long as the weights do not change.
 
     ```python
     classify = pipeline("zero-shot-region-classification", model="org/pixclip")
@@ -30,13 +30,13 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
             inputs, boxes, masks, box_format, normalized, prompt, mode, batch_size: as in
                 [`RegionFeatureExtractionPipeline`].
             candidate_labels (`list[str]`): the T texts to choose from, of any length.
-            hypothesis_template (`str`): where `{}` stands, a label is put in; `"{}"` by default.
+            hypothesis_template (`str`): a text in which each label takes the place of `{}`; `"{}"` by default.
             text_states (`torch.Tensor`): (T, D_text) pooled states of the texts, in place of encoding them: for a
                 model without its text tower.
-            top_k (`int`): keeps the best so many labels a region; all of them by default.
+            top_k (`int`): keeps this many of the best labels per region; all of them by default.
 
         Returns:
-            For an image a list of R dicts `{"box": {"xmin", "ymin", "xmax", "ymax"} in pixels of the original image,
+            For one image, a list of R dicts `{"box": {"xmin", "ymin", "xmax", "ymax"} in pixels of the original image,
             "mask_area": pixels, "labels": best first, "scores": their softmax over all T texts of logit scale times
             cosine similarity}`; for a list of images a list of those; for a generator or dataset an iterator over
             them.
@@ -93,7 +93,8 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
             text_features = self._embed_texts([hypothesis_template.replace("{}", label) for label in candidate_labels])
         elif len(text_states) != len(candidate_labels):
             raise ValueError(
-                f"`text_states` must hold a row a label, got {len(text_states)} for {len(candidate_labels)} labels."
+                f"`text_states` must hold one row per label, got {len(text_states)} for {len(candidate_labels)} "
+                "labels."
             )
         else:
             states = text_states.to(self.device, self.dtype)

@@ -215,11 +215,11 @@ class RegionImageProcessor(PilBackend):
         Map boxes of the processed images back to the original images, clipped to them.
 
         Args:
-            boxes: (B, R, 4) tensor, or one (R, 4) an image: xyxy in [0, 1] of the processed image.
+            boxes: (B, R, 4) tensor, or one (R, 4) tensor per image: xyxy in [0, 1] of the processed image.
             target_sizes: (height, width) of each original image, in the order of the batch; list or (B, 2) tensor.
 
         Returns:
-            One (R, 4) float32 tensor an image: xyxy in original pixels. Padding rows are mapped like any other.
+            One (R, 4) float32 tensor per image: xyxy in original pixels. Padding rows are mapped like any other.
 
         Raises:
             ValueError: the counts differ or a box tensor has another last dimension.
@@ -239,12 +239,12 @@ class RegionImageProcessor(PilBackend):
         Map masks (or score maps) of the processed images back to the original images.
 
         Args:
-            masks: (B, R, h, w) tensor, or one (R, h, w) an image, of any dtype; h x w is a grid over the processed
-                image, of its own resolution or coarser.
+            masks: (B, R, h, w) tensor, or one (R, h, w) tensor per image, of any dtype; h x w is a grid over the
+                processed image, of its own resolution or coarser.
             target_sizes: as in `post_process_boxes`.
 
         Returns:
-            One (R, height, width) tensor an image, same dtype: each original pixel takes the cell that its center
+            One (R, height, width) tensor per image, same dtype: each original pixel takes the cell that its center
             falls in, and 0 where a crop removed it.
         """
         results = []

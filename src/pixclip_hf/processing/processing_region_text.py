@@ -58,7 +58,7 @@ class RegionTextProcessor(OptionalTokenizer):
             text: text model with its tokenizer.
             image_size: side of the images in pixels; the tower's own when None.
             max_position_embeddings: tokens that a stretched text tower takes; the tower's own when None.
-            revision, vision_revision, text_revision: of both repositories, or of each.
+            revision, vision_revision, text_revision: the revision of both repositories, or of each.
             kwargs: other Hub arguments (`token`, `cache_dir`, `local_files_only`).
 
         Raises:
@@ -109,8 +109,8 @@ class RegionTextProcessor(OptionalTokenizer):
         """
         Prepare images, regions and texts for the model.
 
-        One bare image takes one list of regions (and of region texts), a list of images takes a list for each image,
-        empty for an image without regions. Masks and boxes are in the pixels of the image as stored.
+        One bare image takes one list of regions (and of region texts). A list of images takes a list for each image,
+        which is empty for an image without regions. Masks and boxes are in the pixels of the image as stored.
 
         Args:
             images: PIL image, array, tensor, path or URL, or a list of these (`load_images`).
@@ -120,8 +120,8 @@ class RegionTextProcessor(OptionalTokenizer):
             region_text: a text for each region.
             box_format: "xyxy", "xywh" or "cxcywh".
             normalized: boxes are fractions of width and height in place of pixels.
-            max_length: most tokens of a text; None is the tokenizer's own limit. A warning says what was cut.
-            padding: True, "max_length", or False for texts of one length.
+            max_length: most tokens of a text; None is the tokenizer's own limit. A warning says how many were cut.
+            padding: True, "max_length", or False for texts of equal length.
             return_tensors: "pt", "np", or None for numpy arrays.
             return_regions: add `regions`, plain Python: for each image a list of
                 `{"box": {"xmin", "ymin", "xmax", "ymax"}, "mask_area": int}` in original pixels.

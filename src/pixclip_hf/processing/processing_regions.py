@@ -231,7 +231,7 @@ def read_boxes(
     if values.size == 0:
         return np.zeros((0, 4)), []
     if values.ndim != 2 or values.shape[1] != 4:
-        raise ValueError(f"{name} must have shape (R, 4), one row a region, got {values.shape}")
+        raise ValueError(f"{name} must have shape (R, 4), one row per region, got {values.shape}")
     _raise_at(~np.isfinite(values).all(axis=1), values, name, "must be finite")
     if normalized:
         _raise_at((values > 1.0001).any(axis=1), values, name, "must lie in [0, 1] with normalized=True")
@@ -303,7 +303,7 @@ class Regions:
         return np.array(boxes, dtype=np.int64).reshape(-1, 4)
 
     def describe(self) -> list[dict]:
-        """A dict a region: its box in original pixels and the pixel count of its mask."""
+        """One dict per region: its box in original pixels and the pixel count of its mask."""
         keys = ("xmin", "ymin", "xmax", "ymax")
         areas = [mask.area if isinstance(mask, RunMask) else int(np.count_nonzero(mask)) for mask in self.get_masks()]
         return [
@@ -329,9 +329,9 @@ def split_per_image(values: Any, name: str, num_images: int, batched: bool) -> l
 
 def _count(values: Any, name: str, ndim: int) -> int:
     if isinstance(values, np.ndarray | torch.Tensor) and values.ndim != ndim and values.shape[0]:
-        raise ValueError(f"{name} must have {ndim} dimensions, one row a region, got shape {tuple(values.shape)}")
+        raise ValueError(f"{name} must have {ndim} dimensions, one row per region, got shape {tuple(values.shape)}")
     if not isinstance(values, list | tuple | np.ndarray | torch.Tensor):
-        raise TypeError(f"{name} must be a list with one entry a region, got {type(values).__name__}")
+        raise TypeError(f"{name} must be a list with one entry per region, got {type(values).__name__}")
     return len(values)
 
 

@@ -70,7 +70,7 @@ def encode_texts(
         text: a text or a list of T texts, or None.
         region_text: a text for each of the R_i regions of an image: a list of lists, or one list for one bare image.
         region_counts: R_i of each image.
-        max_length: tokens a text, special ones included; None is the tokenizer's own limit. Longer texts are cut as
+        max_length: tokens per text, special ones included; None is the tokenizer's own limit. Longer texts are cut as
             the tokenizer cuts them, and one warning says how many texts and tokens that were.
         padding: True or "longest", "max_length", or False for texts of one length.
         batched: the images came as a list, so `region_text` is a list of lists.
@@ -105,11 +105,11 @@ def encode_texts(
     for i, group in enumerate(per_image):
         name = f"region_text[{i}]" if batched else "region_text"
         if not isinstance(group, list | tuple):
-            raise TypeError(f"{name} must be a list with one text a region, got {group!r:.80}")
+            raise TypeError(f"{name} must be a list with one text per region, got {group!r:.80}")
         groups.append(_named_texts(group, name))
         if len(groups[-1]) != region_counts[i]:
             raise ValueError(
-                f"{name} must hold one text a region, got {len(groups[-1])} for {region_counts[i]} regions"
+                f"{name} must hold one text per region, got {len(groups[-1])} for {region_counts[i]} regions"
             )
     limit = _limit(tokenizer, max_length)
     named = texts + [entry for group in groups for entry in group]

@@ -211,7 +211,7 @@ def scene_texts(
 
     Returns:
         {"captions": list of str, "alt_text": str, "descriptions": list of str, "long_captions": list of str}; the
-        last two have an entry an object, in drawing order.
+        last two have one entry per object, in drawing order.
     """
     draws, background, objects, labels, _ = _compose(index, split, seed, size, setting)
     details = long_captions(draws, objects, len(labels), background)

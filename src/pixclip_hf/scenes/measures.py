@@ -80,7 +80,7 @@ def pair_accuracy(
         find_pairs: the pairs of a record.
 
     Returns:
-        The share, and how many decisions it is of (two a pair).
+        The share, and the number of decisions behind it (two per pair).
     """
     hits, _ = pair_hits(regions, records, texts, find_pairs)
     return (float(hits.mean()) if len(hits) else float("nan")), len(hits)
@@ -88,7 +88,7 @@ def pair_accuracy(
 
 def grounding_hits(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """Whether the box that the grounding head finds for a caption overlaps the region's by half (IoU), for the
-    captions that name one region of their scene alone; and the record of each."""
+    captions that name exactly one region of their scene; and the record of each."""
     hits, groups = [], []
     for number, record in enumerate(records):
         captions = Counter(region["caption"] for region in record["regions"])
@@ -130,7 +130,7 @@ def measure_scenes(
     Args:
         encoder: a [`CachedEncoder`] of a [`RegionEncoder`].
         records: scenes that the model has not seen.
-        resamples: of the bootstrap, which draws scenes.
+        resamples: the number of resamples of the bootstrap, which draws scenes.
 
     Returns:
         Shares between 0 and 1, and the counts that they are of (`*_count`); and the 95 % intervals of the shares.

@@ -33,7 +33,7 @@ def train_stage(model_type: str, seed: int, folder: Path, start: Path | None = N
 
     Args:
         model_type: `"cloc"` or `"pixclip"`.
-        seed: of the scenes, the batches and the weights.
+        seed: the seed of the scenes, the batches and the weights.
         folder: where the model goes.
         start: folder of the model to start from; random weights when None.
 

@@ -44,8 +44,8 @@ def report(model_type: str, metrics: Mapping[str, Any], folder: Path) -> str:
 
     Args:
         model_type: `"cloc"` or `"pixclip"`.
-        metrics: of the default setting, of the hard one under `hard_*` and of the inherited towers under `towers_*`;
-            `seed`, `train_steps`, `train_seconds` and, with towers, `towers_seconds`.
+        metrics: the measures of the default setting, of the hard one under `hard_*` and of the inherited towers under
+            `towers_*`; `seed`, `train_steps`, `train_seconds` and, with towers, `towers_seconds`.
         folder: where it goes.
     """
     metrics = with_current_names(metrics)

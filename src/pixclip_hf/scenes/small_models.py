@@ -36,7 +36,7 @@ def small_model(
         image_size: side of the images in pixels, a multiple of 8.
         vision_model_type: `"clip_vision_model"`, where a class token is the image, or `"siglip_vision_model"`, whose
             pooling head reads the patches.
-        fields: of the model's configuration, in place of this function's own.
+        fields: fields of the model's configuration, in place of this function's own.
 
     Raises:
         ValueError: an unknown `model_type`.

@@ -20,7 +20,7 @@ class Collection:
     Args:
         images: folder of images, read with all its subfolders.
         dataset: folder or Hub id of a dataset in the record schema, in place of `images`.
-        split: of the dataset.
+        split: the split of the dataset.
         source: words of any other source, as in [`load_records`], whose regions are taken.
         scenes: number of drawn scenes, where none of these is given.
         detector: object detector of transformers that proposes the regions of `images`, in place of a grid.

@@ -33,8 +33,8 @@ Embeds the regions of a collection and indexes them. `pixclip-hf search` then fi
   pixclip-hf embed --dataset my-regions --model runs/demo/pixclip --output_dir runs/regions
 
 Regions come from the annotations of a dataset in the record schema, from an object detector, or from a grid of
-windows. The folder then holds the embeddings as Parquet shards, a FAISS index, and report.json. docs/search.md goes on
-to large collections.
+windows. The folder then holds the embeddings as Parquet shards, a FAISS index, and report.json. docs/search.md
+explains large collections.
 """
 SEARCH = """\
 Finds the regions of a collection that `pixclip-hf embed` has embedded, by text of any length.
@@ -47,7 +47,7 @@ It prints the hits, draws them into hits.png, and adds its times to report.json.
 
 
 def load(name: str, prompt: str | None = None) -> tuple[Encoder, bool]:
-    """The encoder of a model, and whether it is trained: where the demo has not run, an untrained one stands in."""
+    """The encoder of a model, and whether it is trained: an untrained one replaces a demo that has not run."""
     trained = name != DEMO or Path(name).exists()
     if trained:
         encoder = load_encoder(name, prompt=prompt)

@@ -81,7 +81,7 @@ def build_index(folder: str | Path, factory: str = "Flat") -> datasets.Dataset:
 
     Args:
         folder: as [`embed_collection`] wrote it.
-        factory: of FAISS: `Flat` is exact, `IVF1024,PQ32` small.
+        factory: index factory string of FAISS; `Flat` is exact, `IVF1024,PQ32` small.
 
     Raises:
         ValueError: the folder holds no region.
@@ -117,7 +117,7 @@ def find_regions(regions: datasets.Dataset, embeddings: Any, top: int = 6) -> li
     """The regions nearest to each of some embeddings.
 
     Args:
-        regions: of [`build_index`] or [`open_index`].
+        regions: what [`build_index`] or [`open_index`] returns.
         embeddings: `(Q, D)` array, L2-normalized, of texts or of regions.
         top: hits per row.
 

@@ -19,10 +19,10 @@ def draw_sheet(
     """The hits of each query with their scores; framed in green or red where the regions' texts tell right from wrong.
 
     Args:
-        path: of the PNG file.
+        path: path of the PNG file.
         images: name -> image, RGB.
         queries: texts.
-        hits: of each query, as [`find_regions`] gives them.
+        hits: the hits of each query, as [`find_regions`] gives them.
         title: above the sheet.
     """
     rows = []

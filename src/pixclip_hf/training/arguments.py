@@ -16,7 +16,7 @@ class ModelArguments:
 
     model_type: str = field(default="cloc", metadata={"help": "`cloc` or `pixclip`.", "choices": ["cloc", "pixclip"]})
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint of this package to go on from: Hub id or folder."}
+        default=None, metadata={"help": "Checkpoint of this package to continue from: Hub id or folder."}
     )
     vision_model_name_or_path: str | None = field(
         default=None, metadata={"help": "CLIP or SigLIP whose vision tower to start from; needs the text tower too."}
@@ -24,20 +24,25 @@ class ModelArguments:
     text_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Text encoder or LLM to start from, with its tokenizer."}
     )
-    image_size: int = field(default=64, metadata={"help": "Side of the images in pixels, of a model from scratch."})
+    image_size: int = field(
+        default=64, metadata={"help": "Side of the images in pixels, for a model that starts from random weights."}
+    )
     freeze_vision: bool = field(
         default=False,
-        metadata={"help": "Leave the vision tower as it is; a new mask projection with it, so not at its start."},
+        metadata={
+            "help": "Do not train the vision tower. This includes its mask projection, which must have been trained "
+            "before."
+        },
     )
-    freeze_text: bool = field(default=False, metadata={"help": "Leave the text tower as it is."})
+    freeze_text: bool = field(default=False, metadata={"help": "Do not train the text tower."})
     text_max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a text; the tokenizer's own limit by default."}
+        default=None, metadata={"help": "Maximum number of tokens of a text; the tokenizer's own limit by default."}
     )
     text_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for the states of all texts under the frozen text model: computed once, by whichever run "
-            "needs them first. Training then does without the text model; the saved model has it."
+            "help": "Folder for the states that the frozen text model gives for all texts. They are computed once, by "
+            "the first run that needs them, and training does without the text model; the final model contains it."
         },
     )
     text_cache_dtype: str = field(
@@ -50,7 +55,7 @@ class ModelArguments:
     text_quantization: str | None = field(
         default=None,
         metadata={
-            "help": "Text model in `4bit` or `8bit` (bitsandbytes), below LoRA or to fill the cache.",
+            "help": "Load the text model in `4bit` or `8bit` (bitsandbytes), below LoRA or to fill the cache.",
             "choices": ["4bit", "8bit"],
         },
     )
@@ -78,7 +83,7 @@ class ModelArguments:
             self.config_overrides = json.loads(self.config_overrides)
         if self.config_overrides is not None and not isinstance(self.config_overrides, dict):
             raise ValueError(f"`config_overrides` must be a JSON object, got {self.config_overrides!r}.")
-        # An empty name is none: so the command line takes back what a recipe says.
+        # An empty name counts as none, so that the command line can undo what a recipe says.
         self.model_name_or_path = self.model_name_or_path or None
         self.vision_model_name_or_path = self.vision_model_name_or_path or None
         self.text_model_name_or_path = self.text_model_name_or_path or None
@@ -128,34 +133,43 @@ class DataArguments:
     scenes_setting: str = field(
         default="default", metadata={"help": "`default` or `hard` (smaller objects).", "choices": ["default", "hard"]}
     )
-    scenes_seed: int = field(default=0, metadata={"help": "Seed of the scenes; train and test never meet."})
+    scenes_seed: int = field(default=0, metadata={"help": "Seed of the scenes; no scene is in two splits."})
     regions_per_image: int | None = field(
-        default=None, metadata={"help": "Regions drawn from an image: 4 for CLOC, 1 for PixCLIP."}
+        default=None, metadata={"help": "Regions drawn per image; 4 for CLOC and 1 for PixCLIP by default."}
     )
     region_text: list[str] | None = field(
         default=None,
-        metadata={"help": "`caption` (CLOC), `long_caption` (PixCLIP), `category`; of several, each batch draws one."},
+        metadata={
+            "help": "Texts of the regions: `caption` (default of CLOC), `long_caption` (default of PixCLIP) or "
+            "`category`. If several are given, each batch draws one of them."
+        },
     )
     image_captions: bool | None = field(
-        default=None, metadata={"help": "Train on whole images and their captions too: yes for CLOC, no for PixCLIP."}
+        default=None,
+        metadata={"help": "Train on whole images and their captions too; by default CLOC does and PixCLIP does not."},
     )
     whole_image_share: float | None = field(
         default=None,
-        metadata={"help": "Share of images whose first region is the image: 0 for CLOC, 0.1 for PixCLIP."},
+        metadata={
+            "help": "Share of images whose first region is the whole image; 0 for CLOC and 0.1 for PixCLIP by default."
+        },
     )
 
     mask_prompt_share: float | None = field(
         default=None,
-        metadata={"help": "Share of batches whose regions prompt by masks, not boxes: 0.5 for CLOC; PixCLIP takes 1."},
+        metadata={
+            "help": "Share of batches whose regions prompt by masks instead of boxes; 0.5 for CLOC by default, always "
+            "1 for PixCLIP."
+        },
     )
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Read `dataset_name` as it trains, from Parquet shards or WebDataset tars; needs `max_steps`."
+            "help": "Read `dataset_name` while training, from Parquet shards or WebDataset tars. Needs `max_steps`."
         },
     )
     shuffle_buffer: int = field(
-        default=1000, metadata={"help": "Records of a stream that are shuffled together, in each worker."}
+        default=1000, metadata={"help": "How many records of a stream each worker shuffles together."}
     )
     max_corrupt_share: float = field(
         default=0.01,
@@ -178,7 +192,7 @@ class DataArguments:
             raise ValueError("`streaming` needs a `dataset_name`: the scenes are drawn, not read.")
 
     def collator_arguments(self, model_type: str) -> dict[str, object]:
-        """Arguments of [`RegionCollator`], with the model's own habits where nothing is said."""
+        """Arguments of [`RegionCollator`], with the model's own defaults for those that are not given."""
         pixclip = model_type == "pixclip"
         defaults = {
             "regions_per_image": 1 if pixclip else 4,
@@ -214,12 +228,16 @@ class LossArguments:
     gradient_cache_chunks: int = field(
         default=1,
         metadata={
-            "help": "Parts in which a batch passes through the model; loss and gradients are the whole batch's."
+            "help": "Number of parts in which a batch passes through the model; loss and gradients are those of "
+            "the whole batch."
         },
     )
     contrastive_tile_size: int | None = field(
         default=None,
-        metadata={"help": "Edge of the tiles of the contrastive losses; 0 is off, automatic by default."},
+        metadata={
+            "help": "Edge of the tiles in which the contrastive losses are computed; 0 turns tiles off, automatic by "
+            "default."
+        },
     )
 
 
@@ -258,7 +276,7 @@ class EarlyStoppingArguments:
         },
     )
     early_stopping_threshold: float = field(
-        default=0.0, metadata={"help": "By how much the metric must change to count as better."}
+        default=0.0, metadata={"help": "How much the metric must improve to count as better."}
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it can."""
+"""Which checkpoint a run continues from, and whether it can."""
 
 import json
 from pathlib import Path
@@ -30,8 +30,8 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
 
 class ImagesPerStep(TrainerCallback, ExportableState):
-    """Keeps in checkpoints how many images a step takes, and refuses to go on from one with another number: its place
-    in the data and in the schedule would be another one. Over how many processes they are spread may change."""
+    """Keeps in checkpoints how many images a step takes, and refuses to continue from one with another number, whose
+    place in the data and in the schedule would differ. The number of processes that share the images may change."""
 
     def __init__(self, images: int):
         self.images = images

@@ -133,7 +133,7 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[An
 
 
 def freeze(model: Any, arguments: ModelArguments) -> None:
-    """What of the towers trains, and how."""
+    """Decides which parts of the towers train, and how."""
     new = [
         value for name, value in model.vision_model.named_parameters() if name.endswith(("mask_weight", "mask_bias"))
     ]
@@ -319,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
 
-    # 6. A model that was trained on cached states gets its text tower back, and is saved anew.
+    # 6. A model that was trained on cached states gets its text tower back, and is saved again.
     if cache is not None and trains and trainer.is_world_process_zero():
         whole = attach_text_model(AutoModel.from_pretrained(training_arguments.output_dir), cache.text_model)
         whole.save_pretrained(training_arguments.output_dir)

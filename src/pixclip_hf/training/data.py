@@ -20,7 +20,7 @@ def build_datasets(
     Args:
         arguments: what to read.
         image_size: pixels of a side of the scenes.
-        seed: of the order of a stream.
+        seed: the seed of the order of a stream.
 
     Returns:
         The records to train on, and those to evaluate on or None.

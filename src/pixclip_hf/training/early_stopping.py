@@ -6,7 +6,7 @@ from .arguments import EarlyStoppingArguments
 
 
 class ResumedEarlyStopping(EarlyStoppingCallback):
-    """transformers' callback, whose count of evaluations without improvement goes on where a checkpoint left it."""
+    """transformers' callback, whose count of evaluations without improvement continues where a checkpoint left it."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

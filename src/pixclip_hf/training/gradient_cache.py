@@ -57,7 +57,7 @@ def cached_backward(
     Args:
         model: what is called; may be wrapped for data parallelism.
         inner: the module inside that returns the output, a [`RegionTextOutput`].
-        batch: of the collator; its tensors have an entry an image.
+        batch: a batch of the collator, whose tensors have one entry per image.
         chunks: number of parts.
         loss_of: from the inner module, the joined output and the batch to the loss.
         backward: in place of `Tensor.backward`.

@@ -13,8 +13,8 @@ class EpochLengthSampler(LengthGroupedSampler):
 
     Args:
         batch_size: records that are looked at together.
-        lengths: of the texts of each record.
-        seed: of the order.
+        lengths: the lengths of the texts of each record.
+        seed: the seed of the order.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int):

@@ -75,7 +75,7 @@ def load_text_model(
 
     Args:
         name_or_path: a text encoder, a decoder LLM, or a composite checkpoint with a text tower: folder or Hub id.
-        dtype: of the weights; of the layers that stay, of a quantized one.
+        dtype: the precision of the weights; for a quantized model, of the layers that are not quantized.
         bidirectional: turns off the causal mask of a decoder.
         quantization: see [`quantization_config`].
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.

@@ -12,12 +12,12 @@ ATTENTION_PROJECTIONS = r"text_model\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|
 def add_lora(
     model: PreTrainedModel, r: int = 16, alpha: int = 32, dropout: float = 0.0, target_modules: str | None = None
 ) -> PeftModel:
-    """Freezes the text tower and gives it adapters; the rest of the model trains in full and is saved with them, but
-    for parts that were frozen before.
+    """Freezes the text tower and gives it adapters; the rest of the model trains in full and is saved with them,
+    except for parts that were frozen before.
 
     Args:
         model: a [`CLOCModel`] or [`PixCLIPModel`] with a text tower.
-        r, alpha, dropout: of the adapters.
+        r, alpha, dropout: rank, scale and dropout of the adapters.
         target_modules: regular expression that a module's whole name must match, of modules in the text tower; its
             attention projections when not given.
 

@@ -25,15 +25,16 @@ def parameter_groups(
     """The trainable parameters of a model in groups for an optimizer.
 
     What the towers inherit learns at `learning_rate` times the scale of its tower, and `layer_decay` times slower with
-    every block away from the tower's output (Bao et al. 2022, BEiT; as LLM2CLIP trains). All else is new and learns at
-    the full rate: mask projection (Alpha-CLIP), Prompter, heads, projections, temperatures, LoRA adapters.
+    every block away from the tower's output (Bao et al. 2022, BEiT; as LLM2CLIP trains). Everything else is new and
+    learns at the full rate: mask projection (Alpha-CLIP), Prompter, heads, projections, temperatures, LoRA adapters.
 
     Norms, biases, temperatures and embeddings (of tokens, positions, classes) do not decay.
 
     Args:
         model: a [`CLOCModel`] or [`PixCLIPModel`], plain or wrapped by PEFT, accelerate or `torch.compile`.
-        learning_rate, weight_decay: of the full rate, and of what decays.
-        vision_lr_scale, text_lr_scale: of the towers; 0 leaves a tower as it is, at the cost of training it.
+        learning_rate, weight_decay: the full rate, and the decay of the weights that decay.
+        vision_lr_scale, text_lr_scale: rates of the towers relative to it; 0 leaves a tower as it is but still
+            computes its gradients.
         layer_decay: 1 for the same rate in all blocks.
 
     Returns:

@@ -37,19 +37,19 @@ def text_hash(text: str) -> str:
 class TextEmbeddingCache:
     """The pooled, not yet projected states of texts under one frozen LLM, on disk.
 
-    Every key (model, revision, pooling, length, direction, precision) has a sub-folder of its own: a changed key
-    computes anew and reuses nothing. Its files are written whole or not at all, so that a run that was killed goes on
-    where it was; several ranks share the work and need one file system. States are kept in float32.
+    Every key (model, revision, pooling, length, direction, precision) has a sub-folder of its own, so that states of
+    another key are never reused. Its files are written whole or not at all, so that a run that was
+    killed continues where it was; several ranks share the work and need one file system. States are kept in float32.
 
     Args:
-        folder: of the caches of any number of models.
+        folder: holds the caches of any number of models.
         text_model: the LLM: Hub id, or folder, whose content counts as its revision.
         pooling: as `config.text_pooling` of the model to train.
         max_length: most tokens of a text; the tokenizer's own limit when None.
         bidirectional: as `config.bidirectional` of the model to train.
-        dtype: in which the LLM computes.
+        dtype: precision in which the LLM computes.
         quantization: None, `"4bit"` or `"8bit"`; see [`quantization_config`].
-        revision: of a Hub id.
+        revision: the revision of a Hub id.
 
     Raises:
         ValueError: an unknown pooling, no limit to the length of a text, or a sub-folder of this key that holds the
@@ -105,7 +105,7 @@ class TextEmbeddingCache:
         """Refuses a model that these states are not for.
 
         Args:
-            config: of a [`CLOCModel`] or [`PixCLIPModel`].
+            config: the configuration of a [`CLOCModel`] or [`PixCLIPModel`].
 
         Raises:
             ValueError: another LLM, pooling, direction or width; names what differs.
@@ -129,7 +129,7 @@ class TextEmbeddingCache:
             texts_per_file: how much a kill can lose.
 
         Returns:
-            How many texts this rank has computed.
+            The number of texts that this rank computed.
 
         Raises:
             TypeError, ValueError: a text that is no str, or gives no tokens.

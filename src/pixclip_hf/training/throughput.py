@@ -1,4 +1,4 @@
-"""How much a training run gets through: images, regions and text tokens a second."""
+"""How much a training run gets through: images, regions and text tokens per second."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -87,11 +87,11 @@ class RegionTrainer(Trainer):
 
     - The contrastive losses see the regions, images and texts of every rank.
     - Each part of the loss is logged beside the sum, as `loss_<part>` (`eval_loss_<part>` in an evaluation).
-    - Images, regions and text tokens a second are logged too, over all ranks.
-    - A [`RecordStream`] as training set is read in shares by rank and worker, and resumes where it stopped.
+    - Images, regions and text tokens per second are logged too, over all ranks.
+    - A [`RecordStream`] as training set is divided among ranks and workers, and resumes where it stopped.
     - An evaluation reports region-text retrieval over the whole set, `eval_region_to_text_recall@1` and
       `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
-    - `train_sampling_strategy="group_by_length"` puts records whose texts are of about one length into a batch.
+    - `train_sampling_strategy="group_by_length"` puts records whose texts have similar lengths into a batch.
     - A loss that is not finite stops the training and names the records of its batch.
     - A run resumes over another number of processes if its steps take as many images as before.
 
@@ -99,8 +99,8 @@ class RegionTrainer(Trainer):
     reads them, and the training set is wrapped in a [`RegionDataset`].
 
     Args:
-        gradient_cache_chunks: passes a batch in so many parts, with the loss and the gradients of the whole and the
-            activations of one part (see [`cached_backward`]).
+        gradient_cache_chunks: number of parts in which a batch passes through the model. The loss and the gradients
+            are those of the whole batch, and only the activations of one part are in memory (see [`cached_backward`]).
 
     Raises:
         ValueError: fewer than one chunk, or several with DeepSpeed; several GPUs in one process; in training, fewer
@@ -128,7 +128,7 @@ class RegionTrainer(Trainer):
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"One process drives {self.args.n_gpu} GPUs, where each would have its own negatives. Start one "
-                "process a GPU with `accelerate launch` or `torchrun`, or use one alone with `CUDA_VISIBLE_DEVICES=0`."
+                "process per GPU by `accelerate launch` or `torchrun`, or use one alone with `CUDA_VISIBLE_DEVICES=0`."
             )
         self.gradient_cache_chunks = gradient_cache_chunks
         self._scalars = scalars_to_vectors(self.model) if self.accelerator.is_fsdp2 else set()
@@ -151,7 +151,7 @@ class RegionTrainer(Trainer):
             self.add_callback(SetEpoch(self.train_dataset))
         self._stream: StreamLoader | None = None
         if isinstance(self.train_dataset, RecordStream):
-            # The stream goes on from its own position; Trainer would read again what it skips.
+            # The stream continues from its own position; Trainer would read again what it skips.
             self.args.ignore_data_skip = True
             self.add_callback(SetStreamEpoch())
         self._throughput = Throughput()

@@ -17,17 +17,22 @@ BACKEND_HELP = (
 class ChatArguments:
     """How models are asked, wherever they run."""
 
-    max_tokens: int = field(default=1024, metadata={"help": "Most tokens of an answer."})
-    attempts: int = field(default=3, metadata={"help": "Answers asked for until one can be used."})
+    max_tokens: int = field(default=1024, metadata={"help": "Maximum number of tokens of an answer."})
+    attempts: int = field(
+        default=3, metadata={"help": "How many times a question is asked until its answer can be used."}
+    )
     model_batch_size: int = field(default=8, metadata={"help": "Questions per call of a model on this machine."})
     api_key_variable: str | None = field(
         default=None, metadata={"help": "Environment variable that holds the key of the servers."}
     )
-    concurrency: int = field(default=8, metadata={"help": "Questions that a server is asked at a time."})
+    concurrency: int = field(default=8, metadata={"help": "Questions that each server is asked at the same time."})
     timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for a server's answer."})
-    retries: int = field(default=6, metadata={"help": "Retries of a request that a server did not answer."})
+    retries: int = field(
+        default=6, metadata={"help": "How many times a request that a server did not answer is sent again."}
+    )
     max_wait: float = field(
-        default=120.0, metadata={"help": "Most seconds to wait before a retry, whatever the server asks for."}
+        default=120.0,
+        metadata={"help": "Maximum number of seconds to wait before a retry, whatever the server asks for."},
     )
     token_parameter: str = field(
         default="max_tokens",
@@ -35,7 +40,10 @@ class ChatArguments:
     )
     omit_parameters: list[str] = field(
         default_factory=list,
-        metadata={"help": "Parameters that the servers refuse and are not sent.", "choices": list(OMITTABLE)},
+        metadata={
+            "help": "Parameters to leave out of requests because the servers refuse them.",
+            "choices": list(OMITTABLE),
+        },
     )
 
 
@@ -56,7 +64,7 @@ def open_chat(backend: str, arguments: ChatArguments, seed: int = 0, stand_in: C
     Args:
         backend: `MODEL`, or `MODEL@URL` with a URL up to and with `/v1`.
         arguments: how it is asked.
-        seed: of a server's answers.
+        seed: the seed of a server's answers.
         stand_in: what answers where the backend is its `model`.
 
     Raises:

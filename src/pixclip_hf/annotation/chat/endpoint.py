@@ -54,12 +54,12 @@ class ChatEndpoint:
         model: what the server calls it.
         base_url: up to and with `/v1`. A user name and a password in it are sent as Basic authorization.
         api_key_variable: environment variable that holds the key. None for a server that asks for none.
-        max_tokens: of an answer.
-        seed: of the first attempt; later ones count on from it.
+        max_tokens: most tokens of an answer.
+        seed: the seed of the first attempt; later ones count on from it.
         attempts: answers asked for until one can be used.
         concurrency: questions that are open at a time.
         timeout: seconds to wait for the whole of an answer.
-        retries: of a request that the server did not answer as it should.
+        retries: how often a request is repeated that the server did not answer as it should.
         backoff: seconds before the second retry; each further one waits twice as long.
         max_wait: most seconds before a retry, whatever the server names.
         token_parameter: what the server calls the limit of tokens; one of [`TOKEN_PARAMETERS`].
@@ -80,7 +80,7 @@ class ChatEndpoint:
     retries: int = field(default=6, repr=False)
     backoff: float = field(default=2.0, repr=False)
     max_wait: float = field(default=120.0, repr=False)
-    # As the address, how a server wants to be asked is no part of what a run depends on: one that it ended goes on.
+    # A run does not depend on how a server wants to be asked, nor on its address: a run that a server ended continues.
     token_parameter: str = field(default="max_tokens", repr=False)
     omit_parameters: Sequence[str] = field(default=(), repr=False)
 

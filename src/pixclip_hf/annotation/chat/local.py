@@ -46,7 +46,7 @@ class LocalChat:
 
     Args:
         model: folder or Hub id.
-        max_new_tokens: of an answer.
+        max_new_tokens: most tokens of an answer.
         attempts: answers asked for until one can be used.
         batch_size: questions per call of the model.
 

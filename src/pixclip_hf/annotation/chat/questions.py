@@ -110,7 +110,7 @@ def read_reply(reply: Reply, schema: Mapping[str, Any] | None) -> Answer:
 
 
 def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, less those inside of others. Line breaks may stand in their strings as they are.
+    """The JSON objects in a text, except those inside others. Line breaks may stand in their strings as they are.
 
     In a text of broken objects, an attempt at every brace would take the square of its length: the search ends when
     it has read the text `_READINGS` times, or a short one until `_LEAST_READ` characters were read.
@@ -144,7 +144,7 @@ def ask_until_usable(
     Args:
         complete: questions and the number of the attempt -> a reply to each.
         questions: to ask.
-        attempts: of each question.
+        attempts: the number of attempts per question.
     """
     answers = [Answer()] * len(questions)
     waiting = list(range(len(questions)))
@@ -163,7 +163,7 @@ def ask_until_usable(
 
 
 def _with_reason(question: Question, problem: str | None) -> Question:
-    """A question as it is asked again: with the reason why its last answer could not be used."""
+    """The question to ask again, with the reason why its last answer could not be used."""
     if problem is None:
         return question
     form = "text" if question.schema is None else "JSON object"

@@ -14,7 +14,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ReadTimeoutError
 
 MOST_BYTES = 2**20
-"""Of a response: about 250,000 tokens of English."""
+"""Limit of a response, about 250,000 tokens of English."""
 _CONNECT_SECONDS = 10
 _CHUNK = 2**16
 
@@ -24,7 +24,7 @@ class Response:
     """What a server answered.
 
     Attributes:
-        status: of HTTP.
+        status: HTTP status code.
         text: the body, with a mark for bytes that are not UTF-8.
         retry_after: header of that name.
         location: header of that name.
@@ -39,7 +39,7 @@ class Response:
 
 
 class _Cutoff:
-    """Ends the request of this thread when its time is up: the time limit of a socket begins anew with every byte."""
+    """Ends the request of this thread when its time is up: the time limit of a socket begins again with every byte."""
 
     _of_thread = threading.local()
 

@@ -107,7 +107,7 @@ class ObjectCaptions(RegionQuestions):
     Args:
         chat: reads images.
         prompt: puts in `$language`.
-        language: of `LANGUAGES`.
+        language: one of `LANGUAGES`.
     """
 
     language: str = "en"
@@ -166,7 +166,7 @@ class ContextCaptions(RegionQuestions):
         chat: reads images.
         prompt: puts in `$language`, and `$box` where the box is not drawn.
         box_style: `"drawn"` for a red rectangle, `"coordinates"` for numbers in the prompt.
-        language: of `LANGUAGES`.
+        language: one of `LANGUAGES`.
     """
 
     box_style: str = "drawn"
@@ -203,7 +203,7 @@ class Merge(RegionQuestions):
     Args:
         chat: reads text.
         prompt: puts in `$object_caption`, `$context_caption` and `$language`.
-        language: of `LANGUAGES`.
+        language: one of `LANGUAGES`.
     """
 
     language: str = "en"

@@ -1,4 +1,4 @@
-"""Masks of regions that have a box alone, by a Segment Anything model of transformers."""
+"""Masks of regions that only have a box, by a Segment Anything model of transformers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

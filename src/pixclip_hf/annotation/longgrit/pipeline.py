@@ -40,7 +40,7 @@ class LongGritArguments(ChatArguments):
     merger: str = field(default=STAND_IN, metadata={"help": "Merges both descriptions; forms as above."})
     segmenter: str | None = field(
         default=None,
-        metadata={"help": "SAM (folder or Hub id) for the masks of regions that have a box alone; without it their "
+        metadata={"help": "SAM (folder or Hub id) for the masks of regions that only have a box; without it their "
                   "box cuts them out."},
     )  # fmt: skip
     box_style: str = field(
@@ -49,11 +49,15 @@ class LongGritArguments(ChatArguments):
                   "choices": list(BOX_STYLES)},
     )  # fmt: skip
     prompts: str | None = field(
-        default=None, metadata={"help": "Folder of own prompts in place of the package's, by the same names."}
+        default=None, metadata={"help": "Folder of prompts that replace the package's prompts of the same names."}
     )
     language: str = field(default="en", metadata={"help": "Language of the captions.", "choices": list(LANGUAGES)})
-    min_words: int = field(default=TextRules.min_words, metadata={"help": "Least words of a long caption."})
-    max_words: int = field(default=TextRules.max_words, metadata={"help": "Most words of a long caption."})
+    min_words: int = field(
+        default=TextRules.min_words, metadata={"help": "Minimum number of words of a long caption."}
+    )
+    max_words: int = field(
+        default=TextRules.max_words, metadata={"help": "Maximum number of words of a long caption."}
+    )
 
 
 def longgrit_stages(arguments: LongGritArguments, seed: int = 0) -> list[Stage]:

@@ -9,11 +9,11 @@ from ...processing.processing_regions import mask_box
 
 _GRAY = (127, 127, 127)
 _LEAST_SIDE = 224  # pixels; smaller crops are enlarged, some models refuse them
-_MARGIN = 0.05  # of gray around an object, as a share of its longer side
+_MARGIN = 0.05  # width of the gray margin around an object, as a share of its longer side
 
 
 def isolate(image: Image.Image, box: Sequence[float], mask: np.ndarray | None) -> Image.Image:
-    """An object alone, on a gray square of at least 224 pixels a side.
+    """An object alone, on a gray square of at least 224 pixels per side.
 
     Args:
         image: RGB.

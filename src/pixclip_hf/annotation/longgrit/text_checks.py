@@ -86,7 +86,7 @@ class TextRules:
 
     Attributes:
         min_words, max_words: its length.
-        language: of `LANGUAGES`.
+        language: one of `LANGUAGES`.
         prompts: texts that it must not repeat.
     """
 

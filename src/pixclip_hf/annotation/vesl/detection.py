@@ -78,8 +78,8 @@ class BoxRules:
         Args:
             labels: index of the candidate of each box.
             boxes: (N, 4) xyxy in pixels; clipped to the image.
-            scores: of the boxes.
-            width, height: of the image.
+            scores: the scores of the boxes.
+            width, height: the sides of the image.
         """
         counts = Counter({"boxes": len(labels)})
         boxes = np.clip(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), 0, [width, height, width, height])
@@ -151,7 +151,7 @@ class OpenVocabularyDetector(RowStage):
 
     @torch.inference_mode()
     def _detect(self, images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
-        """Of each image the `boxes` above the threshold, xyxy in pixels, with their `scores` and `labels`."""
+        """For each image the `boxes` above the threshold, xyxy in pixels, with their `scores` and `labels`."""
         model, processor = self._loaded
         most = max(len(phrases) for phrases in texts)
         tokenizer = processor.tokenizer
@@ -194,7 +194,7 @@ class SimulatedDetector(RowStage):
     """A stand-in that finds the source's own regions, with errors of known size; for sources with captions or
     categories of their regions, such as scenes.
 
-    It proposes a box for each region, less those that it misses. How well a candidate suits a region is the share of
+    It proposes a box for each region, except those that it misses. How well a candidate suits a region is the share of
     the candidate's words that the region's texts hold, times (1 + the share of their words that the candidate holds)
     / 2, plus noise. As with OWLv2 every box goes to the candidate that suits it best.
 
@@ -204,7 +204,7 @@ class SimulatedDetector(RowStage):
         false_rate: images with one more box, of a random place, size, candidate and score above the threshold.
         box_noise: standard deviation of each edge, as a share of the box's side.
         score_noise: standard deviation of what is added to a score.
-        seed: of all draws.
+        seed: the seed of all draws.
         batch_size: images per call.
     """
 

@@ -58,8 +58,8 @@ class PhraseCandidates(RowStage):
 
     Args:
         spacy_model: installed pipeline with a parser and an entity recognizer.
-        max_words: of a phrase.
-        max_candidates: of an image, the first ones of the caption.
+        max_words: most words of a phrase.
+        max_candidates: most candidates of an image, the first ones of the caption.
         batch_size: images per call.
 
     Raises:
@@ -130,9 +130,9 @@ class NgramCandidates(RowStage):
     N-grams don't cross punctuation; those of stop words and numbers alone are dropped.
 
     Args:
-        max_words: of an n-gram.
-        max_candidates: of an image; drawn at random from more.
-        seed: of that draw.
+        max_words: most words of an n-gram.
+        max_candidates: most candidates of an image; drawn at random from more.
+        seed: the seed of that draw.
         batch_size: images per call.
 
     Raises:

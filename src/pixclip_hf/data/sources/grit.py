@@ -26,7 +26,7 @@ class Grit(IndexedSource, kind="grit"):
     expression holds it.
 
     Args:
-        folder: of tars, or of folders of files; searched with all its subfolders.
+        folder: a folder of tars, or of folders of files; searched with all its subfolders.
     """
 
     folder: str

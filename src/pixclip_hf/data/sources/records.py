@@ -28,9 +28,9 @@ def read_regions(item: AnnotatedImage, size: tuple[int, int], kind: str) -> tupl
     box takes that of its mask. A region whose other fields can't be read is left out.
 
     Args:
-        item: of a source.
+        item: an item of a source.
         size: (width, height) of its image.
-        kind: of the source, which a region without a `source` of its own comes from.
+        kind: the kind of the source, which a region without a `source` of its own comes from.
     """
     width, height = size
     counts = Counter(item.left_out)

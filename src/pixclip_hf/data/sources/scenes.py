@@ -12,8 +12,8 @@ class Scenes(Source, kind="scenes"):
     """Scenes, each drawn when it is read.
 
     Args:
-        number: of scenes.
-        seed: of the drawing.
+        number: the number of scenes.
+        seed: the seed of the drawing.
         split: `train`, `validation` or `test`, which never meet.
         size: pixels of a side.
         setting: `default` or `hard`.

@@ -1,4 +1,4 @@
-"""Tasks of the evaluation, a file each, and the registry that names them."""
+"""The tasks of the evaluation, one file per task, and the registry that names them."""
 
 from .base import Option, Task
 from .callback import EvaluateTasks

@@ -16,7 +16,7 @@ class Option:
 
     Args:
         default: its value when it is not given, whose type it has.
-        help: for the command line.
+        help: its help text on the command line.
         choices: values that it may have; any when None.
     """
 
@@ -29,10 +29,10 @@ class Task:
     """One way to measure an encoder. A new task is a file in this folder with a subclass, and its line in `TASKS`.
 
     Attributes:
-        name: on the command line and in results.
-        layout: how its data must lie.
-        protocols: that it knows beside `corrected`, which is the paper's way: `official` repeats a published script.
-        primary_measure: the one that a model is chosen by; higher is better.
+        name: its name on the command line and in results.
+        layout: how its data must be laid out.
+        protocols: those beside `corrected`, which follows the paper; `official` repeats a published script.
+        primary_measure: the measure that selects a model; higher is better.
         options: its own arguments.
         hub_task: its nearest task on the Hub, for model cards.
         pictured: whether images of its data have regions or captions that can be drawn.
@@ -49,11 +49,11 @@ class Task:
     def read(
         self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
     ) -> Images:
-        """The data.
+        """Reads the data.
 
         Args:
             data_dir: a folder, as `layout` says, `scenes:N:SEED`, or the words of any source, as in [`read_images`].
-            split: of a dataset that has several.
+            split: the split of a dataset that has several.
             protocol: None for `corrected`, or one of `protocols`.
             options: all of `options`.
 
@@ -66,13 +66,13 @@ class Task:
     def measure(
         self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
     ) -> list[Result]:
-        """The results on data that was read.
+        """Measures on data that was read.
 
         Args:
             encoder: what is measured.
             data: as [`Task.read`] gives it.
-            protocol, options: as there.
-            resamples: of the bootstrap intervals; 0 for none.
+            protocol, options: as in [`Task.read`].
+            resamples: the number of resamples of the bootstrap intervals; 0 for none.
         """
         raise NotImplementedError
 

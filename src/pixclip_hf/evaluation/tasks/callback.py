@@ -1,4 +1,4 @@
-"""The tasks in a training."""
+"""Tasks that run during training."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@ def class_accuracies(
         embeds (`(N, D)`), classes (`(C, D)`): L2-normalized.
         labels (`(N,)`): class of each item.
         groups (`(N,)`): image of each item, which the bootstrap draws.
-        resamples: of the bootstrap.
+        resamples: the number of resamples of the bootstrap.
         block: items at a time.
     """
     hits: dict[str, list[np.ndarray]] = {"accuracy": [], "top5_accuracy": []}

@@ -22,10 +22,10 @@ def classify_images(
 
     Args:
         encoder: a [`CachedEncoder`].
-        data: images with a `label`, the number of their class among `categories`. Classes of the same name stay two,
-            which tie.
-        templates: of the class names.
-        resamples: of the bootstrap.
+        data: images with a `label`, the number of their class among `categories`. Classes of the same name stay
+            apart and tie.
+        templates: the templates of the class names.
+        resamples: the number of resamples of the bootstrap.
 
     Returns:
         The measures of [`classify_regions`], with `image_count`.

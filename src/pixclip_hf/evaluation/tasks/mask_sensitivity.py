@@ -83,9 +83,9 @@ def measure_sensitivity(
     Args:
         encoder: a [`CachedEncoder`].
         data: images with `regions`.
-        text: field of the regions whose texts are ranked; `category` where a region has none of it.
-        most: regions that are looked at, the first ones.
-        resamples: of the bootstrap, which draws images.
+        text: field of the regions whose texts are ranked; `category` for regions that lack it.
+        most: how many regions are measured, from the first on.
+        resamples: the number of resamples of the bootstrap, which draws images.
 
     Returns:
         For each change `<change>_distance_cosine` (mean of 1 - cosine to the region's own embedding) and
@@ -127,7 +127,9 @@ def measure_sensitivity(
             metrics[name] = values.mean().item()
             intervals[name] = mean_interval(values.numpy(), groups[kept.numpy()], resamples)
     strongest = max(value for name, value in metrics.items() if name.endswith("_distance_cosine"))
-    between = [1 - (part @ part.T)[~torch.eye(len(part), dtype=torch.bool)] for part in rows if len(part) > 1]
+    # Distances of a model that tells little apart are small differences of numbers near 1.
+    wide = [part.double() for part in rows if len(part) > 1]
+    between = [1 - (part @ part.T)[~torch.eye(len(part), dtype=torch.bool)] for part in wide]
     metrics["regions_distance_cosine"] = torch.cat(between).mean().item() if between else float("nan")
     metrics["region_count"] = len(own)
     note = (

@@ -33,7 +33,7 @@ def refer_by_similarity(
             PixCLIP): lower case after "a photo of", the similarities of the plain and of the blurred image added up,
             and the whole image for missing candidates. Their masks are made by SAM and their spatial words parsed by
             spaCy, which is not repeated here: the candidates' own masks or boxes, and the baseline without parser.
-        resamples: of the bootstrap, which draws images.
+        resamples: the number of resamples of the bootstrap, which draws images.
 
     Returns:
         `accuracy`, `mean_iou`, `expression_count`, and `upper_bound`, the share of expressions with any right

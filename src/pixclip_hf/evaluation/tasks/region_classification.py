@@ -30,7 +30,7 @@ class Protocol:
         view: `"context"` (the region prompt in the whole image), `"crop"`, `"official_crop"` or `"padded_square"` (see
             `views`).
         prompt: `"mask"` (the box where there is none) or `"box"`.
-        templates: of the class names.
+        templates: the templates of the class names.
         crowds: count regions that are marked as crowds.
         raw_names: class names as the annotation file has them, underscores included.
     """
@@ -78,7 +78,7 @@ def classify_regions(
         encoder: a [`CachedEncoder`].
         data: images with `regions` that have a `category`.
         protocol: a name of [`PROTOCOLS`], `corrected` or `official`.
-        resamples: of the bootstrap, which draws images.
+        resamples: the number of resamples of the bootstrap, which draws images.
 
     Returns:
         `accuracy`, `top5_accuracy` (over regions), `class_mean_accuracy` (mAcc) and `class_mean_top5_accuracy` (mean

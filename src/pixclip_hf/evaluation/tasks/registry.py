@@ -70,8 +70,8 @@ def run_task(
             [`read_images`].
         protocol: `corrected` (or None), `official` or another of the task's `protocols`; a name that only other tasks
             know stands for `corrected`.
-        split: of a dataset that has several.
-        resamples: of the bootstrap.
+        split: the split of a dataset that has several.
+        resamples: the number of resamples of the bootstrap.
         options: among [`OPTIONS`]; those of other tasks change nothing.
 
     Returns:

@@ -26,13 +26,13 @@ def retrieve_regions(
 ) -> Result:
     """Recall between regions and their texts, both ways (CLOC, section 4.2: GRIT, recall@10).
 
-    Regions with the same text (but for case and white space) are right for each other's, each text is one key.
+    Regions whose texts are equal up to case and white space share one key, which is right for all of them.
 
     Args:
         encoder: a [`CachedEncoder`].
         data: images with `regions`.
         text: field of the regions: `"caption"`, `"long_caption"` or `"category"`; regions without it are left out.
-        resamples: of the bootstrap, which draws images.
+        resamples: the number of resamples of the bootstrap, which draws images.
 
     Returns:
         `region_to_text_recall@1`, `@5`, `@10`, `text_to_region_…`, median ranks and counts.
@@ -84,7 +84,7 @@ def retrieve_images(
         protocol: `corrected` (or None): every caption of every image. `official`: as PixCLIP's published scripts for
             Flickr30k, Urban1k and DOCCI, the first caption of each of the first 1,000 images, and a whole-image mask
             that was not scaled.
-        resamples: of the bootstrap, which draws images.
+        resamples: the number of resamples of the bootstrap, which draws images.
 
     Returns:
         `image_to_text_recall@1`, `@5`, `@10`, `text_to_image_…`, median ranks and counts.

@@ -13,7 +13,7 @@ class Prompt:
     """A prompt from a file: its first line is `version: …`, the rest a template with `$name` for what is put in.
 
     Attributes:
-        name: of the file, without `.txt`.
+        name: the name of the file, without `.txt`.
         version: from the file.
         digest: start of the SHA-256 of the text, which tells an edited file from the original.
         text: the template.
@@ -37,9 +37,9 @@ def load_prompt(name: str, names: Sequence[str], folder: str | None = None) -> P
     """Reads `NAME.txt`, from `folder` where it is given and has the file, else from the package.
 
     Args:
-        name: of the prompt.
+        name: the name of the prompt.
         names: what its template must put in, and all that it may.
-        folder: of the user's own prompts.
+        folder: holds the user's own prompts.
 
     Raises:
         ValueError: no version line, or a template with other names.

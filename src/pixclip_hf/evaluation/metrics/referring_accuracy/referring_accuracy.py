@@ -1,7 +1,5 @@
 """Accuracy of referring expression comprehension, as an `evaluate` metric."""
 
-from collections.abc import Sequence
-
 import datasets
 import evaluate
 import numpy as np
@@ -16,7 +14,7 @@ _INPUTS = """\
 Args:
     predictions: for each expression a box [x0, y0, x1, y1].
     references: for each expression its right boxes (several where any of them counts).
-    threshold: of the intersection over union, 0.5 as usual; it must be exceeded.
+    threshold: threshold of the intersection over union, 0.5 as usual; it must be exceeded.
 
 Returns:
     `accuracy` and `mean_iou`, the mean overlap with the best right box.
@@ -38,8 +36,8 @@ class ReferringAccuracy(evaluate.Metric):
 
     def _compute(
         self,
-        predictions: Sequence[Sequence[float]],
-        references: Sequence[Sequence[Sequence[float]]],
+        predictions: list[list[float]],
+        references: list[list[list[float]]],
         threshold: float = 0.5,
     ) -> dict[str, float]:
         pairs = zip(predictions, references, strict=True)

@@ -1,7 +1,5 @@
 """Top-1 and top-5 accuracy, over items and as a mean over classes, as an `evaluate` metric."""
 
-from collections.abc import Sequence
-
 import datasets
 import evaluate
 import numpy as np
@@ -39,7 +37,7 @@ class RegionClassification(evaluate.Metric):
             features=datasets.Features(features),
         )
 
-    def _compute(self, predictions: Sequence[Sequence[float]], references: Sequence[int]) -> dict[str, float]:
+    def _compute(self, predictions: list[list[float]], references: list[int]) -> dict[str, float]:
         scores, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
         if labels.min() < 0 or labels.max() >= scores.shape[1]:
             raise ValueError(f"`references` must be indices of the {scores.shape[1]} classes, got {labels.tolist()}.")

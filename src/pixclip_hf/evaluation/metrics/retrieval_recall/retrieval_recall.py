@@ -1,6 +1,4 @@
-"""Recall@k of retrieval with several right keys a query, as an `evaluate` metric."""
-
-from collections.abc import Sequence
+"""Recall@k of retrieval with several right keys per query, as an `evaluate` metric."""
 
 import datasets
 import evaluate
@@ -43,9 +41,9 @@ class RetrievalRecall(evaluate.Metric):
 
     def _compute(
         self,
-        predictions: Sequence[Sequence[float]],
-        references: Sequence[Sequence[int]],
-        ks: Sequence[int] = (1, 5, 10),
+        predictions: list[list[float]],
+        references: list[list[int]],
+        ks: tuple[int, ...] = (1, 5, 10),
         tolerance: float = 1e-6,
     ) -> dict[str, float]:
         counts = []
