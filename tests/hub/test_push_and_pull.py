@@ -316,15 +316,19 @@ def test_a_dry_run_writes_the_folder_only(world):
         world.author.run(f"main({arguments})")
 
 
-def test_the_snippets_of_the_readme(world):
+def test_the_snippets_of_the_readme_and_the_guide(world):
     """Those on publishing; tests/test_readme.py runs the others."""
     readme = (ROOT / "README.md").read_text()
     section = re.search(r"^## Publish and load\n.*?^## ", readme, flags=re.S | re.M)[0]
-    snippets = re.findall(r"```python\n(.*?)```", section, flags=re.S)
-    assert len(snippets) == 2
-    world.author.run("\n".join(snippets))
-    assert world.hub.repositories["model", "org/cloc"].private
-    for command in re.findall(r"^pixclip-hf publish (.*)", section, flags=re.M):
+    guide = (ROOT / "docs" / "publish.md").read_text()
+    for text, count in ((section, 1), (guide, 2)):
+        snippets = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+        assert len(snippets) == count
+        world.author.run("\n".join(snippets))
+        assert world.hub.repositories["model", "org/cloc"].private
+    commands = re.findall(r"^pixclip-hf publish (.*)", guide, flags=re.M)
+    assert len(commands) == 2
+    for command in commands:
         arguments = command.split("#")[0].split()
         folder = arguments[arguments.index("--model") + 1]
         arguments[arguments.index("--model") + 1] = {"runs/lora": "lora"}.get(folder, folder)
