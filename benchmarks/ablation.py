@@ -28,7 +28,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from pixclip_hf.evaluation.report import markdown_table, with_current_names
-from pixclip_hf.modeling import modeling_cloc
+from pixclip_hf.modeling import modeling_region_text
 from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
 from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.scenes.measures import CLIP_TOKENS, evaluate_scenes
@@ -187,7 +187,9 @@ def start(family: str, arm: Arm, seed: int, folder: Path) -> None:
             setattr(config, name, value)
         torch.manual_seed(seed)
         model = type(model)(config)
-        model.load_state_dict({**model.state_dict(), **{n: w for n, w in weights.items() if n in model.state_dict()}})
+        own = model.state_dict()
+        shared = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+        model.load_state_dict({**own, **shared})
     with torch.no_grad():
         for name in arm.frozen_at_zero:
             getattr(model.prompter.layer, name).weight.zero_()
@@ -278,7 +280,7 @@ def trained(family: str, name: str, seed: int) -> Path:
         begin = trained(family, arm.before, seed)
     loss = distinct_texts if arm.equal_texts_are_negatives else gathered_contrastive_loss
     with (
-        patch.object(modeling_cloc, "gathered_contrastive_loss", loss),
+        patch.object(modeling_region_text, "gathered_contrastive_loss", loss),
         patch.object(command, "freeze", freezing(arm.frozen_at_zero)),
     ):
         command.main(
