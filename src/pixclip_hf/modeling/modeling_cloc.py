@@ -172,9 +172,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             ValueError: no regions, boxes and masks without a `prompt`, or regions of another shape.
         """
         regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        outputs = self.get_region_tokens(
-            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, return_dict=True, **kwargs
-        )
+        outputs = self._read_regions(pixel_values, regions, **kwargs)
         outputs.pooler_output = self._project_regions(outputs.pooler_output) * regions.is_real[..., None]
         return outputs
 
@@ -203,6 +201,11 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             ValueError: as [`CLOCModel.get_region_features`].
         """
         regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
+        return self._read_regions(pixel_values, regions, **kwargs)
+
+    def _read_regions(
+        self, pixel_values: Tensor, regions: PromptedRegions, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         outputs = self._run_tower(pixel_values, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
         return BaseModelOutputWithPooling(
