@@ -32,6 +32,12 @@ class RegionTextProcessor(OptionalTokenizer):
     # Whether a call takes `return_crops`, for a model that trains on crops around its regions.
     has_crops: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A registration is for the class that it names: saving a subclass from elsewhere would copy its module and die
+        # on what that imports.
+        cls._auto_class = None
+
     def __init__(self, image_processor: Any, tokenizer: Any = None, text_model_name: str | None = None):
         super().__init__(image_processor, tokenizer)
         self.text_model_name = text_model_name
