@@ -319,7 +319,7 @@ class RegionTextPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # Parts whose modules work on one device; the towers bring their own.
-    _no_split_modules = ["MLPAdapter"]
+    _no_split_modules: set[str] | list[str] | None = ["MLPAdapter"]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
