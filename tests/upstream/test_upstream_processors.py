@@ -28,6 +28,9 @@ class ImageProcessorTester(images.ImageProcessingTester):
 class CLIPImageProcessorTester(ImageProcessorTester):
     image_processor_class = CLIPImageProcessorPil
 
+    def __init__(self, parent):
+        super().__init__(parent, crop_size={"height": 18, "width": 18})
+
 
 class TestRegionImageProcessor(images.ImageProcessingTestMixin, unittest.TestCase):
     image_processor_tester_class = ImageProcessorTester
