@@ -1,13 +1,20 @@
-"""Reading images: one function for every form in which an image may come."""
+"""Reading and storing images: one function for every form in which an image may come, and one for what is kept of it.
+
+Every program reads images here, by the rules of `processing.processing_images`: upright, RGB, within limits.
+"""
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from .processing.image_processing_region import load_images, to_rgb
+from .image_metadata import STRIPPERS, has_metadata
+from .processing.processing_images import exif_orientation, load_images, open_image_file, read_image
+from .record import LeftOut
 
 
 @dataclass(frozen=True)
@@ -20,12 +27,11 @@ class StoredImage:
 
 
 def open_image(image: Any) -> Image.Image:
-    """One image as an RGB PIL image.
+    """One image as an RGB PIL image, upright.
 
     Args:
-        image: a PIL image, array, tensor, path or URL (`processing.image_processing_region.load_images`), a
-            [`StoredImage`], or an encoded image as `datasets` stores it, `{"bytes": ..., "path": ...}`. The pixels of
-            a file are used as stored; an encoded image is turned upright by its EXIF orientation, as `datasets` does.
+        image: a PIL image, array, tensor, path or URL (`processing.processing_images.load_images`), a
+            [`StoredImage`], or an encoded image as `datasets` stores it, `{"bytes": ..., "path": ...}`.
 
     Raises:
         TypeError: none of these.
@@ -37,6 +43,96 @@ def open_image(image: Any) -> Image.Image:
     if isinstance(image, Mapping):
         if image.get("bytes") is None:
             return open_image(image.get("path"))
-        with Image.open(io.BytesIO(image["bytes"])) as stored:
-            return to_rgb(ImageOps.exif_transpose(stored), "image")
+        return read_image(io.BytesIO(image["bytes"]), "image", image.get("path"))
     return load_images(image)[0]
+
+
+def encoded_orientation(data: bytes) -> int:
+    """The EXIF orientation of an encoded image, 1 to 8; 1 where there is none, or one that can't be read.
+
+    Raises:
+        ValueError: the image cannot be read.
+    """
+    with open_image_file(io.BytesIO(data)) as image:
+        return exif_orientation(image)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded image as it is meant to be seen; its pixels are not decoded.
+
+    Raises:
+        ValueError: the image cannot be read.
+    """
+    with open_image_file(io.BytesIO(data)) as image:
+        return image.size[::-1] if exif_orientation(image) >= 5 else image.size
+
+
+def upright_bytes(data: bytes) -> bytes:
+    """What is stored of an encoded image: upright pixels, without EXIF and other metadata, which would turn them again
+    and may tell where and by whom a photograph was taken.
+
+    Files that are upright keep their pixels as they are encoded; the others are written anew, as PNG in RGB.
+
+    Raises:
+        ValueError: the image cannot be read.
+    """
+    with open_image_file(io.BytesIO(data)) as image:
+        size, kind = image.size, image.format
+        tagged = exif_orientation(image) != 1 or has_metadata(image)
+        upright = exif_orientation(image) == 1
+    if not tagged:
+        return data
+    if upright and kind in STRIPPERS:
+        stripped = STRIPPERS[kind](data)
+        try:
+            with open_image_file(io.BytesIO(stripped)) as image:
+                if image.size == size and not has_metadata(image):
+                    return stripped
+        except ValueError:
+            pass  # a file of an odd structure: written anew
+    buffer = io.BytesIO()
+    read_image(io.BytesIO(data)).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def stored_bytes(cell: Any, folder: str | os.PathLike | None = None) -> bytes:
+    """The encoded image of a cell of a dataset, `{"bytes": ..., "path": ...}`.
+
+    Args:
+        cell: the cell.
+        folder: where a path without bytes may lie. Any other file of this machine, and any address, is left alone:
+            whoever wrote the cell may not decide what is read and published here.
+
+    Raises:
+        LeftOut: the cell holds neither bytes nor a path inside of the folder.
+        OSError: the file cannot be read.
+    """
+    if not isinstance(cell, Mapping) or (cell.get("bytes") is None and not cell.get("path")):
+        raise LeftOut("image missing")
+    if cell.get("bytes") is not None:
+        return bytes(cell["bytes"])
+    if folder is None:
+        raise LeftOut("image stored by its path alone")
+    return inside(folder, cell["path"]).read_bytes()
+
+
+def inside(folder: str | os.PathLike, name: str | bytes) -> Path:
+    """The path of a file that foreign data name, if it lies in its folder.
+
+    Args:
+        folder: the folder.
+        name: a path relative to it, or one that leads into it.
+
+    Raises:
+        LeftOut: an absolute path or `..` leads out of the folder.
+    """
+    path = os.fsdecode(name)
+    root = os.path.abspath(folder)
+    found = os.path.abspath(os.path.join(root, path))
+    try:
+        outside = "\0" in path or os.path.commonpath([root, found]) != root
+    except ValueError:  # another drive
+        outside = True
+    if outside:
+        raise LeftOut("image outside of its folder")
+    return Path(folder, path)

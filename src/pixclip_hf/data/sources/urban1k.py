@@ -24,7 +24,7 @@ class Urban1k(IndexedSource, kind="urban1k"):
 
     def rows(self, notes: Notes) -> Iterator[Row]:
         for name in sorted(os.listdir(os.fsencode(Path(self.folder, "image")))):
-            if os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGE_SUFFIXES:
+            if not name.startswith(b".") and os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGE_SUFFIXES:
                 yield Row(readable(name), name)
 
     def image_path(self, image: bytes) -> Path:
