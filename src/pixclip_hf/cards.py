@@ -196,12 +196,12 @@ def write_dataset_card(
 def _template(name: str) -> str:
     for folder in _TEMPLATE_FOLDERS:
         if (path := folder / f"{name}.md").is_file():
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
     raise FileNotFoundError(f"No card template {name}.md in {' or '.join(map(str, _TEMPLATE_FOLDERS))}.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def is_hub_id(name: Any) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from .image_metadata import STRIPPERS, has_metadata
-from .processing.processing_images import exif_orientation, load_images, open_image_file, read_image
-from .record import LeftOut
+from .processing.processing_images import exif_orientation, load_images, open_image_file, read_image, to_rgb
+from .record import LeftOut, foreign
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,13 @@ class StoredImage:
 
     dataset: Any
     index: int
+
+
+def encoded_images(records: Any) -> Any:
+    """The images of a `datasets.Dataset`, encoded: rows of [`StoredImage`], for `open_image` to read as any other."""
+    from datasets import Image as ImageFeature
+
+    return records.select_columns("image").cast_column("image", ImageFeature(decode=False))
 
 
 def open_image(image: Any) -> Image.Image:
@@ -45,6 +52,28 @@ def open_image(image: Any) -> Image.Image:
             return open_image(image.get("path"))
         return read_image(io.BytesIO(image["bytes"]), "image", image.get("path"))
     return load_images(image)[0]
+
+
+def check_image(image: Any) -> None:
+    """Decodes an image to find out whether it can be read; a JPEG in an eighth of its size, which takes less time.
+
+    Args:
+        image: as in [`open_image`].
+
+    Raises:
+        LeftOut: it can't be read.
+    """
+    with foreign("image not readable", detail=True):
+        if isinstance(image, StoredImage):
+            image = image.dataset[image.index]["image"]
+        data = image.get("bytes") if isinstance(image, Mapping) else None
+        if data is None and not isinstance(image, str | os.PathLike):
+            open_image(image)
+            return
+        with open_image_file(image if data is None else io.BytesIO(data)) as file:
+            file.draft(None, (max(file.width // 8, 1), max(file.height // 8, 1)))
+            file.load()
+            to_rgb(file, "image")
 
 
 def encoded_orientation(data: bytes) -> int:
