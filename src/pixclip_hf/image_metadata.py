@@ -4,9 +4,12 @@ Structures: JPEG by ITU-T T.81, annex B; PNG by its specification, third edition
 """
 
 import re
+from collections.abc import Iterator
 
 from PIL import Image
 
+_PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
+_IFDS = (0x8769, 0x8825)
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
@@ -21,17 +24,22 @@ def has_metadata(image: Image.Image) -> bool:
         "photoshop",
         "comment",
     )
-    return any(image.info.get(name) for name in kept) or (image.format == "TIFF" and 0x8825 in image.tag_v2)
+    # Where a TIFF keeps EXIF and a place.
+    return any(map(image.info.get, kept)) or (image.format == "TIFF" and any(tag in image.tag_v2 for tag in _IFDS))
 
 
 def _strip_jpeg(data: bytes) -> bytes:
-    """Without its comments, EXIF, XMP, IPTC and what follows the image, such as a second one for a 3D view."""
+    """Without its comments, EXIF, XMP, IPTC and what follows the image, such as a second one for a 3D view.
+
+    Raises:
+        ValueError: the file is not a row of segments up to the end of its image.
+    """
     kept, at = bytearray(data[:2]), 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+    while data[at : at + 2] != b"\xff\xd9":
+        if at + 4 > len(data) or data[at] != 0xFF:
+            raise ValueError(f"a segment must begin at byte {at}, got {data[at : at + 4]!r}")
         marker = data[at + 1]
-        if marker in (0xFF, 0xD9):
-            if marker == 0xD9:
-                break
+        if marker == 0xFF:  # a byte that fills
             at += 1
             continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -48,16 +56,24 @@ def _strip_jpeg(data: bytes) -> bytes:
     return bytes(kept) + b"\xff\xd9"
 
 
-def _strip_png(data: bytes) -> bytes:
-    kept, at = bytearray(data[:8]), 8
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and bytes of each chunk."""
+    at = 8
     while at + 8 <= len(data):
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
-        if kind not in (b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME"):
-            kept += data[at:end]
+        yield kind, data[at:end]
         at = end
         if kind == b"IEND":
             break
-    return bytes(kept)
+
+
+def png_has_metadata(data: bytes) -> bool:
+    """As [`has_metadata`], of the bytes of a PNG."""
+    return any(kind in _PNG_METADATA for kind, _ in _png_chunks(data))
+
+
+def _strip_png(data: bytes) -> bytes:
+    return data[:8] + b"".join(chunk for kind, chunk in _png_chunks(data) if kind not in _PNG_METADATA)
 
 
 def _strip_webp(data: bytes) -> bytes:

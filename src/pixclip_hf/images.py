@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from .image_metadata import STRIPPERS, has_metadata
+from .image_metadata import STRIPPERS, has_metadata, png_has_metadata
 from .processing.processing_images import exif_orientation, load_images, open_image_file, read_image, to_rgb
 from .record import LeftOut, foreign
 
@@ -83,7 +83,7 @@ def encoded_orientation(data: bytes) -> int:
         ValueError: the image cannot be read.
     """
     with open_image_file(io.BytesIO(data)) as image:
-        return exif_orientation(image)
+        return _orientation(image, data)
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -93,12 +93,12 @@ def upright_size(data: bytes) -> tuple[int, int]:
         ValueError: the image cannot be read.
     """
     with open_image_file(io.BytesIO(data)) as image:
-        return image.size[::-1] if exif_orientation(image) >= 5 else image.size
+        return image.size[::-1] if _orientation(image, data) >= 5 else image.size
 
 
-def upright_bytes(data: bytes) -> bytes:
-    """What is stored of an encoded image: upright pixels, without EXIF and other metadata, which would turn them again
-    and may tell where and by whom a photograph was taken.
+def store_image(data: bytes) -> tuple[bytes, tuple[int, int]]:
+    """What is stored of an encoded image, and its (width, height): upright pixels, without EXIF and other metadata,
+    which would turn them again and may tell where and by whom a photograph was taken.
 
     Files that are upright keep their pixels as they are encoded; the others are written anew, as PNG in RGB.
 
@@ -107,21 +107,31 @@ def upright_bytes(data: bytes) -> bytes:
     """
     with open_image_file(io.BytesIO(data)) as image:
         size, kind = image.size, image.format
-        tagged = exif_orientation(image) != 1 or has_metadata(image)
-        upright = exif_orientation(image) == 1
-    if not tagged:
-        return data
+        upright = _orientation(image, data) == 1
+        if upright and not _is_tagged(image, data):
+            return data, size
     if upright and kind in STRIPPERS:
-        stripped = STRIPPERS[kind](data)
         try:
+            stripped = STRIPPERS[kind](data)
             with open_image_file(io.BytesIO(stripped)) as image:
-                if image.size == size and not has_metadata(image):
-                    return stripped
+                if image.size == size and not _is_tagged(image, stripped):
+                    return stripped, size
         except ValueError:
             pass  # a file of an odd structure: written anew
     buffer = io.BytesIO()
-    read_image(io.BytesIO(data)).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    turned = read_image(io.BytesIO(data))
+    turned.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue(), turned.size
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    return exif_orientation(image) if _is_tagged(image, data) or image.format == "TIFF" else 1
+
+
+def _is_tagged(image: Image.Image, data: bytes) -> bool:
+    """Whether a file holds more than pixels and color: of a PNG, whose tags may stand behind the pixels, by its chunks,
+    since PIL would decode it to find out."""
+    return png_has_metadata(data) if image.format == "PNG" else has_metadata(image)
 
 
 def stored_bytes(cell: Any, folder: str | os.PathLike | None = None) -> bytes:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, table_cast
 from filelock import FileLock
 
-from ..images import stored_bytes, upright_bytes
+from ..images import store_image, stored_bytes
 from ..record import LeftOut, foreign, record_features
 from .source_index import cache_folder, digest, file_state
 from .whole_files import whole_file
@@ -153,6 +154,52 @@ def _groups(rows: Iterable[Mapping[str, Any]], most_rows: int, most_bytes: int) 
         yield group
 
 
+def check_images(path: str | os.PathLike) -> None:
+    """Checks that a Parquet file holds its images, as others will need them.
+
+    Args:
+        path: a file of records; one without a column `image` has nothing to check.
+
+    Raises:
+        ValueError: images that are missing or only named, or that are named by a path of this machine.
+    """
+    with pq.ParquetFile(path) as file:
+        if "image" not in file.schema_arrow.names:
+            return
+        for group in range(file.num_row_groups):
+            metadata = file.metadata.row_group(group)
+            chunks = [metadata.column(number) for number in range(metadata.num_columns)]
+            counts = [chunk.statistics for chunk in chunks if chunk.path_in_schema == "image.bytes"]
+            if not counts or counts[0] is None or not counts[0].has_null_count:
+                size = rows_within(metadata, _GROUP_BYTES)
+                batches = file.iter_batches(size, row_groups=[group], columns=["image"])
+                empty = sum(_null_images(batch.column(0)) for batch in batches)
+            else:
+                empty = counts[0].null_count
+            if empty:
+                raise ValueError(
+                    f"{str(path)!r} holds no bytes of {empty} of its images: `pixclip_hf.save_records` writes shards "
+                    "with their images."
+                )
+            for name in _image_names(file, group):
+                if name and (name.startswith(("/", "~", "\\", "file:")) or name[1:3] in (":/", ":\\")):
+                    raise ValueError(f"{str(path)!r} names an image by a path of this machine: {name!r}.")
+
+
+def _null_images(images: pa.Array) -> int:
+    if not pa.types.is_struct(images.type) or images.type.get_field_index("bytes") < 0:
+        return images.null_count
+    # A null struct counts, whatever its fields hold.
+    return pc.struct_field(images, "bytes").null_count
+
+
+def _image_names(file: pq.ParquetFile, group: int) -> Iterator[str | None]:
+    field = file.schema_arrow.field("image").type
+    if pa.types.is_struct(field) and field.get_field_index("path") >= 0:
+        for batch in file.iter_batches(10_000, row_groups=[group], columns=["image.path"]):
+            yield from (image and image["path"] for image in batch.column(0).to_pylist())
+
+
 def save_records(
     records: Iterable[Mapping[str, Any]],
     folder: str | os.PathLike,
@@ -231,7 +278,7 @@ def _with_images(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any
                     name = os.path.basename(cell.get("path") or "") or None
                 else:
                     data, name = encode(cell)["bytes"], None
-                data = upright_bytes(data)
+                data, _ = store_image(data)
         except LeftOut as error:
             raise ValueError(f"`records[{position}]` must have an image that can be read: {error}") from error
         yield {**record, "image": {"bytes": data, "path": name}}

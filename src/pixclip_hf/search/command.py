@@ -199,7 +199,7 @@ def search(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _lacks_its_index_alone(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether an earlier run has embedded all of this and then failed at its index, for too few regions for example."""
+    """Whether an earlier run has embedded all of this and then failed at its index, for too few regions perhaps."""
     path = folder / SETTINGS
     if not path.is_file() or (folder / INDEX).exists():
         return False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...images import upright_bytes, upright_size
+from ...images import store_image
 from ...processing.processing_geometry import clip_boxes
 from ...processing.processing_regions import encode_rle, mask_box, read_mask
 from ...record import LeftOut, foreign, record_features
@@ -131,8 +131,7 @@ def read_image_of(item: AnnotatedImage) -> tuple[bytes, tuple[int, int]]:
     """
     data = _file_content(item)
     with foreign("image not readable"):
-        data = upright_bytes(data)
-        size = upright_size(data)
+        data, size = store_image(data)
     if item.size is not None and tuple(item.size) != size:
         found = ValueError(f"the image is {size} (width, height), its annotations speak of {tuple(item.size)}")
         raise LeftOut("image of another size than its annotations") from found
