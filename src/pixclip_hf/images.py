@@ -129,8 +129,8 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 
 
 def _is_tagged(image: Image.Image, data: bytes) -> bool:
-    """Whether a file holds more than pixels and color: of a PNG, whose tags may stand behind the pixels, by its chunks,
-    since PIL would decode it to find out."""
+    """Whether a file holds more than pixels and color. The tags of a PNG may stand behind its pixels: they are looked
+    for among its chunks, because PIL would decode it."""
     return png_has_metadata(data) if image.format == "PNG" else has_metadata(image)
 
 

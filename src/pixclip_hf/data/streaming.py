@@ -166,7 +166,7 @@ def _name(row: Mapping[str, Any]) -> str:
         return f"the rest of {row[BROKEN_SHARD]!r}"
     image, regions = row.get("image"), row.get("regions")
     path = image.get("path") if isinstance(image, Mapping) else None
-    name = f"image {path!r}" if path or "__key__" not in row else f"record {row['__key__']!r} of {row['__url__']!r}"
+    name = f"record {row['__key__']!r} of {row['__url__']!r}" if "__key__" in row else f"image {path!r}"
     ids = [region.get("id") for region in (regions or [])[:5] if isinstance(region, Mapping)]
     return f"{name} with regions {ids}" if regions is not None else name
 
