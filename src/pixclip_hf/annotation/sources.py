@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from ..data.sources import AnnotatedImage, Source, open_source
-from ..data.sources.records import clean_text, clean_texts, read_image_of, read_regions
-from ..images import open_image
+from ..data.sources.records import clean_text, clean_texts, read_image, read_regions
+from ..images import store_image
 from ..record import LeftOut, foreign
 from .stages import Batch, add_counts, open_batch, reject
 
@@ -29,10 +29,10 @@ def read_record(item: AnnotatedImage, kind: str) -> tuple[dict[str, Any], Counte
     Raises:
         LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
     """
-    data, size = read_image_of(item)
     # Decoded once, so that no later stage meets a bad one.
+    data, _, size = read_image(item)
     with foreign("image not readable"):
-        open_image({"bytes": data})
+        data, _ = store_image(data)
     regions, counts = read_regions(item, size, kind)
     record = {
         "image": {"bytes": data, "path": None},

@@ -90,7 +90,7 @@ def _load_image(image: Any, name: str, input_data_format: str | None) -> Image.I
     return to_rgb(image, name)
 
 
-def read_image(file: Any, name: str = "image", source: Any = None) -> Image.Image:
+def read_image(file: Any, name: str = "image", source: Any = None, at_least: int | None = None) -> Image.Image:
     """
     The image of an encoded file: decoded, upright, RGB, without metadata. Whatever the decoder raises on foreign bytes
     comes out as a ValueError.
@@ -99,12 +99,16 @@ def read_image(file: Any, name: str = "image", source: Any = None) -> Image.Imag
         file: a path or an open binary file.
         name: what it is, for messages.
         source: where it comes from, for messages.
+        at_least: a JPEG is decoded at a half, a quarter or an eighth of its sides as long as both keep so many pixels,
+            which takes a fraction of the time; other images keep their size.
 
     Raises:
         ValueError: the file is no image, is damaged, or has too many pixels.
     """
     image = open_image_file(file, name, source)
     with image:
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
         _read_pixels(image, name, source)
         turn = _TURNS.get(exif_orientation(image))
         # A copy in any case: the class of a file would read its tags again, and they would turn it a second time.

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
-from ...images import store_image
+from ...images import open_image, store_image, upright_size
 from ...processing.processing_geometry import clip_boxes
 from ...processing.processing_regions import encode_rle, mask_box, read_mask
 from ...record import LeftOut, foreign, record_features
@@ -123,8 +124,28 @@ def clean_texts(texts: Sequence[Any] | str | None, counts: Counter | None = None
     return [text for text in kept if text]
 
 
-def read_image_of(item: AnnotatedImage) -> tuple[bytes, tuple[int, int]]:
-    """What is stored of an item's image, and its (width, height).
+def read_image(item: AnnotatedImage, at_least: int | None = None) -> tuple[bytes, Image.Image, tuple[int, int]]:
+    """The image of an item: as its file has it, decoded as [`open_image`] does it, and its upright size (width,
+    height).
+
+    Args:
+        item: an item of a source.
+        at_least: as in [`open_image`]; the decoded image may then be smaller than the size.
+
+    Raises:
+        LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
+    """
+    data = _file_content(item)
+    with foreign("image not readable"):
+        image = open_image({"bytes": data}, at_least)
+        size = image.size if at_least is None else upright_size(data)
+    _check_size(item, size)
+    return data, image, size
+
+
+def read_stored_image(item: AnnotatedImage) -> tuple[bytes, tuple[int, int]]:
+    """What is stored of an item's image (`store_image`), and its (width, height); its pixels are not decoded where
+    they are upright.
 
     Raises:
         LeftOut: the image is missing, is no image, or has another size than its annotations speak of.
@@ -132,10 +153,14 @@ def read_image_of(item: AnnotatedImage) -> tuple[bytes, tuple[int, int]]:
     data = _file_content(item)
     with foreign("image not readable"):
         data, size = store_image(data)
+    _check_size(item, size)
+    return data, size
+
+
+def _check_size(item: AnnotatedImage, size: tuple[int, int]) -> None:
     if item.size is not None and tuple(item.size) != size:
         found = ValueError(f"the image is {size} (width, height), its annotations speak of {tuple(item.size)}")
         raise LeftOut("image of another size than its annotations") from found
-    return data, size
 
 
 def _file_content(item: AnnotatedImage) -> bytes:
@@ -199,7 +224,7 @@ class RecordRows:
         size: Any = item.size
         data = None
         if "image" in names or (size is None and names & {"width", "height", "regions"}):
-            data, size = read_image_of(item)
+            data, size = read_stored_image(item)
         if "image" in names:
             # The bytes travel with the record, to Parquet and to the Hub; no path of this machine does.
             name = item.image.name if isinstance(item.image, Path) else None
