@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from .image_metadata import STRIPPERS, has_metadata, png_has_metadata
+from .processing.processing_addresses import is_address
 from .processing.processing_images import exif_orientation, load_images, open_image_file, read_image, to_rgb
 from .record import LeftOut, foreign
 
@@ -51,6 +52,10 @@ def open_image(image: Any, at_least: int | None = None) -> Image.Image:
         image = image.dataset[image.index]["image"]
     if isinstance(image, Mapping):
         if image.get("bytes") is None:
+            if is_address(image.get("path")):
+                raise ValueError(
+                    "an image of a dataset is stored by an address alone, which its author may not choose"
+                )
             return open_image(image.get("path"))
         return read_image(io.BytesIO(image["bytes"]), "image", image.get("path"), at_least)
     return load_images(image)[0]

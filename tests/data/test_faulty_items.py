@@ -179,6 +179,12 @@ def test_files_that_are_no_images_are_rejected_by_name(tmp_path):
                 check_image(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("address", ["http://example.org/x.png", "HTTPS://example.org/x.png", "file:///x.png"])
+def test_addresses_in_datasets_are_not_followed(address):
+    with pytest.raises(ValueError, match="stored by an address alone"):
+        open_image({"bytes": None, "path": address})
+
+
 def test_faults_of_the_machine_end_the_run():
     for error in (OSError(24, "Too many open files"), ModuleNotFoundError("faiss")):
         with pytest.raises(type(error)), foreign("image not readable"):
