@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt", b"tIME")
 _IFDS = (0x8769, 0x8825)
@@ -25,7 +26,9 @@ def has_metadata(image: Image.Image) -> bool:
         "comment",
     )
     # Where a TIFF keeps EXIF and a place.
-    return any(map(image.info.get, kept)) or (image.format == "TIFF" and any(tag in image.tag_v2 for tag in _IFDS))
+    return any(map(image.info.get, kept)) or (
+        isinstance(image, TiffImageFile) and any(tag in image.tag_v2 for tag in _IFDS)
+    )
 
 
 def _strip_jpeg(data: bytes) -> bytes:

@@ -133,7 +133,7 @@ class _Request:
         error: OSError | None = None
         for *_, place in found:
             try:
-                return socket.create_connection(place[:2], timeout, source)
+                return socket.create_connection((str(place[0]), int(place[1])), timeout, source)
             except OSError as failed:
                 error = failed
         raise error or OSError(f"no address of {host!r} is known")
@@ -195,7 +195,7 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
     def https_open(self, request: urllib.request.Request) -> Any:
         connection = self._connection(http.client.HTTPSConnection, request)
-        return self.do_open(connection, request, context=self._context)
+        return self.do_open(connection, request, context=self._context)  # type: ignore[attr-defined]
 
 
 def _read_file(address: str, where: str) -> bytes:

@@ -154,10 +154,11 @@ class RegionTrainer(Trainer):
         if self.train_dataset is not None and not isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             self.train_dataset = RegionDataset(self.train_dataset)
             self.add_callback(SetEpoch(self.train_dataset))
-        if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {name: _readable(records) for name, records in self.eval_dataset.items()}
-        elif self.eval_dataset is not None:
-            self.eval_dataset = _readable(self.eval_dataset)
+        evaluated: Any = self.eval_dataset  # type: ignore[has-type]
+        if isinstance(evaluated, dict):
+            self.eval_dataset = {name: _readable(records) for name, records in evaluated.items()}
+        elif evaluated is not None:
+            self.eval_dataset = _readable(evaluated)
         self._stream: StreamLoader | None = None
         if isinstance(self.train_dataset, RecordStream):
             # The stream continues from its own position; Trainer would read again what it skips.

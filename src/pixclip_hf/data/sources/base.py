@@ -265,16 +265,17 @@ def read_each(found: Any, build: Callable[[int, Any], dict[str, Any]], left_out:
     return regions
 
 
-def named_row(name: Callable[[], Any], content: str) -> Row:
+def named_row(name: Callable[[Any], Any], entry: Any, content: str) -> Row:
     """The row of an image that its annotations name; without a name, to be told when it is read, where they can't be
     read so far.
 
     Args:
-        name: finds the path of the image in its annotations.
+        name: finds the path of the image in its entry.
+        entry: what names it.
         content: the annotations.
     """
     with suppress(LeftOut), foreign("image without a name"):
-        path = os.fsencode(name())
+        path = os.fsencode(name(entry))
         return Row(readable(path), path, content)
     return Row(None, None, content)
 

@@ -58,7 +58,7 @@ class Coco(IndexedSource, kind="coco"):
                 image_id = json.loads(entry)["id"]
                 parts = (",".join(texts.of(image_id)) for texts in (regions, captions))
                 content = '{{"entry": {}, "annotations": [{}], "captions": [{}]}}'.format(entry, *parts)
-                yield named_row(lambda found=entry: _file_name(json.loads(found)), content)
+                yield named_row(lambda text: _file_name(json.loads(text)), entry, content)
             for kind, texts in (("annotation", regions), ("caption", captions)):
                 notes.left_out[f"{kind} left out: of an unknown image"] = texts.never_asked()
         notes.category_keys, notes.categories = list(categories), list(categories.values())

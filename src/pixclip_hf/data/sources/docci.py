@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from ...images import inside
@@ -36,7 +37,7 @@ class Docci(IndexedSource, kind="docci"):
             with notes.leaving_out("line left out: not readable"):
                 entry = json.loads(line)
                 if self.split in (None, entry["split"]):
-                    yield named_row(lambda found=entry: found["image_file"], line)
+                    yield named_row(itemgetter("image_file"), entry, line)
 
     def image_path(self, image: bytes) -> Path:
         return inside(Path(self.folder, "images"), image)

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..json_stream import read_entries
 from ..source_index import Notes, Row
@@ -36,9 +37,13 @@ class Karpathy(IndexedSource, kind="karpathy"):
             if key not in (None, "images") or not isinstance(entry, dict):
                 notes.left_out["image left out: not readable"] += key in (None, "images")
             elif self.split in (None, entry.get("split")):
-                yield named_row(lambda found=entry: os.path.join(found.get("filepath") or "", found["filename"]), text)
+                yield named_row(_file_name, entry, text)
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
         entry = json.loads(row.content)
         captions = entry.get("captions") or [sentence["raw"] for sentence in entry["sentences"]]
         return AnnotatedImage(row.name, self.image_path(row.image), captions=captions)
+
+
+def _file_name(entry: dict[str, Any]) -> str:
+    return os.path.join(entry.get("filepath") or "", entry["filename"])

@@ -31,7 +31,7 @@ class Regions(IndexedSource, kind="regions"):
 
     def rows(self, notes: Notes) -> Iterator[Row]:
         for line in read_lines(self.annotation_files()[0]):
-            yield named_row(lambda text=line: json.loads(text)["image"], line)
+            yield named_row(lambda text: json.loads(text)["image"], line, line)
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
         entry, left_out = json.loads(row.content), Counter()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from ..json_stream import read_entries
 from ..source_index import Notes, Row
@@ -29,7 +30,7 @@ class ShareGpt4V(IndexedSource, kind="sharegpt4v"):
 
     def rows(self, notes: Notes) -> Iterator[Row]:
         for _, entry, text in read_entries(self.annotations):
-            yield named_row(lambda found=entry: found["image"], text)
+            yield named_row(itemgetter("image"), entry, text)
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
         turns = json.loads(row.content)["conversations"]

@@ -64,10 +64,10 @@ class VisualGenome(IndexedSource, kind="vg"):
         content, left_out = json.loads(row.content), Counter()
 
         def region(_: int, found: dict[str, Any]) -> dict[str, Any]:
-            width, height = found.get("width", found.get("w")), found.get("height", found.get("h"))
+            sides: list[Any] = [found.get("width", found.get("w")), found.get("height", found.get("h"))]
             return {
                 "id": found.get("region_id", found.get("object_id")),
-                "box": xywh_to_xyxy([float(edge) for edge in (found["x"], found["y"], width, height)]),
+                "box": xywh_to_xyxy([float(edge) for edge in (found["x"], found["y"], *sides)]),
                 "category": split_lists(found.get("names") or [None])[0],
                 "caption": found.get("phrase"),
             }
