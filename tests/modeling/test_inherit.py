@@ -620,7 +620,7 @@ def test_token_limits_of_towers_that_count_positions_behind_their_padding(kind, 
     assert model.get_text_features(**inputs).pooler_output.isfinite().all()
     if limit < 40:
         longer = torch.full((1, limit + 1), 7)
-        with pytest.raises(IndexError):
+        with pytest.raises((IndexError, RuntimeError)):
             model.get_text_features(input_ids=longer)
 
 
