@@ -132,8 +132,8 @@ def class_mean_interval(
     several = number[own] > 1
     terms = np.where(several, share * (said - accuracy[own]) / np.sqrt(np.where(several, 1 - share, 1)), 0) / classes
     squares = np.bincount(own, weights=share**2) / classes**2
-    modeled = min(_correlation(said, own), MOST_BETWEEN)
-    modeled = estimate * (1 - estimate) * (1 - modeled) * squares
+    between = min(_correlation(said, own), MOST_BETWEEN)
+    modeled = estimate * (1 - estimate) * (1 - between) * squares
     alone = number == 1
     variance = _blended(np.bincount(of_group, weights=terms), float(modeled[~alone].sum())) + float(
         modeled[alone].sum()
