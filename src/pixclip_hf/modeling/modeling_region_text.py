@@ -44,7 +44,7 @@ class RegionTextOutput(ModelOutput):
         logits_per_region (`(B, R, T)`), logits_per_image (`(B, T)`): scaled cosine similarities to the texts.
         region_embeds (`(B, R, D)`), image_embeds (`(B, D)`), text_embeds (`(T, D)`).
         region_text_embeds (`(B, R, D)`): embeddings of the region texts.
-        text_ids (`(T,)`), region_text_ids (`(B, R)`): identities of the texts, see [`text_ids`].
+        text_ids (`(T,)`), region_text_ids (`(B, R)`): identities of the texts, see [`text_ids`]; 0 for rows without.
     """
 
     loss: Tensor | None = derived()
@@ -336,7 +336,9 @@ class RegionTextModel(RegionTextVisionModel):
 
     The `forward` of both models takes texts alike:
 
-    - `input_ids`, `attention_mask` (`(T, L)`): texts to compare with; for the loss, the B image captions.
+    - `input_ids`, `attention_mask` (`(T, L)`): texts to compare with; for the loss, the B image captions. A row whose
+      mask is all padding (or whose state is all zeros, below) is no text: its image has no caption. What is returned
+      of it is zeros, and no loss counts it.
     - `region_input_ids`, `region_text_attention_mask` (`(B, R, L)`): one text per region, for the loss.
     - `text_states` (`(T, text_hidden_size)`), `region_text_states` (`(B, R, text_hidden_size)`): pooled states in
       place of tokens.
@@ -431,13 +433,24 @@ class RegionTextModel(RegionTextVisionModel):
         attention_mask: Tensor | None,
         text_states: Tensor | None,
     ) -> None:
-        """Puts the texts into an output that holds the images and regions: embeddings, identities and logits."""
+        """Puts the texts into an output that holds the images and regions: embeddings, identities and logits; zeros
+        for rows that hold no text."""
+        is_text = None
+        if text_states is not None:
+            is_text = (text_states != 0).any(-1)
+        elif attention_mask is not None:
+            is_text = attention_mask.bool().any(-1)
+            # A tower must see something; what it gives for it is left out below.
+            attention_mask = torch.where(is_text[:, None], attention_mask, 1)
         features = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True)
         output.text_embeds = unit(features.pooler_output)
         if text_states is None:
             output.text_ids = text_ids(input_ids, attention_mask)
         else:
             output.text_ids = text_ids(text_states)
+        if is_text is not None:
+            output.text_embeds = output.text_embeds * is_text[:, None]
+            output.text_ids = output.text_ids * is_text
         output.logits_per_image = self.logit_scale() * output.image_embeds @ output.text_embeds.T
         if output.region_embeds is not None:
             output.logits_per_region = self.get_logit_scale() * output.region_embeds @ output.text_embeds.T
@@ -451,6 +464,8 @@ class RegionTextModel(RegionTextVisionModel):
             output.text_embeds,
             self.logit_scale(),
             output.text_ids,
+            # Padding has no identity: see `_set_texts`.
+            output.text_ids != 0,
             gather=gather,
             ranks=ranks,
             tile_size=self.contrastive_tile_size,
