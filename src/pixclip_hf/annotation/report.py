@@ -23,7 +23,7 @@ def run_counts(output: str | os.PathLike) -> dict[str, Counter]:
         raise ValueError(f"`output` must be the folder of a run, got {str(output)!r}, which has no run.json.")
     sums = {name: Counter() for name in ("total", "counts", "rejected_records", "rejected_regions")}
     for path in sorted(Path(output, "shards").glob("*.json")):
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         start, stop = manifest["positions"]
         sums["total"].update(shards=1, items=stop - start, records=manifest["records"], regions=manifest["regions"])
         for name in ("counts", "rejected_records", "rejected_regions"):
@@ -43,7 +43,7 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
     """
     output = Path(output)
     sums = run_counts(output)
-    settings = json.loads((output / "run.json").read_text())
+    settings = json.loads((output / "run.json").read_text(encoding="utf-8"))
     total = sums["total"]
     rejected = sums["rejected_records"].total()
     lines = [
@@ -72,7 +72,7 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
     lines += ["", "The stages:", "", *(f"- `{stage}`" for stage in settings["stages"].values())]
     text = "\n".join(lines) + "\n"
     with whole_file(output / "report.md") as unfinished:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8")
     return text
 
 

@@ -21,6 +21,7 @@ from datasets.utils import are_progress_bars_disabled
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from ..data.parquet_shards import write_parquet
 from ..data.sources import name_source
 from ..data.whole_files import UNFINISHED, whole_file
 from ..record import record_features, validate_record
@@ -106,7 +107,7 @@ def _start_or_continue(output: Path, settings: dict[str, Any]) -> None:
             leftover.unlink()
     path = output / "run.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         for name in settings:
             if name == "items_digest" and found.get(name) != settings[name]:
                 raise ValueError(
@@ -128,7 +129,7 @@ def _manifest(output: Path, shard: int) -> Path:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def output_features() -> Features:
@@ -212,7 +213,5 @@ def _reasons(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]], features: Features) -> None:
-    columns = {name: [row.get(name) for row in rows] for name in features}
-    table = Dataset.from_dict(columns, features=features)
     with whole_file(path) as unfinished:
-        table.to_parquet(unfinished)
+        write_parquet(unfinished, rows, features)

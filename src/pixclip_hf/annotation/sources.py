@@ -6,18 +6,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from PIL import Image
-
 from ..data.sources import AnnotatedImage, Source, open_source
-from ..data.sources.records import BROKEN_ANNOTATION, clean_text, clean_texts, read_bytes, read_regions
-from ..images import open_image
+from ..data.sources.records import clean_text, clean_texts, read_image, read_regions
+from ..images import store_image
+from ..record import LeftOut, foreign
 from .stages import Batch, add_counts, open_batch, reject
-
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
-
-
-class LeftOut(Exception):
-    """An image that can't become a record; the message is the reason."""
 
 
 @lru_cache(maxsize=2)
@@ -36,32 +29,20 @@ def read_record(item: AnnotatedImage, kind: str) -> tuple[dict[str, Any], Counte
     Raises:
         LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
     """
-    data, size = _read_image(item)
+    # Decoded once, so that no later stage meets a bad one.
+    data, _, size = read_image(item)
+    with foreign("image not readable"):
+        data, _ = store_image(data)
     regions, counts = read_regions(item, size, kind)
     record = {
         "image": {"bytes": data, "path": None},
         "width": size[0],
         "height": size[1],
-        "captions": clean_texts(item.captions),
+        "captions": clean_texts(item.captions, counts),
         "alt_text": clean_text(item.alt_text),
         "regions": regions,
     }
     return record, counts
-
-
-def _read_image(item: AnnotatedImage) -> tuple[bytes, tuple[int, int]]:
-    """The encoded image and its upright size (width, height); decoded once, so that no later stage meets a bad one."""
-    try:
-        data = read_bytes(item)
-    except OSError as error:
-        raise LeftOut("image missing") from error
-    try:
-        size = open_image({"bytes": data}).size
-    except _BROKEN_IMAGE as error:
-        raise LeftOut("image not readable") from error
-    if item.size is not None and tuple(item.size) != size:
-        raise LeftOut("image of another size than its annotations")
-    return data, size
 
 
 @dataclass
@@ -84,15 +65,14 @@ class ReadRecords:
         batch = open_batch(batch)
         source = cached_source(self.source)
         for row, position in enumerate(batch["position"]):
-            batch["record_id"][row] = f"item-{position:08d}"
+            batch["record_id"][row] = source.item_name(position)
             try:
-                item = source.read(position)
-                batch["record_id"][row] = item.name
-                record, counts = read_record(item, source.kind)
+                with foreign("annotation not readable", detail=True):
+                    item = source.read(position)
+                    batch["record_id"][row] = item.name
+                    record, counts = read_record(item, source.kind)
             except LeftOut as error:
                 reject(batch, row, self.name, str(error))
-            except BROKEN_ANNOTATION as error:
-                reject(batch, row, self.name, f"annotation not readable: {type(error).__name__}: {error}")
             else:
                 for name, value in record.items():
                     batch[name][row] = value

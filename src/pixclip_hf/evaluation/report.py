@@ -52,6 +52,7 @@ class Result:
         split: the split of the dataset.
         left_out: why regions or images were left out, and how many.
         notes: what a reader of the figures must know.
+        chance: what guessing gives, of some of the metrics.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Result:
     split: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    chance: dict[str, float] = field(default_factory=dict)
 
 
 def weights_digest(folder: str | Path) -> str | None:
@@ -83,7 +85,7 @@ def refuse_other_model(folder: str | Path, model: str) -> None:
         ValueError: `folder` holds the `results.json` of another model, which would be lost.
     """
     path = Path(folder, "results.json")
-    found = json.loads(path.read_text())["model"] if path.is_file() else model
+    found = json.loads(path.read_text(encoding="utf-8"))["model"] if path.is_file() else model
     if found != model and Path(found).resolve() != Path(model).resolve():
         raise ValueError(f"{path} holds the results of {found!r}, not of {model!r}: choose another output folder.")
 
@@ -118,17 +120,18 @@ def write_results(
         "results": [asdict(result) for result in results],
         "pictures": pictures,
     }
-    (folder / "results.json").write_text(json.dumps(_plain(content), indent=1) + "\n")
+    (folder / "results.json").write_text(json.dumps(_plain(content), indent=1) + "\n", encoding="utf-8")
     sections = [f"# Evaluation of {model}\n"]
     if settings:
         named = [f"{name} {value}" for name, value in settings.items() if value is not None]
         sections.append(f"Settings: {', '.join(named)}.\n")
-    sections.append("Intervals: 95 %, bootstrap over images.\n")
+    sections.append("Intervals: 95 %, over images. Chance: what guessing gives.\n")
     for result in results:
         title = f"## {result.task}: {result.dataset}" + (f", {result.split}" if result.split else "")
-        header = ["measure", "value", "95 % interval"]
+        header = ["measure", "value", "95 % interval"] + ["chance"] * bool(result.chance)
         rows = [
             [name.replace("_", " "), _shown(name, value), _interval(name, result.intervals.get(name))]
+            + [_shown(name, result.chance[name]) if name in result.chance else ""] * bool(result.chance)
             for name, value in result.metrics.items()
         ]
         sections += [f"{title}\n", f"Protocol: `{result.protocol}`.\n", markdown_table(header, rows) + "\n"]
@@ -136,7 +139,7 @@ def write_results(
             sections.append("Left out: " + ", ".join(f"{n} {why}" for why, n in result.left_out.items()) + ".\n")
         sections += [f"{note}\n" for note in result.notes]
     sections += [f"![{Path(name).stem}]({name})\n" for name in pictures]
-    (folder / "results.md").write_text("\n".join(sections))
+    (folder / "results.md").write_text("\n".join(sections), encoding="utf-8")
 
 
 def _plain(value: object) -> object:

@@ -47,7 +47,7 @@ class RegionTextOutput(ModelOutput):
             similarities to the texts.
         region_embeds (`(B, R, D)`), image_embeds (`(B, D)`), text_embeds (`(T, D)`).
         region_text_embeds (`(B, R, D)`): embeddings of the region texts.
-        text_ids (`(T,)`), region_text_ids (`(B, R)`): identities of the texts, see [`text_ids`].
+        text_ids (`(T,)`), region_text_ids (`(B, R)`): identities of the texts, see [`text_ids`]; 0 for rows without.
         vision_model_output, text_model_output (`BaseModelOutputWithPooling`): what the towers returned for the images
             and the texts, with `hidden_states` and `attentions` where they were asked for; `pooler_output` is
             projected.
@@ -434,7 +434,8 @@ class RegionTextModel(RegionTextVisionModel):
     The `forward` of both models takes texts alike:
 
     - `input_ids`, `attention_mask`, `position_ids`, `token_type_ids` (`(T, L)`): texts to compare with; for the loss,
-      the B image captions.
+      the B image captions. A row whose mask is all padding (or whose state is all zeros, below) is no text: its image
+      has no caption. What is returned of it is zeros, and no loss counts it.
     - `region_input_ids`, `region_text_attention_mask` (`(B, R, L)`): one text per region, for the loss.
     - `text_states` (`(T, text_hidden_size)`), `region_text_states` (`(B, R, text_hidden_size)`): pooled states in
       place of tokens.
@@ -543,7 +544,15 @@ class RegionTextModel(RegionTextVisionModel):
         text_states: Tensor | None,
         **kwargs: Any,
     ) -> None:
-        """Puts the texts into an output that holds the images and regions: embeddings, identities and logits."""
+        """Puts the texts into an output that holds the images and regions: embeddings, identities and logits; zeros
+        for rows that hold no text."""
+        is_text = None
+        if text_states is not None:
+            is_text = (text_states != 0).any(-1)
+        elif attention_mask is not None:
+            is_text = attention_mask.bool().any(-1)
+            # A tower must see something; what it gives for it is left out below.
+            attention_mask = torch.where(is_text[:, None], attention_mask, 1)
         features = self.get_text_features(
             input_ids, attention_mask, text_states=text_states, **(kwargs | {"return_dict": True})
         )
@@ -553,6 +562,9 @@ class RegionTextModel(RegionTextVisionModel):
             output.text_ids = text_ids(input_ids, attention_mask)
         else:
             output.text_ids = text_ids(text_states)
+        if is_text is not None:
+            output.text_embeds = only_real(output.text_embeds, is_text)
+            output.text_ids = output.text_ids * is_text
         output.logits_per_image = scaled_similarity(self.logit_scale(), output.image_embeds, output.text_embeds)
         output.logits_per_text = output.logits_per_image.T
         if output.region_embeds is not None:
@@ -578,6 +590,8 @@ class RegionTextModel(RegionTextVisionModel):
             output.text_embeds,
             self.logit_scale(),
             output.text_ids,
+            # Padding has no identity: see `_set_texts`.
+            output.text_ids != 0,
             gather=gather,
             ranks=ranks,
             tile_size=self.contrastive_tile_size,

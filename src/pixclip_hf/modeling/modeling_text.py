@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
 
 from .modeling_adapters import AdapterRegistry
+
+logger = logging.get_logger(__name__)
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -157,6 +160,34 @@ def set_bidirectional(text_model: PreTrainedModel) -> None:
     text_model.config.is_causal = False
     for module in causal:
         module.is_causal = False
+
+
+def announce_own_code(text_model: PreTrainedModel, config: Any, name: str) -> None:
+    """Warns of a checkpoint that comes with code of its own for its model, which is not run.
+
+    Such code often turns the causal attention of a language model off, and nothing in the configuration says so.
+
+    Args:
+        text_model: the tower that was loaded in its place.
+        config: the checkpoint's configuration.
+        name: the checkpoint.
+    """
+    own = {task: code for task, code in (getattr(config, "auto_map", None) or {}).items() if "AutoModel" in task}
+    if not own or hasattr(config, "text_pooling"):  # a region model's own code is this one
+        return
+    message = (
+        f"{name!r} comes with code of its own ({', '.join(map(str, own.values()))}), which is not run: its weights "
+        f"are loaded into {type(text_model).__name__} of transformers. "
+    )
+    if any(getattr(module, "is_causal", False) is True for module in text_model.modules()):
+        message += (
+            "The attention there is causal. If its own code lets every token see every other, as those of text "
+            "embeddings do, set `bidirectional=True` (`--config_overrides '{\"bidirectional\": true}'`); if not, "
+            "`bidirectional=False` silences this warning."
+        )
+    else:
+        message += "Whatever its own code does otherwise is lost."
+    logger.warning(message)
 
 
 def right_pad(input_ids: Tensor, attention_mask: Tensor, *more: Tensor) -> tuple[Tensor, ...]:

@@ -8,10 +8,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 
-from .image_processing_region import RegionImageProcessor, is_batch, load_images
+from .image_processing_region import RegionImageProcessor
 from .processing_geometry import Geometry, place_boxes, sample_masks
+from .processing_images import is_batch, load_images
 from .processing_regions import Regions, check_call, choose_prompt, pad_regions, read_regions
-from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, encode_texts
+from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, encode_texts, position_limit
 
 # What carries the regions of a batch, by what prompts.
 REGION_INPUT_NAMES = {"box": "region_boxes", "mask": "region_masks"}
@@ -90,7 +91,7 @@ class RegionTextProcessor(OptionalTokenizer):
         tokenizer = AutoTokenizer.from_pretrained(text, **text_kwargs)
         if max_position_embeddings is not None:
             tokenizer.model_max_length = max_position_embeddings
-        elif isinstance(limit := getattr(config, "max_position_embeddings", None), int):
+        elif (limit := position_limit(config)) is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token

@@ -1,16 +1,23 @@
 """Where the regions of a collection come from: annotations, an object detector, or a grid of windows."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import pipeline
+from transformers.utils import logging
 
 from ..data.sources import IMAGE_SUFFIXES, load_records
+from ..data.sources.base import readable, walk_files
 from ..images import open_image
+from ..record import LeftOut, foreign
 from ..scenes.dataset import make_scene
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,20 +59,33 @@ class Collection:
             raise ValueError(f"`images` must be a folder, got {self.images!r}.")
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The images one by one.
+        """The images one by one. One that can't be read is logged with its name and passed over.
 
         Yields:
             `name`, `image` (RGB) and `regions`, each with a `box` (xyxy, pixels), a `mask` or None, and `text`, what
             it is known to show, or None.
         """
         if self.images is None:
-            for index, record in enumerate(self._records()):
+            records = self._records()
+            for index in range(len(records)):
+                try:
+                    with foreign("record not readable", detail=True):
+                        record = records[index]
+                        image = open_image(record["image"])
+                except LeftOut as error:
+                    logger.warning(f"Passed over record {index}: {error}")
+                    continue
                 regions = [{**region, "text": region["caption"] or region["category"]} for region in record["regions"]]
-                yield {"name": str(index), "image": open_image(record["image"]), "regions": regions}
+                yield {"name": str(index), "image": image, "regions": regions}
             return
         detect = pipeline("object-detection", model=self.detector) if self.detector else None
-        for path in self._paths():
-            image = open_image(path)
+        for path, name in self._paths():
+            try:
+                with foreign("image not readable", detail=True):
+                    image = open_image(path)
+            except LeftOut as error:
+                logger.warning(f"Passed over {name!r}: {error}")
+                continue
             if detect is None:
                 found = [{"box": box, "text": None} for box in grid_boxes(*image.size, self.grid)]
             else:
@@ -74,7 +94,7 @@ class Collection:
                     {"box": [float(hit["box"][corner]) for corner in corners], "text": hit["label"]}
                     for hit in detect(image, threshold=self.detector_threshold)
                 ]
-            yield {"name": str(path), "image": image, "regions": [{**region, "mask": None} for region in found]}
+            yield {"name": name, "image": image, "regions": [{**region, "mask": None} for region in found]}
 
     def open_images(self, names: set[str]) -> dict[str, Image.Image]:
         """The images of these names, RGB.
@@ -83,13 +103,11 @@ class Collection:
             FileNotFoundError: an image of the collection is no longer where it was.
         """
         if self.images is None:
-            found = {
-                str(index): open_image(record["image"])
-                for index, record in enumerate(self._records())
-                if str(index) in names
-            }
+            records = self._records()
+            numbers = sorted(int(name) for name in names if int(name) < len(records))
+            found = {str(index): open_image(records[index]["image"]) for index in numbers}
         else:
-            found = {str(path): open_image(path) for path in self._paths() if str(path) in names}
+            found = {name: open_image(path) for path, name in self._paths() if name in names}
         if missing := sorted(names - found.keys()):
             raise FileNotFoundError(
                 f"{len(missing)} images of the collection are no longer there, {missing[0]!r} among them. Relative "
@@ -97,16 +115,29 @@ class Collection:
             )
         return found
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        if self.source is not None:
-            yield from load_records(self.source)
-        elif self.dataset is not None:
-            yield from load_records(self.dataset, self.split)
-        else:
-            yield from (make_scene(index, "test") for index in range(self.scenes))
+    def _records(self) -> Sequence[dict[str, Any]]:
+        if self.source is None and self.dataset is None:
+            return _Scenes(self.scenes)
+        records = load_records(self.source) if self.source is not None else load_records(self.dataset, self.split)
+        return records.cast_column("image", ImageFeature(decode=False))
 
-    def _paths(self) -> list[Path]:
-        return sorted(path for path in Path(self.images or "").rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    def _paths(self) -> Iterator[tuple[Path, str]]:
+        """Paths of images, and their names as text."""
+        folder = Path(self.images or "")
+        for path in walk_files(folder, IMAGE_SUFFIXES):
+            found = folder / os.fsdecode(path)
+            yield found, readable(str(found))
+
+
+class _Scenes(Sequence):
+    def __init__(self, number: int):
+        self.number = number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        return make_scene(index, "test")
 
 
 def grid_boxes(width: int, height: int, counts: Sequence[int]) -> list[list[float]]:

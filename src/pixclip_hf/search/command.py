@@ -17,7 +17,7 @@ from ..encoders.view_encoder import load_encoder
 from ..scenes.small_models import small_model
 from ..scenes.tokenizer import scenes_tokenizer
 from .collection import Collection
-from .index import INDEX, build_index, embed_collection, find_regions, open_index, shards
+from .index import INDEX, build_index, check_index, embed_collection, find_regions, open_index, shards
 from .sheet import draw_sheet
 
 DEMO = "runs/demo/cloc"
@@ -111,18 +111,21 @@ def embed(argv: Sequence[str] | None = None) -> dict[str, Any]:
     folder = arguments.output_dir
 
     encoder, trained = load(arguments.model, arguments.prompt)
-    start = time.perf_counter()
-    embed_collection(encoder, collection, folder, arguments.batch_size)
-    embedded = time.perf_counter()
-    regions = build_index(folder, arguments.index)
-    indexed = time.perf_counter()
-
+    check_index(arguments.index, encoder.encode_texts(["width"], show_progress_bar=False).shape[-1])
     settings = {
         "model": arguments.model,
         "trained": trained,
         "prompt": encoder.prompt if encoder.view is None else None,
+        "collection": asdict(collection),
     }
-    write_json(folder / SETTINGS, {**settings, "collection": asdict(collection)})
+    start = time.perf_counter()
+    if not _lacks_its_index_alone(folder, settings):
+        embed_collection(encoder, collection, folder, arguments.batch_size)
+        write_json(folder / SETTINGS, settings)
+    embedded = time.perf_counter()
+    regions = build_index(folder, arguments.index)
+    indexed = time.perf_counter()
+
     report = {
         "regions": len(regions),
         "pictures": len(set(regions["picture"])),
@@ -159,7 +162,7 @@ def search(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parser.parse_args(argv)
     folder = arguments.index_dir
     regions = open_index(folder)
-    settings = json.loads((folder / SETTINGS).read_text())
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     queries = arguments.query or list(dict.fromkeys(filter(None, regions["text"])))[:3]
     if not queries:
         raise ValueError("`--query` is needed: nothing is known about the windows of a grid.")
@@ -180,7 +183,7 @@ def search(argv: Sequence[str] | None = None) -> dict[str, Any]:
     output = arguments.output_dir or folder
     output.mkdir(parents=True, exist_ok=True)
     draw_sheet(output / "hits.png", images, queries, hits, title=f"regions found by text, {name}")
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     report |= {
         "text_milliseconds_a_query": 1e3 * (searched - asked) / len(queries),
         "search_milliseconds_a_query": 1e3 * (answered - searched) / len(queries),
@@ -195,8 +198,16 @@ def search(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return report
 
 
+def _lacks_its_index_alone(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether an earlier run has embedded all of this and then failed at its index, for too few regions perhaps."""
+    path = folder / SETTINGS
+    if not path.is_file() or (folder / INDEX).exists():
+        return False
+    return json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(settings))
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def show(report: dict[str, Any]) -> None:
