@@ -21,7 +21,7 @@ from .modeling_vision import VISION_ADAPTERS, VisionAdapter
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 
-TOWER_ARGUMENTS = {*TransformersKwargs.__annotations__, "interpolate_pos_encoding", "return_dict"}
+TOWER_ARGUMENTS = {*TransformersKwargs.__annotations__, "interpolate_pos_encoding", "return_dict", "use_cache"}
 
 
 def derived() -> Any:
@@ -328,6 +328,8 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
 
     def _run_tower(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         check_arguments(kwargs)
+        # No vision tower has a key-value cache, and the text tower's is never used: see `encode_text`.
+        kwargs.pop("use_cache", None)
         return self.vision_model(pixel_values=pixel_values, **kwargs)
 
 

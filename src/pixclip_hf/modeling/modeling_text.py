@@ -209,6 +209,7 @@ def encode_text(
 
     Args:
         input_ids (`(N, L)`), attention_mask (`(N, L)`, 1 for real tokens; all real when None).
+        kwargs: arguments of the tower. `use_cache` changes nothing: no key-value cache is ever built.
 
     Returns:
         `pooler_output` `(N, D)`: pooled states, not projected.
@@ -216,6 +217,9 @@ def encode_text(
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     input_ids, attention_mask = right_pad(input_ids, attention_mask)
+    # Every token is read once. Left to their configurations, most language models would keep the keys and values of all
+    # layers for tokens to come.
+    kwargs["use_cache"] = False
     outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     states = outputs.last_hidden_state
     is_eos = TEXT_ADAPTERS.of(text_model.config).is_eos(text_model.config, input_ids)
