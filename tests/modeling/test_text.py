@@ -102,7 +102,9 @@ def test_an_embedding_depends_on_its_text_alone(kind, pooling):
 def test_no_key_value_cache_is_built(kind, asked, monkeypatch):
     built = []
     initialize = Cache.__init__
-    monkeypatch.setattr(Cache, "__init__", lambda *args, **kwargs: (built.append(kind), initialize(*args, **kwargs))[1])
+    monkeypatch.setattr(
+        Cache, "__init__", lambda *args, **kwargs: (built.append(kind), initialize(*args, **kwargs))[1]
+    )
     ids, mask = build_texts(2)
     # A tower of a fresh configuration caches by default: what this test would miss otherwise.
     tower = build_tower(kind)

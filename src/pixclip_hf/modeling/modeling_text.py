@@ -217,8 +217,8 @@ def encode_text(
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     input_ids, attention_mask = right_pad(input_ids, attention_mask)
-    # Every token is read once. Left to their configurations, most language models would keep the keys and values of all
-    # layers for tokens to come.
+    # Every token is read once. Left to their configurations, most language models would keep the keys and values of
+    # all layers for tokens to come.
     kwargs["use_cache"] = False
     outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     states = outputs.last_hidden_state

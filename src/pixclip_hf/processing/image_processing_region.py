@@ -10,7 +10,7 @@ from huggingface_hub.utils import get_session
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_transforms import convert_to_rgb
+from transformers.image_transforms import convert_to_rgb as pil_to_rgb
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
 from transformers.utils import logging
 
@@ -26,34 +26,53 @@ def is_batch(images: Any) -> bool:
     return isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4)
 
 
-def load_images(images: Any, input_data_format: str | None = None) -> list[Image.Image]:
+def is_nested(images: Any) -> bool:
+    """Whether `images` is a list of lists of images."""
+    return isinstance(images, list | tuple) and any(isinstance(entry, list | tuple) for entry in images)
+
+
+def load_images(
+    images: Any, input_data_format: str | None = None, convert_to_rgb: bool | None = True
+) -> list[Image.Image]:
     """
-    Read one image or a list of images into RGB PIL images.
+    Read one image or a list of images into PIL images.
 
     Args:
-        images: PIL image, array or tensor ((H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4), path, http(s) URL, or a
-            list of these. Arrays are uint8, uint16 or float in [0, 1]. Where the shape leaves the channel axis open,
-            numpy means the last one and torch the first; `input_data_format` decides it.
+        images: PIL image, array or tensor ((H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4), path, http(s) URL, a
+            list of these, or a list of such lists, whose images are read one after the other. Arrays are uint8, uint16
+            or float in [0, 1]. Where the shape leaves the channel axis open, numpy means the last one and torch the
+            first; `input_data_format` decides it.
+        convert_to_rgb: makes every image RGB, with transparency laid over white; otherwise an image keeps its
+            channels.
 
-    Transparency is laid over white, 16-bit images are scaled to 8 bits. An EXIF orientation is not applied, because
-    boxes and masks are given in the frame of the stored pixels (`PIL.Image.open(path).size`); it is warned about.
+    16-bit images are scaled to 8 bits. An EXIF orientation is not applied, because boxes and masks are given in the
+    frame of the stored pixels (`PIL.Image.open(path).size`); it is warned about.
 
     Raises:
         TypeError: an entry is none of these, or an array of another dtype.
         ValueError: no images, an image without pixels, a file that cannot be read, values out of range, or PIL modes
-            "I" and "F", whose value range is unknown.
+            "I" and "F", whose value range is unknown, and, without conversion, those of palettes.
         FileNotFoundError: a path without a file.
     """
-    if not is_batch(images):
-        return [_load_image(images, "images", input_data_format)]
-    if len(images) == 0:
+    if is_nested(images):
+        named = []
+        for i, entries in enumerate(images):
+            if not isinstance(entries, list | tuple):
+                raise TypeError(f"images[{i}] must be a list of images like the others, got {type(entries).__name__}")
+            named += [(f"images[{i}][{j}]", image) for j, image in enumerate(entries)]
+    elif is_batch(images):
+        named = [(f"images[{i}]", image) for i, image in enumerate(images)]
+    else:
+        named = [("images", images)]
+    if not named:
         raise ValueError("images must hold at least one image, got an empty list")
-    return [_load_image(image, f"images[{i}]", input_data_format) for i, image in enumerate(images)]
+    finish = to_rgb if convert_to_rgb else to_8_bit
+    return [finish(_load_image(image, name, input_data_format), name) for name, image in named]
 
 
 def _load_image(image: Any, name: str, input_data_format: str | None) -> Image.Image:
     if isinstance(image, np.ndarray | torch.Tensor):
-        return to_rgb(_array_to_pil(image, name, input_data_format), name)
+        return _array_to_pil(image, name, input_data_format)
     source: Any = image
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         # Not transformers' load_image, which would turn the image by its EXIF orientation.
@@ -76,7 +95,7 @@ def _load_image(image: Any, name: str, input_data_format: str | None) -> Image.I
             f"{name} has EXIF orientation {orientation}; its pixels are used as stored, and boxes and masks must be "
             "in that frame. For the upright image call PIL.ImageOps.exif_transpose first."
         )
-    return to_rgb(image, name)
+    return image
 
 
 def _open(file: Any, name: str, source: Any) -> Image.Image:
@@ -103,19 +122,37 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     Raises:
         ValueError: no pixels, or PIL modes "I" and "F", whose value range is unknown; `name` is the image's in it.
     """
+    image = _scale_to_8_bit(image, name)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if "A" in image.getbands() or "transparency" in image.info:
+        return Image.fromarray(pil_to_rgb(image, return_numpy=True))
+    return image.convert("RGB")
+
+
+def to_8_bit(image: Image.Image, name: str) -> Image.Image:
+    """
+    An image with the channels that it has, 8 bits each.
+
+    Raises:
+        ValueError: as `to_rgb`; a palette, whose indices are no intensities.
+    """
+    image = _scale_to_8_bit(image, name)
+    if image.mode in ("P", "PA"):
+        raise ValueError(
+            f"{name} has PIL mode {image.mode!r}, whose values are indices of a palette: it needs do_convert_rgb=True"
+        )
+    return image.convert("L") if image.mode == "1" else image
+
+
+def _scale_to_8_bit(image: Image.Image, name: str) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"{name} must have at least one pixel, got width x height = {image.size}")
     if image.mode in ("I", "F"):
         raise ValueError(
             f"{name} has PIL mode {image.mode!r}, whose value range is unknown; scale it to 8 bits (mode 'L') first"
         )
-    if image.mode.startswith("I;16"):
-        return _from_16_bit(np.asarray(image)).convert("RGB")
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if "A" in image.getbands() or "transparency" in image.info:
-        return Image.fromarray(convert_to_rgb(image, return_numpy=True))
-    return image.convert("RGB")
+    return _from_16_bit(np.asarray(image)) if image.mode.startswith("I;16") else image
 
 
 def _from_16_bit(values: np.ndarray) -> Image.Image:
@@ -159,8 +196,9 @@ class RegionImageProcessor(PilBackend):
 
     By default the whole image is resized to a square of `size`, nothing is cropped, and CLIP's mean and standard
     deviation normalize it. `size={"shortest_edge": n}` with `do_center_crop` gives CLIP's own preprocessing, `do_pad`
-    pads below and on the right to `pad_size` or to the largest image of the batch. Every image is converted to RGB;
-    canvas beyond the image is 0 in `pixel_values`, which after normalization is the mean color.
+    pads below and on the right to `pad_size` or to the largest image of the batch. Every image is converted to RGB,
+    unless `do_convert_rgb` is off: then `pixel_values` have the channels of the images, with a mean and a standard
+    deviation for each. Canvas beyond the image is 0 in `pixel_values`, which after normalization is the mean color.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -178,9 +216,14 @@ class RegionImageProcessor(PilBackend):
     model_input_names = ["pixel_values"]
 
     def _prepare_image_like_inputs(
-        self, images: Any, *args: Any, input_data_format: str | None = None, **kwargs: Any
+        self,
+        images: Any,
+        *args: Any,
+        input_data_format: str | None = None,
+        do_convert_rgb: bool | None = True,
+        **kwargs: Any,
     ) -> list[Image.Image]:
-        return load_images(images, input_data_format)
+        return load_images(images, input_data_format, do_convert_rgb)
 
     def _preprocess(self, images: list[Image.Image], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         geometries = _geometries([(image.height, image.width) for image in images], **kwargs)
@@ -200,7 +243,8 @@ class RegionImageProcessor(PilBackend):
         return _geometries(image_sizes, **self._settings(**kwargs))
 
     def render(self, images: list[Image.Image], geometries: list[Geometry], **kwargs: Any) -> np.ndarray:
-        """Resample RGB images by their geometries (one output size) and normalize: (N, 3, H, W) float32."""
+        """Resample images by their geometries (one output size) and normalize: (N, 3, H, W) float32, or as many
+        channels as the images have."""
         return _render(images, geometries, **self._settings(**kwargs))
 
     def _settings(self, **kwargs: Any) -> dict[str, Any]:
@@ -320,22 +364,36 @@ def _render(
     image_std: Any,
     **kwargs: Any,
 ) -> np.ndarray:
-    mean = np.broadcast_to(np.asarray(image_mean if do_normalize else 0, dtype=np.float64), 3)
-    std = np.broadcast_to(np.asarray(image_std if do_normalize else 1, dtype=np.float64), 3)
+    channels = len(images[0].getbands())
+    for i, image in enumerate(images):
+        if len(image.getbands()) != channels:
+            raise ValueError(
+                f"image {i} has PIL mode {image.mode!r}, image 0 {images[0].mode!r}: the images of a batch must have "
+                "the same number of channels, which do_convert_rgb=True gives them"
+            )
+    mean = _per_channel("image_mean", image_mean if do_normalize else 0, channels)
+    std = _per_channel("image_std", image_std if do_normalize else 1, channels)
     scale = ((rescale_factor if do_rescale else 1) / std).astype(np.float32)[:, None, None]
     shift = (-mean / std).astype(np.float32)[:, None, None]
     height, width = geometries[0].output_size
-    pixel_values = np.zeros((len(images), 3, height, width), dtype=np.float32)
+    pixel_values = np.zeros((len(images), channels, height, width), dtype=np.float32)
     for canvas, image, geometry in zip(pixel_values, images, geometries, strict=True):
         part = _resample(image, geometry, resample)
         if part is None:
             continue
         pixels, (left, top) = part
         target = canvas[:, top : top + pixels.height, left : left + pixels.width]
-        target[:] = np.asarray(pixels).transpose(2, 0, 1)
+        target[:] = np.asarray(pixels).reshape(pixels.height, pixels.width, channels).transpose(2, 0, 1)
         target *= scale
         target += shift
     return pixel_values
+
+
+def _per_channel(name: str, values: Any, channels: int) -> np.ndarray:
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim > 1 or rows.size not in (1, channels):
+        raise ValueError(f"{name} must hold one number, or one for each of the {channels} channels, got {values!r}")
+    return np.broadcast_to(rows, channels)
 
 
 def _resample(image: Image.Image, geometry: Geometry, resample: int) -> tuple[Image.Image, tuple[int, int]] | None:
