@@ -8,6 +8,7 @@ from pathlib import Path
 from ..data.whole_files import whole_file
 from ..evaluation.report import markdown_table
 from ..images import open_image
+from ..jobs.folder import manifests
 from ..processing.processing_regions import decode_rle
 from ..visualization import draw_regions
 
@@ -22,8 +23,7 @@ def run_counts(output: str | os.PathLike) -> dict[str, Counter]:
     if not Path(output, "run.json").is_file():
         raise ValueError(f"`output` must be the folder of a run, got {str(output)!r}, which has no run.json.")
     sums = {name: Counter() for name in ("total", "counts", "rejected_records", "rejected_regions")}
-    for path in sorted(Path(output, "shards").glob("*.json")):
-        manifest = json.loads(path.read_text())
+    for manifest in manifests(output):
         start, stop = manifest["positions"]
         sums["total"].update(shards=1, items=stop - start, records=manifest["records"], regions=manifest["regions"])
         for name in ("counts", "rejected_records", "rejected_regions"):
