@@ -16,11 +16,11 @@ from pathlib import Path
 from datasets import disable_progress_bars, enable_progress_bars
 from datasets.utils import are_progress_bars_disabled
 
-from ..data.sources import name_source
+from ..data.sources import cached_source, name_source
 from ..jobs import JobFolder, plan_shards, run_passes
 from ..jobs.passes import check_engine, engine_gpus
 from .passes import annotation_passes
-from .sources import ReadRecords, cached_source
+from .sources import ReadRecords
 from .stages import Stage
 
 

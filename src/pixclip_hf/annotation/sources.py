@@ -3,27 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, ClassVar
 
-from PIL import Image
-
-from ..data.sources import AnnotatedImage, Source, open_source
-from ..data.sources.records import BROKEN_ANNOTATION, clean_text, clean_texts, read_bytes, read_regions
-from ..images import open_image
+from ..data.sources import AnnotatedImage, cached_source
+from ..data.sources.records import BROKEN_ANNOTATION, LeftOut, clean_text, clean_texts, read_image, read_regions
 from .stages import Batch, add_counts, open_batch, reject
-
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
-
-
-class LeftOut(Exception):
-    """An image that can't become a record; the message is the reason."""
-
-
-@lru_cache(maxsize=2)
-def cached_source(source: str | tuple[str, ...]) -> Source:
-    """[`open_source`], once per process."""
-    return open_source(source)
 
 
 def read_record(item: AnnotatedImage, kind: str) -> tuple[dict[str, Any], Counter]:
@@ -36,7 +20,7 @@ def read_record(item: AnnotatedImage, kind: str) -> tuple[dict[str, Any], Counte
     Raises:
         LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
     """
-    data, size = _read_image(item)
+    data, _, size = read_image(item)
     regions, counts = read_regions(item, size, kind)
     record = {
         "image": {"bytes": data, "path": None},
@@ -47,21 +31,6 @@ def read_record(item: AnnotatedImage, kind: str) -> tuple[dict[str, Any], Counte
         "regions": regions,
     }
     return record, counts
-
-
-def _read_image(item: AnnotatedImage) -> tuple[bytes, tuple[int, int]]:
-    """The encoded image and its upright size (width, height); decoded once, so that no later stage meets a bad one."""
-    try:
-        data = read_bytes(item)
-    except OSError as error:
-        raise LeftOut("image missing") from error
-    try:
-        size = open_image({"bytes": data}).size
-    except _BROKEN_IMAGE as error:
-        raise LeftOut("image not readable") from error
-    if item.size is not None and tuple(item.size) != size:
-        raise LeftOut("image of another size than its annotations")
-    return data, size
 
 
 @dataclass

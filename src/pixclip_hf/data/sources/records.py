@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ...images import open_image
 from ...processing.processing_geometry import clip_boxes
 from ...processing.processing_regions import encode_rle, mask_box, read_mask
 from ...record import ORIENTATION, record_features
@@ -19,6 +20,37 @@ if TYPE_CHECKING:
 
 # What the annotations of one item of millions may raise. XML errors are SyntaxErrors.
 BROKEN_ANNOTATION = (OSError, AttributeError, LookupError, TypeError, ValueError, SyntaxError)
+
+
+_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
+
+
+class LeftOut(Exception):
+    """An image that can't become a record; the message is the reason."""
+
+
+def read_image(item: AnnotatedImage, at_least: int | None = None) -> tuple[bytes, Image.Image, tuple[int, int]]:
+    """The image of an item: encoded, decoded as [`open_image`] does it, and its upright size (width, height).
+
+    Args:
+        item: an item of a source.
+        at_least: as in [`open_image`]; the decoded image may then be smaller than the size.
+
+    Raises:
+        LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
+    """
+    try:
+        data = read_bytes(item)
+    except OSError as error:
+        raise LeftOut("image missing") from error
+    try:
+        image = open_image({"bytes": data}, at_least)
+        size = image.size if at_least is None else upright_size(data)
+    except _BROKEN_IMAGE as error:
+        raise LeftOut("image not readable") from error
+    if item.size is not None and tuple(item.size) != size:
+        raise LeftOut("image of another size than its annotations")
+    return data, image, size
 
 
 def read_regions(item: AnnotatedImage, size: tuple[int, int], kind: str) -> tuple[list[dict[str, Any]], Counter]:
