@@ -22,11 +22,11 @@ from pixclip_hf import cli, hub
 from pixclip_hf.data.sources import load_records, open_source
 from pixclip_hf.embedding import command
 from pixclip_hf.embedding import regions as region_sources
-from pixclip_hf.embedding.folder import SETTINGS, EmbeddingFolder, embedding_features
+from pixclip_hf.embedding.folder import SETTINGS, EmbeddingFolder, embedding_counts, embedding_features
 from pixclip_hf.embedding.passes import EncoderChoice, cached_encoder
 from pixclip_hf.embedding.reading import reduced_regions
 from pixclip_hf.embedding.regions import Grid
-from pixclip_hf.embedding.run import embed, embedding_counts
+from pixclip_hf.embedding.run import embed
 from pixclip_hf.encoders.region_encoder import RegionEncoder
 from pixclip_hf.encoders.view_encoder import ViewEncoder
 from pixclip_hf.images import open_image

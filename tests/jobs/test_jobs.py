@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -199,8 +200,10 @@ def test_workers_as_users_have_them(whole, tmp_path):
 
 
 @pytest.mark.slow  # starting Ray and its actors takes longer than the run
-def test_ray_writes_the_same_though_its_actors_die(whole, tmp_path):
+def test_ray_writes_the_same_though_its_actors_die(whole, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
+    # Actors import the passes too.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     output = tmp_path / "run"
     try:
         run([Killed(output, tmp_path / "calls", at=(0, 7))], output, engine="ray", workers=2)

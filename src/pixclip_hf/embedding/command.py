@@ -9,10 +9,10 @@ from ..command_help import HelpFormatter
 from ..data.sources import name_source
 from ..hub import publish_dataset, write_dataset_card
 from ..jobs.passes import ENGINES
-from .folder import DTYPES, KINDS, EmbeddingFolder
+from .folder import DTYPES, KINDS, EmbeddingFolder, embedding_counts
 from .passes import EncoderChoice
 from .regions import Annotations, DetectorProposer, Grid
-from .run import embed, embedding_counts
+from .run import embed
 from .sam import SamProposer
 
 DESCRIPTION = """\

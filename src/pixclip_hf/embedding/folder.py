@@ -8,9 +8,12 @@
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..jobs.folder import manifests
 
 if TYPE_CHECKING:
     import datasets
@@ -114,3 +117,14 @@ class EmbeddingFolder:
 def shard_path(folder: Path, number: int) -> Path:
     """Where a shard's rows lie."""
     return folder / "data" / f"train-{number:05d}.parquet"
+
+
+def embedding_counts(output: str | os.PathLike) -> Counter:
+    """Sums over the shards that are done: `shards`, `items`, `images`, `regions`, `texts`, and what was left out, by
+    reason."""
+    sums: Counter = Counter()
+    for manifest in manifests(output):
+        start, stop = manifest["positions"]
+        numbers = {name: count for name, count in manifest.items() if isinstance(count, int)}
+        sums.update({"shards": 1, "items": stop - start, **numbers, **manifest["counts"]})
+    return sums

@@ -1,7 +1,6 @@
 """A run that embeds a collection: what it depends on, its passes, and what became of it."""
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,8 @@ from ..data.source_index import content_digest, digest
 from ..data.sources import cached_source, name_source
 from ..encoders.cached import processor_key
 from ..jobs import JobFolder, Pass, plan_shards, run_passes
-from ..jobs.folder import manifests
 from ..jobs.passes import check_engine, engine_gpus
-from .folder import DTYPES, FORMAT_VERSION, KINDS, SETTINGS, EmbeddingFolder
+from .folder import DTYPES, FORMAT_VERSION, KINDS, SETTINGS, EmbeddingFolder, embedding_counts
 from .passes import EmbedPass, EncoderChoice, cached_encoder
 from .regions import Annotations, ProposalPass, Proposals
 
@@ -170,14 +168,3 @@ def _reduced_sides(encoder: Any, kinds: Sequence[str]) -> int:
     if not sides:
         raise ValueError(f"`reduced` needs an image processor with a size in pixels, got {size}.")
     return REDUCED_SIDES * max(sides)
-
-
-def embedding_counts(output: str | os.PathLike) -> Counter:
-    """Sums over the shards that are done: `shards`, `items`, `images`, `regions`, `texts`, and what was left out, by
-    reason."""
-    sums: Counter = Counter()
-    for manifest in manifests(output):
-        start, stop = manifest["positions"]
-        numbers = {name: count for name, count in manifest.items() if isinstance(count, int)}
-        sums.update({"shards": 1, "items": stop - start, **numbers, **manifest["counts"]})
-    return sums

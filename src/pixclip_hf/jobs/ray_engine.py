@@ -68,7 +68,7 @@ def start_ray() -> dict[str, float]:
     import ray
 
     if not ray.is_initialized():
-        ray.init(logging_level="WARNING")
+        ray.init(logging_level="WARNING", include_dashboard=False)
     return ray.cluster_resources()
 
 

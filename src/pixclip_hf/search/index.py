@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.sources import cached_source
 from ..data.sources.records import LeftOut, read_image
-from ..embedding.folder import EmbeddingFolder
+from ..embedding.folder import EmbeddingFolder, embedding_counts
 
 INDEX = "regions.faiss"
 
@@ -89,10 +89,9 @@ def open_images(folder: str | Path, hits: Iterable[dict[str, Any]]) -> dict[str,
 
 def _rows(folder: str | Path) -> datasets.Dataset:
     files = [str(path) for path in EmbeddingFolder.open(folder).shards()]
+    if not embedding_counts(folder)["regions"]:
+        raise ValueError(f"A collection must hold at least one region, got none in {str(folder)!r}.")
     cache = str(Path(folder, "cache"))
-    regions = datasets.load_dataset(
+    return datasets.load_dataset(
         "parquet", data_files=files, split="train", cache_dir=cache, filters=[("kind", "==", "region")]
     )
-    if not len(regions):
-        raise ValueError(f"A collection must hold at least one region, got none in {str(folder)!r}.")
-    return regions
