@@ -23,7 +23,7 @@ from pixclip_hf.data.sources import load_records, open_source
 from pixclip_hf.embedding import command
 from pixclip_hf.embedding import regions as region_sources
 from pixclip_hf.embedding.folder import SETTINGS, EmbeddingFolder, embedding_counts, embedding_features
-from pixclip_hf.embedding.passes import EncoderChoice, cached_encoder
+from pixclip_hf.embedding.passes import EncoderChoice
 from pixclip_hf.embedding.reading import reduced_regions
 from pixclip_hf.embedding.regions import Grid
 from pixclip_hf.embedding.run import embed
@@ -39,7 +39,6 @@ SOURCE, NUMBER, SHARD = "scenes:9", 9, 4
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    cached_encoder.cache_clear()
 
 
 @pytest.fixture

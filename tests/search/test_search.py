@@ -17,7 +17,6 @@ pytest.importorskip("faiss", reason="needs pip install pixclip-hf[search]")
 
 from pixclip_hf import cli  # noqa: E402
 from pixclip_hf.embedding import command as embedding  # noqa: E402
-from pixclip_hf.embedding.passes import cached_encoder  # noqa: E402
 from pixclip_hf.encoders.region_encoder import RegionEncoder  # noqa: E402
 from pixclip_hf.search import command  # noqa: E402
 
@@ -30,7 +29,6 @@ def folder(tmp_path, tiny_cloc, monkeypatch):
     """A working folder with a model at the demo's place and photographs in a folder of folders."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    cached_encoder.cache_clear()
     for part in tiny_cloc:
         part.save_pretrained(tmp_path / "runs/demo/cloc")
     (tmp_path / "photos" / "more").mkdir(parents=True)

@@ -31,7 +31,7 @@ def run_stages(stages: Sequence[Stage], positions: Iterable[int]) -> Dataset:
     """
     features = pipeline_features(stages)
     columns = apply_stages(stages, _empty_columns(features, positions), features.arrow_schema)
-    return Dataset(pa.table(columns, schema=features.arrow_schema))
+    return _as_dataset(columns, features)
 
 
 def apply_stages(stages: Sequence[Stage], columns: Batch, schema: pa.Schema) -> Batch:
@@ -53,6 +53,11 @@ def apply_stages(stages: Sequence[Stage], columns: Batch, schema: pa.Schema) -> 
             if len(new) != count or any(value is not old for value, old in zip(new, before, strict=True)):
                 columns[field.name] = pa.array(new, field.type).to_pylist()
     return columns
+
+
+def _as_dataset(columns: Batch, features: Features) -> Dataset:
+    # Not `from_dict`, which looks at every value for something to encode; a fingerprint spares the hash of the rows.
+    return Dataset(pa.table(columns, schema=features.arrow_schema), fingerprint="0" * 32)
 
 
 def _empty_columns(features: Features, positions: Iterable[int]) -> Batch:
@@ -153,6 +158,7 @@ def write_shard(output: Path, shard: Shard, columns: Batch) -> dict[str, Any]:
         RuntimeError: the rows are not those of the shard's positions, each once.
     """
     accepted, rejected, counts = [], [], Counter()
+    fields = list(record_features())
     if list(columns["position"]) != list(shard.positions):
         raise RuntimeError(
             f"Shard {shard.number} must hold the positions {shard.positions}, got {list(columns['position'])}."
@@ -164,7 +170,7 @@ def write_shard(output: Path, shard: Shard, columns: Batch) -> dict[str, Any]:
             {**region, "record_id": row["record_id"], "position": row["position"], "steps": row["steps"]}
             for region in row["rejected_regions"] or ()
         ]
-        record = {name: row[name] for name in record_features()}
+        record = {name: row[name] for name in fields}
         stage, reason = row["rejected_stage"], row["rejected_reason"]
         if stage is None:
             stage, reason = _final_check(record)
@@ -204,6 +210,6 @@ def _reasons(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]], features: Features) -> None:
     columns = {name: [row.get(name) for row in rows] for name in features}
-    table = Dataset.from_dict(columns, features=features)
+    table = _as_dataset(columns, features)
     with whole_file(path) as unfinished:
         table.to_parquet(unfinished)

@@ -81,7 +81,9 @@ def embed(
     words = words[0] if isinstance(words, tuple) and len(words) == 1 else words
     if (output / SETTINGS).exists():
         EmbeddingFolder.open(output)  # refuses a newer format
-    cached_source.cache_clear()  # an earlier run in this process may have seen another state of the files
+    # An earlier run in this process may have seen another state of the files.
+    cached_source.cache_clear()
+    cached_encoder.cache_clear()
     opened = cached_source(words)
     plan = plan_shards(opened.units(), shard_size, shard_bytes)
 
