@@ -112,3 +112,11 @@ class Second:
             with whole_file(self.output / "data" / f"{shard.number:05d}.json") as unfinished:
                 unfinished.write_text(json.dumps([2 * number for number in numbers]))
             yield shard, {"items": len(shard)}
+
+
+@dataclass
+class NeverStarts(Squares):
+    """Its process ends before it asks for a shard."""
+
+    def __call__(self, shards):
+        os._exit(7)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from stub_passes import Fails, First, Killed, Second, Squares
+from stub_passes import Fails, First, Killed, NeverStarts, Second, Squares
 
 from pixclip_hf.data.sources import open_source
 from pixclip_hf.jobs import JobFolder, local_engine, plan_shards, run_passes
@@ -106,6 +106,11 @@ def test_a_shard_that_always_kills_its_worker_ends_the_run(forked, tmp_path):
         run([Killed(tmp_path / "run", calls, at=(2,), always=True)], tmp_path / "run", workers=2)
     assert not (tmp_path / "run/shards/00002.json").exists()
     assert [line.split()[0] for line in calls.read_text().splitlines()].count("2") == 3
+
+
+def test_workers_that_cannot_start_end_the_run(forked, tmp_path):
+    with pytest.raises(RuntimeError, match="Workers died 3 times with no shard in hand, .* exit code 7"):
+        run([NeverStarts(tmp_path / "run", tmp_path / "calls")], tmp_path / "run", workers=2)
 
 
 def test_a_killed_coordinator_takes_its_workers_along(forked, whole, tmp_path):

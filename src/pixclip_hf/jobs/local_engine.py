@@ -17,6 +17,7 @@ from .plan import Shard
 
 # A shard that is at work each time a worker dies is likely what kills them.
 MOST_DEATHS = 3
+_NO_SHARD = -1
 
 
 class _Worker:
@@ -30,6 +31,7 @@ class _Worker:
         self.process.start()
         theirs.close()  # so that the death of the process is the end of the pipe
         self.held: dict[int, Shard] = {}
+        self.sent_home = False
 
     def stop(self) -> None:
         self.process.kill()
@@ -51,18 +53,19 @@ def run_processes(passes: Sequence[Pass], output: Path, shards: Iterator[Shard],
     """Runs passes over shards in so many processes, and yields each shard with its manifest when it is done.
 
     Raises:
-        RuntimeError: a shard whose worker has died several times.
+        RuntimeError: a shard whose worker has died several times, or workers that cannot start.
         What a pass raises, with its traceback in the notes.
     """
     again: deque[Shard] = deque()
     deaths: Counter[int] = Counter()
-    running: dict[Connection, _Worker] = {}
+    running: dict[Any, _Worker] = {}  # by the pipe to each
     try:
         for index in range(workers):
             worker = _Worker(passes, output, index)
             running[worker.pipe] = worker
         while running:
-            for pipe in wait(list(running)):
+            ready: list[Any] = wait(list(running))
+            for pipe in ready:
                 worker = running[pipe]
                 try:
                     message = pipe.recv()
@@ -70,9 +73,9 @@ def run_processes(passes: Sequence[Pass], output: Path, shards: Iterator[Shard],
                     del running[pipe]
                     worker.stop()
                     again.extend(worker.held.values())
-                    deaths.update(worker.held.keys())
+                    deaths.update(worker.held.keys() or ([] if worker.sent_home else [_NO_SHARD]))
                     _check_deaths(worker, deaths)
-                    if again:
+                    if again or not worker.sent_home:
                         fresh = _Worker(passes, output, worker.index)
                         running[fresh.pipe] = fresh
                     continue
@@ -80,15 +83,16 @@ def run_processes(passes: Sequence[Pass], output: Path, shards: Iterator[Shard],
                     raise message
                 if message is None:
                     shard = again.popleft() if again else next(shards, None)
-                    if shard is not None:
+                    if shard is None:
+                        worker.sent_home = True
+                    else:
                         worker.held[shard.number] = shard
                     try:
                         pipe.send(shard)
                     except BrokenPipeError:
                         continue  # it has died: the end of its pipe comes next
                 else:
-                    shard, _ = message
-                    del worker.held[shard.number]
+                    del worker.held[message[0].number]
                     yield message
     finally:
         for worker in running.values():
@@ -96,6 +100,11 @@ def run_processes(passes: Sequence[Pass], output: Path, shards: Iterator[Shard],
 
 
 def _check_deaths(worker: _Worker, deaths: Counter[int]) -> None:
+    if deaths[_NO_SHARD] >= MOST_DEATHS:
+        raise RuntimeError(
+            f"Workers died {deaths[_NO_SHARD]} times with no shard in hand, the last one with exit code "
+            f"{worker.process.exitcode}. What they print says why they cannot start."
+        )
     for number, shard in worker.held.items():
         if deaths[number] >= MOST_DEATHS:
             raise RuntimeError(
