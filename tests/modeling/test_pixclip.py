@@ -10,6 +10,7 @@ from builders import (
     build_config,
     build_model,
     contrastive_by_loops,
+    run_ranks,
     vision_config,
 )
 from safetensors.torch import load_file, save_file
@@ -294,9 +295,44 @@ def test_loss_parts_follow_the_batch(crops, captions):
         torch.testing.assert_close(parts[name].item(), value.item(), atol=1e-5, rtol=1e-4)
 
 
-def test_the_third_branch_trains_the_whole_image_only():
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_third_branch_may_contrast_pooled_regions_with_all_crops(ranks):
+    model, batch = build_model("pixclip", local_global_objective="contrastive"), build_batch("pixclip", captions=False)
+    batch["region_input_ids"][2, 1] = batch["region_input_ids"][0, 0]
+    batch["region_text_attention_mask"][2, 1] = batch["region_text_attention_mask"][0, 0]
+    output = model(**batch)
+    real, scale = batch["region_attention_mask"].bool(), model.logit_scale()
+    rows = [unit[real].detach().double() for unit in (output.pooled_region_embeds, output.crop_embeds)]
+    rows[0].requires_grad_()
+    expected = contrastive_by_loops(*rows, scale, ids=output.region_text_ids[real])
+    assert not torch.allclose(expected, contrastive_by_loops(*rows, scale))
+
+    def on_rank(rank, gather):
+        output = model(**batch)
+        output.pooled_region_embeds.retain_grad()
+        output.crop_embeds.retain_grad()
+        parts = model.compute_loss(output, batch["region_masks"], batch["region_attention_mask"], gather, ranks)
+        return output, parts["local_global"]
+
+    if ranks == 1:
+        output, loss = on_rank(0, None)
+        loss.backward()
+        expected.backward()
+        torch.testing.assert_close(output.pooled_region_embeds.grad[real].double(), rows[0].grad, atol=1e-5, rtol=1e-3)
+        assert output.crop_embeds.grad is None
+    else:
+        twice = [torch.cat([part, part]) for part in rows]
+        ids = output.region_text_ids[real].repeat(2)
+        expected = contrastive_by_loops(*twice, scale, ids=ids)
+        loss = torch.stack([loss for _, loss in run_ranks(2, on_rank)]).mean()
+    torch.testing.assert_close(loss.item(), expected.item(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["cosine", "contrastive"])
+def test_the_third_branch_trains_the_whole_image_only(objective):
     weights = {f"{name}_loss_weight": 0.0 for name in ("mask_text", "crop_text", "image_text")}
-    model, batch = build_model("pixclip", **weights), build_batch("pixclip")
+    model = build_model("pixclip", local_global_objective=objective, **weights)
+    batch = build_batch("pixclip")
     batch["pixel_values"].requires_grad_()
     batch["crop_pixel_values"].requires_grad_()
     output = model(**batch)
@@ -317,6 +353,11 @@ def test_the_third_branch_trains_the_whole_image_only():
 def test_crops_that_do_not_fit_are_refused(changed, name):
     with pytest.raises(ValueError, match=name):
         build_model("pixclip")(**build_batch("pixclip") | changed)
+
+
+def test_the_objective_of_the_third_branch_is_one_of_two():
+    with pytest.raises(ValueError, match="`local_global_objective` must be one of 'cosine', 'contrastive', got 'l2'"):
+        build_config("pixclip", local_global_objective="l2")
 
 
 def test_mask_std_must_be_positive():

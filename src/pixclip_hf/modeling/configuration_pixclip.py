@@ -4,7 +4,9 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_region_text import RegionTextConfig
+from .configuration_region_text import RegionTextConfig, check_choice
+
+LOCAL_GLOBAL_OBJECTIVES = ("cosine", "contrastive")
 
 
 @strict
@@ -27,9 +29,12 @@ class PixCLIPConfig(RegionTextConfig):
         mask_text_loss_weight, crop_text_loss_weight, local_global_loss_weight (`float`, *optional*, default to 1.0):
             Weights of the three training branches. Their exact form is reconstructed: see
             [`PixCLIPModel.compute_loss`].
+        local_global_objective (`str`, *optional*, defaults to `"cosine"`):
+            How the third branch compares a region's pooled features with its crop: `"cosine"`, or `"contrastive"`,
+            among the crops of the whole batch, which also teaches what tells one crop from another.
 
     Raises:
-        ValueError: as [`RegionTextConfig`]; `mask_std` is not positive.
+        ValueError: as [`RegionTextConfig`]; `mask_std` is not positive; an unknown `local_global_objective`.
     """
 
     model_type = "pixclip"
@@ -47,10 +52,12 @@ class PixCLIPConfig(RegionTextConfig):
     mask_text_loss_weight: float | int = 1.0
     crop_text_loss_weight: float | int = 1.0
     local_global_loss_weight: float | int = 1.0
+    local_global_objective: str = "cosine"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not self.mask_std > 0:
             raise ValueError(f"`mask_std` must be positive, got {self.mask_std}.")
+        check_choice("local_global_objective", self.local_global_objective, LOCAL_GLOBAL_OBJECTIVES)
         super().__post_init__(**kwargs)
 
 

@@ -19,6 +19,7 @@ from .modeling_region_text import (
     RegionTextPreTrainedModel,
     RegionTextVisionModel,
     at_least_one,
+    gathered_contrastive_loss,
     real_slots,
     region_text_features,
     rows_per_rank,
@@ -340,7 +341,21 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
         for name, embeds in (("mask_text", output.region_embeds), ("crop_text", output.crop_embeds)):
             if embeds is not None and weights[name]:
                 losses[name] = self._region_text_loss(embeds, output, is_real, gather, ranks)
-        if output.pooled_region_embeds is not None:
+        if output.pooled_region_embeds is None:
+            return losses
+        if self.config.local_global_objective == "contrastive":
+            losses["local_global"] = gathered_contrastive_loss(
+                output.pooled_region_embeds.flatten(0, 1),
+                output.crop_embeds.detach().flatten(0, 1),
+                self.get_logit_scale(),
+                # Crops of equal text look alike.
+                output.region_text_ids.flatten(),
+                is_real.flatten(),
+                gather=gather,
+                ranks=ranks,
+                tile_size=self.contrastive_tile_size,
+            )
+        else:
             losses["local_global"] = local_global_loss(
                 output.pooled_region_embeds.flatten(0, 1),
                 output.crop_embeds.flatten(0, 1),
