@@ -121,14 +121,12 @@ def records_per_second(engine: str, workers: int, shards: int, size: int) -> flo
 
 
 def coordinator(records: int, seconds: float) -> tuple[float, float]:
-    """CPU of this process as a share of the whole run's with two workers, and its memory in MB at the end."""
-    process = psutil.Process()
-    before = process.cpu_times()
+    """Seconds of CPU of this process in a run with two workers, and its memory in MB at the end."""
+    before = time.process_time()
     with job() as folder:
         plan = plan_shards([(records, None)], SHARD)
         run_passes([Sums(folder.path, seconds)], plan, folder, workers=2, progress=False)
-    own = sum(process.cpu_times()[:2]) - sum(before[:2])
-    return own / (own + records * seconds), process.memory_info().rss / 2**20
+    return time.process_time() - before, psutil.Process().memory_info().rss / 2**20
 
 
 def annotation_seconds(engine: str, records: int) -> float:
@@ -185,7 +183,8 @@ def main() -> None:
         print(f"{engine:<6} one worker {statistics.median(rates[1]):8.1f} records per second, two {ratio:.2f} x")
         line["two_workers_over_one" if engine == "local" else f"two_workers_over_one_{engine}"] = round(ratio, 3)
     # The share of a stage as light as 1 ms: with a heavier one it is smaller still.
-    share, _ = coordinator(few, 0.001)
+    own, _ = coordinator(few, 0.001)
+    share = own / (own + few * 0.001)
     memory = [coordinator(records, 0.0)[1] for records in sizes]
     print(f"coordinator: {100 * share:.2f} % of the CPU with 1 ms per record")
     for records, megabytes in zip(sizes, memory, strict=True):
