@@ -43,7 +43,9 @@ VISION = {
 
 def save_model(folder: Path) -> str:
     torch.manual_seed(0)
-    config = CLOCConfig(vision_config={"model_type": "clip_vision_model", **VISION}, text_config=None)
+    config = CLOCConfig(
+        vision_config={"model_type": "clip_vision_model", **VISION}, text_config=None, text_hidden_size=512
+    )
     CLOCModel(config).save_pretrained(folder)
     CLOCProcessor(RegionImageProcessor(size={"height": 224, "width": 224})).save_pretrained(folder)
     return str(folder)
