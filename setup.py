@@ -7,7 +7,9 @@ from runpy import run_path
 from setuptools import find_packages, setup
 
 # Read as text: importing the package needs what this file is about to ask for.
-VERSION = re.search(r'^__version__ = "(.+)"$', Path("src/pixclip_hf/__init__.py").read_text(), flags=re.M)[1]
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', Path("src/pixclip_hf/__init__.py").read_text(encoding="utf-8"), flags=re.M
+)[1]
 SUPPORTED = run_path("src/pixclip_hf/versions.py")["SUPPORTED"]
 EXTRAS = {
     "annotate": [

@@ -226,7 +226,7 @@ def done_before(file: Path, recipe: dict) -> dict[str, float] | None:
     """
     if not file.is_file():
         return None
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text(encoding="utf-8"))
     if found["recipe"] != json.loads(json.dumps(recipe)):
         raise ValueError(f"{file} is of another recipe, {found['recipe']}, not {recipe}: move it away.")
     return with_current_names(found["metrics"])
@@ -235,7 +235,7 @@ def done_before(file: Path, recipe: dict) -> dict[str, float] | None:
 def keep(file: Path, recipe: dict, metrics: dict[str, float]) -> None:
     """Writes the measures of a model, and how it was made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n")
+    file.write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n", encoding="utf-8")
 
 
 def plan(family: str, name: str, seed: int) -> tuple[Path, dict]:
@@ -420,7 +420,7 @@ def main() -> None:
         header = [f"one trained tower, {arguments.seeds} seeds", f"`{DESCRIBED}`"]
         table += f"\n\n{markdown_table(header, one_tower(arguments.seeds))}"
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "table.md").write_text(table + "\n")
+    (FOLDER / "table.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     print(json.dumps({f"{row[0]}, {row[1]}": row[-2] for row in rows}, ensure_ascii=False))
 

@@ -48,7 +48,9 @@ def step(name: str, inputs: dict[str, torch.Tensor]) -> float:
 
 def resident(field: str) -> int:
     """Bytes of `VmRSS` or `VmHWM`."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith(field)
+    )
     return int(line.split()[1]) * 1024
 
 

@@ -138,7 +138,7 @@ def seconds(step: Callable[[], None]) -> float:
 
 def resident(field: str) -> float:
     """`VmRSS` or `VmHWM` of this process in MiB (Linux)."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{field}:")[1].split()[0]) / 2**10
 
 

@@ -177,7 +177,7 @@ def main() -> None:
         points[f"{better}_less_{worse}".replace(" ", "_")] = mean
     header = ["claim", "region description, exact", f"points, {len(seeds)} seeds", "here"]
     tables = f"{measured}\n\n{markdown_table(header, rows)}"
-    (FOLDER / "table.md").write_text(tables + "\n")
+    (FOLDER / "table.md").write_text(tables + "\n", encoding="utf-8")
     print(tables)
     ratio = statistics.mean(exact["vesl"]) / statistics.mean(exact["ngrams"]) if any(exact["ngrams"]) else None
     print(json.dumps({"vesl_over_ngrams": ratio, **points}))

@@ -71,7 +71,7 @@ def main() -> None:
     run |= {"train_steps": int(RECIPES[arguments.model][1]), "train_seconds": stage["seconds"]}
     hard = {f"hard_{name}": value for name, value in measure(folder, seed, "hard").items()}
     metrics = {**run, **measure(folder, seed), **hard, **towers}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
 
     # 3. Show: a table, two pictures, the card, and the folder in a pipeline.
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

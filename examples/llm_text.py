@@ -125,7 +125,7 @@ def main() -> None:
     chance = f"own caption in its scene (chance {100 * runs[0]['chance_in_scene']:.0f} %)"
     header = ["run", "steps", "seconds", chance, "long caption of all, recall@10", "late detail of 2"]
     print(markdown_table(header, rows))
-    (arguments.output_dir / "metrics.json").write_text(json.dumps(runs, indent=1) + "\n")
+    (arguments.output_dir / "metrics.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,5 +27,5 @@ folder = write_folder(
 )
 
 # 3. What a reader of the Hub would see.
-print((folder / "README.md").read_text())
+print((folder / "README.md").read_text(encoding="utf-8"))
 print(*sorted(path.name for path in folder.iterdir()))

@@ -30,6 +30,7 @@ from .processing.processing_pixclip import PixCLIPProcessor
 
 if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
     from .data.collator import RegionCollator
+    from .data.parquet_shards import save_records
     from .scenes.dataset import make_scene, scenes_dataset
     from .data.sources import load_records
     from .scenes.tokenizer import scenes_tokenizer, train_tokenizer
@@ -48,6 +49,7 @@ _MODULE_OF_LAZY_NAME = {
     "make_scene": ".scenes.dataset",
     "publish": ".hub",
     "record_features": ".record",
+    "save_records": ".data.parquet_shards",
     "scenes_dataset": ".scenes.dataset",
     "scenes_tokenizer": ".scenes.tokenizer",
     "train_tokenizer": ".scenes.tokenizer",
@@ -88,6 +90,7 @@ __all__ = [
     "make_scene",
     "publish",
     "record_features",
+    "save_records",
     "scenes_dataset",
     "scenes_tokenizer",
     "train_tokenizer",

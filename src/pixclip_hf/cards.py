@@ -158,7 +158,7 @@ def write_dataset_card(
         The path of the card.
 
     Raises:
-        ValueError: an unknown `kind`, or no Parquet shard.
+        ValueError: an unknown `kind`, no Parquet shard, or one that does not hold its images.
     """
     folder = Path(folder)
     if kind not in DATASET_CARDS:
@@ -216,12 +216,12 @@ def _embedding_facts(folder: Path) -> dict[str, Any]:
 def _template(name: str) -> str:
     for folder in _TEMPLATE_FOLDERS:
         if (path := folder / f"{name}.md").is_file():
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
     raise FileNotFoundError(f"No card template {name}.md in {' or '.join(map(str, _TEMPLATE_FOLDERS))}.")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def is_hub_id(name: Any) -> bool:
@@ -363,8 +363,11 @@ def _count_rows(folder: Path) -> dict[str, dict[str, Any]]:
     # Comes with the `data` extra; cards of models do without.
     from pyarrow.parquet import read_metadata
 
+    from .data.parquet_shards import check_images
+
     splits: dict[str, dict[str, Any]] = {}
     for path in dataset_shards(folder):
+        check_images(path)
         name = path.stem.split("-")[0]
         place = path.parent.relative_to(folder)
         split = splits.setdefault(name, {"rows": 0, "shards": 0, "path": (place / f"{name}-*.parquet").as_posix()})

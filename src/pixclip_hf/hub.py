@@ -206,7 +206,7 @@ def write_folder(
         **card,
     )
     if evaluation_folder is not None:
-        pictures = json.loads(Path(evaluation_folder, "results.json").read_text())["pictures"]
+        pictures = json.loads(Path(evaluation_folder, "results.json").read_text(encoding="utf-8"))["pictures"]
         for name in ("results.json", "results.md", *pictures):
             shutil.copyfile(Path(evaluation_folder, name), folder / name)
     return folder
@@ -236,7 +236,7 @@ def load_model(folder: str | PathLike) -> tuple[Any, Any]:
         return AutoModel.from_pretrained(folder), processor
     from peft import PeftModel
 
-    base = AutoModel.from_pretrained(json.loads(adapters.read_text())["base_model_name_or_path"])
+    base = AutoModel.from_pretrained(json.loads(adapters.read_text(encoding="utf-8"))["base_model_name_or_path"])
     return PeftModel.from_pretrained(base, folder), processor
 
 

@@ -1,7 +1,9 @@
-"""The one record schema of every data source: an image and its regions."""
+"""The one record schema of every data source, an image and its regions, and what an item that is no record costs."""
 
+import errno
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +15,60 @@ if TYPE_CHECKING:
 
 _RECORD_FIELDS = ("image", "width", "height", "captions", "alt_text", "regions")
 _REGION_FIELDS = ("id", "box", "mask", "category", "caption", "long_caption", "score", "source")
-ORIENTATION = ExifTags.Base.Orientation
+_ORIENTATION = ExifTags.Base.Orientation
 _BOX_SLACK = 1e-3  # pixels; boxes are stored as float32
+# Faults of this machine, which no item is to blame for: too many open files, memory or disk that has run out.
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
+
+
+class LeftOut(ValueError):
+    """An item that can't become a record; the message is the reason, which is counted."""
+
+
+@contextmanager
+def foreign(reason: str, detail: bool = False) -> Iterator[None]:
+    """Reads what others wrote: whatever a decoder, a parser or an archive raises costs this one item.
+
+        with foreign("annotation not readable"):
+            box = xywh_to_xyxy(json.loads(text)["bbox"])
+
+    Every reader of data uses it, so that the same fault costs the same everywhere: the item is rejected, skipped or
+    counted by its name, and the run goes on. Faults of the machine and of the installation end the run.
+
+    Args:
+        reason: why the item is left out.
+        detail: adds the type and the words of what was raised.
+
+    Raises:
+        LeftOut: anything was raised that bytes of an item can cause.
+    """
+    try:
+        yield
+    except LeftOut:
+        raise
+    except Exception as error:
+        if _is_of_the_machine(error):
+            raise
+        raise LeftOut(f"{reason}: {type(error).__name__}: {str(error):.500}" if detail else reason) from error
+
+
+def _is_of_the_machine(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ImportError) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE):
+            return True
+        error = error.__cause__
+    return False
+
+
+def stated_orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1, upright, where it has none, or one that can't be read."""
+    # As `processing.processing_images` reads it, which knows nothing of records.
+    try:
+        with foreign("EXIF not readable"):
+            found = image.getexif().get(_ORIENTATION, 1)
+    except LeftOut:
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def record_features() -> "datasets.Features":
@@ -94,7 +148,7 @@ def _check_image(image: Any, width: int, height: int) -> None:
     if isinstance(image, Image.Image):
         if image.size != (width, height):
             raise ValueError(f"`image` is {image.size} (width, height) but the record says {(width, height)}")
-        if (orientation := image.getexif().get(ORIENTATION, 1)) != 1:
+        if (orientation := stated_orientation(image)) != 1:
             raise ValueError(
                 f"`image` must be upright, got EXIF orientation {orientation}: `datasets` would turn it and not "
                 "its boxes and masks. Pass `PIL.ImageOps.exif_transpose(image)`, with regions of that image."

@@ -69,3 +69,20 @@ def test_an_entry_without_end_is_refused(tmp_path, monkeypatch):
 def test_lines(tmp_path):
     (tmp_path / "a.jsonl").write_bytes("\ufeffa\u2028b\r\n\n \nc\x0bd".encode())
     assert list(read_lines(tmp_path / "a.jsonl")) == ["a\u2028b", "c\x0bd"]
+
+
+@pytest.mark.parametrize("chunk", [7, 2**20])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "[" * 50_000 + "]" * 50_000,
+        '{"a":' * 20_000 + '"]}\\"["' + "}" * 20_000,
+        "1" * 5000,
+        '{"n": -' + "9" * 5000 + "}",
+    ],
+)
+def test_a_value_beyond_measure_costs_itself_alone(value, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
+    (tmp_path / "a.json").write_text(f'{{"a": [1, {value}, {{"b": 2}}, {value}], "c": {value}, "d": 3}}')
+    found = [(key, value) for key, value, _ in json_stream.read_entries(tmp_path / "a.json")]
+    assert found == [("a", 1), ("a", None), ("a", {"b": 2}), ("a", None), ("c", None), ("d", 3)]

@@ -163,7 +163,7 @@ def test_unreadable_images_are_counted(cloc, photos, tmp_path, tiny_cloc):
     assert set(rows["image_id"]) == {"a.png", "c.png", "more/b.jpg"}
     turned = rows.filter(lambda name: name == "more/b.jpg", input_columns="image_id").with_format(None)
     assert (turned[0]["width"], turned[0]["height"]) == (48, 64)  # upright
-    assert turned["image"][0] == str(photos / "more/b.jpg")
+    assert turned["image_path"][0] == "more/b.jpg"
     expected = [[0, 0, 48, 64], *([x, y, x + 32, y + 128 / 3] for y in (0, 64 / 3) for x in (0, 16))]
     assert np.array(turned["box"][:5]) == pytest.approx(np.array(expected), abs=1e-4)
     data = (photos / "more/b.jpg").read_bytes()
@@ -220,7 +220,7 @@ def test_a_detector(cloc, photos, tmp_path, monkeypatch):
     (row,) = rows_of(folder).with_format(None).remove_columns("embedding")
     assert row == {
         "id": "a.png#0", "image_id": "a.png", "kind": "region", "box": [4, 0, 20, 30], "mask_area": None,
-        "category": "star", "text": "star", "score": pytest.approx(0.9), "image": str(photos / "a.png"), "position": 0,
+        "category": "star", "text": "star", "score": pytest.approx(0.9), "image_path": "a.png", "position": 0,
         "width": 48, "height": 48,
     }  # fmt: skip
     assert folder.settings["regions"] == "DetectorProposer(model='any/detr', threshold=0.3)"

@@ -201,6 +201,7 @@ def test_every_image_form_gives_the_same(extract, tmp_path):
 
 def test_an_url(extract, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # this server is on loopback
+    monkeypatch.setenv("PIXCLIP_HF_LOCAL_ADDRESSES", "1")
     image, boxes = make_image(0), make_boxes(0, 2)
     image.save(tmp_path / "image.png")
     handler = functools.partial(QuietHandler, directory=str(tmp_path))

@@ -1,8 +1,6 @@
 """The image processor against transformers' own, every way to give an image, and every image that is refused."""
 
 import io
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -10,8 +8,9 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from pixclip_hf.processing.image_processing_region import RegionImageProcessor, load_images
+from pixclip_hf.processing.image_processing_region import RegionImageProcessor
 from pixclip_hf.processing.processing_geometry import crop_geometry
+from pixclip_hf.processing.processing_images import load_images
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (14, 19, 3), dtype=np.uint8)
@@ -101,31 +100,6 @@ def test_every_image_form_reads_alike(tmp_path):
     assert len(load_images(np.stack([PIXELS] * 2))) == 2
 
 
-def test_url(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    content = png(Image.fromarray(PIXELS))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/image.png" else 404)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *args):
-            """Quiet."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    try:
-        assert np.array_equal(np.asarray(load_images(f"{address}/image.png")[0]), PIXELS)
-        with pytest.raises(Exception, match="404"):
-            load_images(f"{address}/other.png")
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def test_ambiguous_channels():
     image = RNG.integers(0, 256, (3, 5, 3), dtype=np.uint8)
     assert load_images(image)[0].size == (5, 3)
@@ -167,17 +141,6 @@ def test_a_16_bit_png_file(tmp_path):
     path = tmp_path / "deep.png"
     Image.fromarray(GRAY.astype(np.uint16) * 257).save(path)
     assert np.array_equal(np.asarray(load_images(path)[0])[..., 0], GRAY)
-
-
-def test_exif_orientation_is_not_applied_and_warned_about(tmp_path, caplog):
-    image = Image.fromarray(PIXELS)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    (tmp_path / "turned.png").write_bytes(png(image, exif=exif))
-    (read,) = load_images([tmp_path / "turned.png"])
-    assert np.array_equal(np.asarray(read), PIXELS)
-    (record,) = caplog.records
-    assert "images[0]" in record.message and "EXIF orientation 6" in record.message
 
 
 def test_user_images_are_left_alone():

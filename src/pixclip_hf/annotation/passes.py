@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 
+from ..data.parquet_shards import write_parquet
 from ..data.whole_files import whole_file
 from ..jobs import Shard, between_path
 from ..record import record_features, validate_record
@@ -209,7 +210,5 @@ def _reasons(rows: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, Any]], features: Features) -> None:
-    columns = {name: [row.get(name) for row in rows] for name in features}
-    table = _as_dataset(columns, features)
     with whole_file(path) as unfinished:
-        table.to_parquet(unfinished)
+        write_parquet(unfinished, rows, features)

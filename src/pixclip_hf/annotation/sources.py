@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..data.sources import AnnotatedImage, cached_source
-from ..data.sources.records import BROKEN_ANNOTATION, LeftOut, clean_text, clean_texts, read_image, read_regions
+from ..data.sources.records import clean_text, clean_texts, read_image, read_regions
+from ..images import store_image
+from ..record import LeftOut, foreign
 from .stages import Batch, add_counts, open_batch, reject
 
 
@@ -20,13 +22,16 @@ def read_record(item: AnnotatedImage, kind: str) -> tuple[dict[str, Any], Counte
     Raises:
         LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
     """
+    # Decoded once, so that no later stage meets a bad one.
     data, _, size = read_image(item)
+    with foreign("image not readable"):
+        data, _ = store_image(data)
     regions, counts = read_regions(item, size, kind)
     record = {
         "image": {"bytes": data, "path": None},
         "width": size[0],
         "height": size[1],
-        "captions": clean_texts(item.captions),
+        "captions": clean_texts(item.captions, counts),
         "alt_text": clean_text(item.alt_text),
         "regions": regions,
     }
@@ -53,15 +58,14 @@ class ReadRecords:
         batch = open_batch(batch)
         source = cached_source(self.source)
         for row, position in enumerate(batch["position"]):
-            batch["record_id"][row] = f"item-{position:08d}"
+            batch["record_id"][row] = source.item_name(position)
             try:
-                item = source.read(position)
-                batch["record_id"][row] = item.name
-                record, counts = read_record(item, source.kind)
+                with foreign("annotation not readable", detail=True):
+                    item = source.read(position)
+                    batch["record_id"][row] = item.name
+                    record, counts = read_record(item, source.kind)
             except LeftOut as error:
                 reject(batch, row, self.name, str(error))
-            except BROKEN_ANNOTATION as error:
-                reject(batch, row, self.name, f"annotation not readable: {type(error).__name__}: {error}")
             else:
                 for name, value in record.items():
                     batch[name][row] = value

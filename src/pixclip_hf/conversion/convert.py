@@ -138,7 +138,7 @@ def _write(model: PixCLIPModel, processor: PixCLIPProcessor, report: dict[str, A
     try:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+        (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         _read_back(model, partial)
         if output.exists():
             output.rmdir()

@@ -40,7 +40,7 @@ def plan_open_clip(
     """
     check_source(checkpoint, "open-clip")
     path = checkpoint.path.with_name(OPEN_CLIP_SETTINGS)
-    settings = json.loads(path.read_text()) if path.is_file() else {}
+    settings = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
     model = settings.get("model_cfg", {})
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     for name, given in (("model_cfg", model), ("vision_cfg", vision), ("text_cfg", text)):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from .skipping import ReadableRecords, readable_rows
 
 REGION_TEXTS = ("caption", "long_caption", "category")
 # Above any number of kinds of region text, which begins the seeds of that draw.
@@ -53,21 +54,21 @@ def _region_text(region: Mapping[str, Any], kind: str) -> str:
 
 def _without_images(records: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     """The records of a `datasets.Dataset` without their images, which would be decoded; others as they are."""
-    return records.select_columns(["captions", "regions"]) if hasattr(records, "select_columns") else records
+    return readable_rows(records, ["captions", "regions"]) if hasattr(records, "select_columns") else records
 
 
-class RegionDataset(Dataset):
+class RegionDataset(ReadableRecords):
     """Records with a key that names the epoch and the record.
 
     The collator draws regions and captions from that key alone: a run that resumes, or uses another number of workers,
     sees the same batches. The epoch lives in shared memory, where workers that outlast an epoch see it change.
 
     Args:
-        records: anything indexable that yields records of [`record_features`], such as a `datasets.Dataset`.
+        records, max_corrupt_share: as in [`ReadableRecords`].
     """
 
-    def __init__(self, records: Sequence[Mapping[str, Any]]):
-        self.records = records
+    def __init__(self, records: Sequence[Mapping[str, Any]], max_corrupt_share: float = 0.01):
+        super().__init__(records, max_corrupt_share)
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
 
     @property
@@ -79,11 +80,9 @@ class RegionDataset(Dataset):
         a sharded or resumed one."""
         self._epoch.fill_(epoch)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.records[index], "sample_key": (self.epoch, index)}
+        record, at = self.read(index)
+        return {**record, "sample_key": (self.epoch, at)}
 
 
 class RegionCollator:

@@ -1,6 +1,7 @@
 """JSON files read piece by piece: what is held at a time is one entry, however large the file."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -9,6 +10,8 @@ _CHUNK = 2**20
 _LONGEST_ENTRY = 2**28
 _SPACE = " \t\n\r"
 _GOES_ON = ("", *"0123456789.eE+-")
+_MARK = re.compile(r'[\[\]{}",]')
+_STRING_END = re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 class Entry(NamedTuple):
@@ -16,7 +19,7 @@ class Entry(NamedTuple):
 
     Attributes:
         key: the key of the list or value in the outermost object; None where the file is a list.
-        value: the element, decoded.
+        value: the element, decoded; None where it is nested too deep, or holds a number of too many digits.
         text: the element as it stands in the file.
     """
 
@@ -124,15 +127,43 @@ class _Scanner:
         while True:
             try:
                 value, end = self.decode(self.window, self.at)
-            except (ValueError, RecursionError) as error:
-                if isinstance(error, RecursionError) or not self.more():
+            except json.JSONDecodeError as error:
+                if not self.more():
                     self.refuse(str(error))
+            except (ValueError, RecursionError) as error:  # too deep, or a number of too many digits
+                self.skip_value(str(error))
+                return None, "null"
             else:
                 # A number at the end of the window may go on behind it: "1", "1." and "1e+" are the start of one.
                 if self.window[end : end + 1] not in _GOES_ON or not self.more():
                     text = self.window[self.at : end]
                     self.at = end
                     return value, text
+
+    def skip_value(self, reason: str) -> None:
+        """Goes behind a list or object, or a number, without decoding it; `reason` says why, where it has no end."""
+        depth, at = 0, self.at
+        while True:
+            found = _MARK.search(self.window, at)
+            if found is not None and found.group() == '"':
+                found = _STRING_END.match(self.window, found.end())
+                if found is not None:
+                    at = found.end()
+                    continue
+            if found is None:
+                dropped = self.at
+                if not self.more():
+                    self.refuse(reason)
+                at = max(at - dropped, 0)
+                continue
+            mark, at = found.group(), found.end()
+            depth += (mark in "[{") - (mark in "]}")
+            if depth < 0 or (depth == 0 and mark == ","):  # a number ends where the next thing begins
+                self.at = found.start()
+                return
+            if depth == 0 and mark in "]}":
+                self.at = at
+                return
 
     def elements(self) -> Iterator[tuple[Any, str]]:
         """The elements of a list whose bracket is behind."""

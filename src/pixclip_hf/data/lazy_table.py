@@ -72,10 +72,9 @@ class LazyTable(TableBlock):
 
     def to_reader(self, max_chunksize: int | None = None) -> pa.RecordBatchReader:
         step = max_chunksize or _ROWS_AT_A_TIME
+        # Of rows that are too large together, several batches: chunks are what fits into 32 bits.
         batches = (
-            batch
-            for start in range(0, self.num_rows, step)
-            for batch in self.fast_slice(start, step).combine_chunks().to_batches()
+            batch for start in range(0, self.num_rows, step) for batch in self.fast_slice(start, step).to_batches()
         )
         return pa.RecordBatchReader.from_batches(self._schema, batches)
 

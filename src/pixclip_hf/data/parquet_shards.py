@@ -1,22 +1,34 @@
-"""Records in Parquet files, opened by their footers.
+"""Records in Parquet files: read by their footers, and written with their images in shards of bounded size.
 
 Parquet is made for reading a row group at a time, and training asks for any row. When the first record of a file is
-asked for, the file is therefore copied, row group by row group, into a memory-mapped Arrow file in the cache of
+asked for, the file is therefore copied, some rows at a time, into a memory-mapped Arrow file in the cache of
 `datasets`. Files that nobody reads are left alone.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, table_cast
 from filelock import FileLock
 
-from ..record import record_features
+from ..images import store_image, stored_bytes
+from ..record import LeftOut, foreign, record_features
 from .source_index import cache_folder, digest, file_state
+from .whole_files import whole_file
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+# Of a row group, and of what is held while one is read or written. Arrow counts the bytes of a column's chunk in 32
+# bits: nothing may hand it a whole shard.
+_GROUP_BYTES = 2**26
+_GROUP_ROWS = 100
 
 
 class ParquetShards:
@@ -40,7 +52,7 @@ class ParquetShards:
             except (pa.ArrowInvalid, OSError) as error:
                 raise ValueError(f"{path!r} cannot be read as Parquet: {error}") from error
             rows.append(metadata.num_rows)
-            _in_schema(metadata.schema.to_arrow_schema().empty_table(), name)
+            in_record_schema(metadata.schema.to_arrow_schema().empty_table(), name)
         self.ends = np.cumsum(rows)
         self._tables: dict[int, MemoryMappedTable] = {}
 
@@ -85,13 +97,19 @@ class ParquetShards:
                     pa.ipc.new_stream(str(part), record_features().arrow_schema) as writer,
                 ):
                     for group in range(file.num_row_groups):
-                        writer.write_table(_in_schema(file.read_row_group(group), self.paths[shard]))
+                        size = rows_within(file.metadata.row_group(group), _GROUP_BYTES)
+                        for batch in file.iter_batches(size, row_groups=[group]):
+                            writer.write_table(in_record_schema(pa.Table.from_batches([batch]), self.paths[shard]))
                 os.replace(part, path)
         return path
 
 
-def _in_schema(table: pa.Table, name: str) -> pa.Table:
-    """The columns of the record schema, cast where their types differ."""
+def in_record_schema(table: pa.Table, name: str) -> pa.Table:
+    """The columns of the record schema, cast where their types differ.
+
+    Raises:
+        ValueError: a column is missing or has another type; the message says which, and names the data by `name`.
+    """
     schema = record_features().arrow_schema
     if missing := sorted(set(schema.names) - set(table.column_names)):
         raise ValueError(f"{name!r} is not in the record schema: it lacks the columns {', '.join(missing)}.")
@@ -99,3 +117,168 @@ def _in_schema(table: pa.Table, name: str) -> pa.Table:
         return table_cast(table.select(schema.names), schema)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{name!r} is not in the record schema: {error}") from error
+
+
+def rows_within(group: Any, most_bytes: int) -> int:
+    """How many rows of a row group (`RowGroupMetaData` of pyarrow) take so many bytes by their mean; at least 1."""
+    return max(1, min(group.num_rows, most_bytes * group.num_rows // max(group.total_byte_size, 1)))
+
+
+def write_parquet(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], features: "Features") -> None:
+    """Writes rows to a Parquet file, in row groups of at most 64 MiB of images or 100 rows, of any size together.
+
+    Args:
+        path: the file.
+        rows: as `features` describes them; a field that a row lacks is None.
+        features: the types of the columns.
+    """
+    schema = features.arrow_schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for group in _groups(rows, _GROUP_ROWS, _GROUP_BYTES):
+            columns = {name: [row.get(name) for row in group] for name in features}
+            writer.write_table(pa.Table.from_pydict(features.encode_batch(columns), schema=schema))
+
+
+def _groups(rows: Iterable[Mapping[str, Any]], most_rows: int, most_bytes: int) -> Iterator[list[Mapping[str, Any]]]:
+    """Neighboring rows, as many as fit."""
+    group, held = [], 0
+    for row in rows:
+        image = row.get("image")
+        size = len(image["bytes"] or b"") if isinstance(image, Mapping) else 0
+        if group and (held + size > most_bytes or len(group) == most_rows):
+            yield group
+            group, held = [], 0
+        group.append(row)
+        held += size
+    if group:
+        yield group
+
+
+def check_images(path: str | os.PathLike) -> None:
+    """Checks that a Parquet file holds its images, as others will need them.
+
+    Args:
+        path: a file of records; one without a column `image` has nothing to check.
+
+    Raises:
+        ValueError: images that are missing or only named, or that are named by a path of this machine.
+    """
+    with pq.ParquetFile(path) as file:
+        if "image" not in file.schema_arrow.names:
+            return
+        for group in range(file.num_row_groups):
+            metadata = file.metadata.row_group(group)
+            chunks = [metadata.column(number) for number in range(metadata.num_columns)]
+            counts = [chunk.statistics for chunk in chunks if chunk.path_in_schema == "image.bytes"]
+            if not counts or counts[0] is None or not counts[0].has_null_count:
+                size = rows_within(metadata, _GROUP_BYTES)
+                batches = file.iter_batches(size, row_groups=[group], columns=["image"])
+                empty = sum(_null_images(batch.column(0)) for batch in batches)
+            else:
+                empty = counts[0].null_count
+            if empty:
+                raise ValueError(
+                    f"{str(path)!r} holds no bytes of {empty} of its images: `pixclip_hf.save_records` writes shards "
+                    "with their images."
+                )
+            for name in _image_names(file, group):
+                if name and (name.startswith(("/", "~", "\\", "file:")) or name[1:3] in (":/", ":\\")):
+                    raise ValueError(f"{str(path)!r} names an image by a path of this machine: {name!r}.")
+
+
+def _null_images(images: pa.Array) -> int:
+    if not pa.types.is_struct(images.type) or images.type.get_field_index("bytes") < 0:
+        return images.null_count
+    # A null struct counts, whatever its fields hold.
+    return pc.struct_field(images, "bytes").null_count
+
+
+def _image_names(file: pq.ParquetFile, group: int) -> Iterator[str | None]:
+    field = file.schema_arrow.field("image").type
+    if pa.types.is_struct(field) and field.get_field_index("path") >= 0:
+        for batch in file.iter_batches(10_000, row_groups=[group], columns=["image.path"]):
+            yield from (image and image["path"] for image in batch.column(0).to_pylist())
+
+
+def save_records(
+    records: Iterable[Mapping[str, Any]],
+    folder: str | os.PathLike,
+    split: str = "train",
+    *,
+    max_shard_rows: int = 10_000,
+    max_shard_bytes: int = 500 * 2**20,
+) -> list[Path]:
+    """Writes records as Parquet shards that hold their images: `folder/train-00000.parquet`, …
+
+    Images are stored upright and without metadata, as they are encoded where that is so already. No path of this
+    machine is written, and one row group is in memory at a time.
+
+    Args:
+        records: in the record schema: a `datasets.Dataset`, or any iterable of records.
+        folder: where to, made if it does not exist; it must hold no shard of this split.
+        split: the name of the split.
+        max_shard_rows, max_shard_bytes: most records of a shard, and most bytes of their images.
+
+    Returns:
+        The paths of the shards.
+
+    Raises:
+        ValueError: a limit below 1, a folder that holds shards of this split, or a record whose image cannot be read;
+            the message names its position.
+    """
+    for name, limit in (("max_shard_rows", max_shard_rows), ("max_shard_bytes", max_shard_bytes)):
+        if limit < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {limit}.")
+    folder = Path(folder)
+    if present := sorted(folder.glob(f"{split}-*.parquet")):
+        raise ValueError(f"`folder` must hold no shard of the split {split!r}, got {str(present[0])!r}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    features, paths = record_features(), []
+    rows = _Ahead(_with_images(records))
+    while rows.next is not None:
+        paths.append(folder / f"{split}-{len(paths):05d}.parquet")
+        with whole_file(paths[-1]) as unfinished:
+            write_parquet(unfinished, rows.take(max_shard_rows, max_shard_bytes), features)
+    return paths
+
+
+class _Ahead:
+    """Rows, of which the next one is known."""
+
+    def __init__(self, rows: Iterator[dict[str, Any]]):
+        self._rows = rows
+        self.next = next(rows, None)
+
+    def take(self, most_rows: int, most_bytes: int) -> Iterator[dict[str, Any]]:
+        """The next row, and those behind it as long as they fit."""
+        taken = held = 0
+        while self.next is not None:
+            held += len(self.next["image"]["bytes"])
+            if taken and (taken == most_rows or held > most_bytes):
+                return
+            row, self.next = self.next, next(self._rows, None)
+            taken += 1
+            yield row
+
+
+def _with_images(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Records whose images are bytes, upright, under a name without a folder."""
+    if hasattr(records, "cast_column"):
+        from datasets import Image
+
+        records = records.cast_column("image", Image(decode=False))
+    encode = record_features()["image"].encode_example
+    for position, record in enumerate(records):
+        cell = record["image"]
+        try:
+            with foreign("image not readable", detail=True):
+                if isinstance(cell, Mapping):
+                    # The user's own records: a path without bytes may lie anywhere.
+                    data = stored_bytes(cell, os.path.dirname(cell.get("path") or ""))
+                    name = os.path.basename(cell.get("path") or "") or None
+                else:
+                    data, name = encode(cell)["bytes"], None
+                data, _ = store_image(data)
+        except LeftOut as error:
+            raise ValueError(f"`records[{position}]` must have an image that can be read: {error}") from error
+        yield {**record, "image": {"bytes": data, "path": name}}

@@ -11,6 +11,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ..record import LeftOut, foreign
+
 # Part of every key: raise it when rows change their meaning.
-_VERSION = 1
+_VERSION = 2
 _BATCH = 1000  # rows
 _BATCH_BYTES = 2**24  # in text
 _SCHEMA = pa.schema({"name": pa.string(), "image": pa.binary(), "content": pa.large_string()})
@@ -55,6 +58,15 @@ class Notes:
     category_keys: list[Any] = field(default_factory=list)
     left_out: Counter = field(default_factory=Counter)
 
+    @contextmanager
+    def leaving_out(self, reason: str) -> Iterator[None]:
+        """Counts what can't be read of one entry, and goes on behind it."""
+        try:
+            with foreign(reason):
+                yield
+        except LeftOut as error:
+            self.left_out[str(error)] += 1
+
 
 class Index:
     """Rows on disk.
@@ -66,7 +78,7 @@ class Index:
     def __init__(self, paths: Sequence[Path]):
         from datasets.table import MemoryMappedTable, concat_tables
 
-        notes = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+        notes = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in paths]
         tables = [MemoryMappedTable.from_file(str(path)) for path in paths]
         self.table = concat_tables(tables) if len(tables) > 1 else tables[0]
         self.counts = [table.num_rows for table in tables]
@@ -124,7 +136,7 @@ def _write(rows: Callable[[Notes], Iterable[Row]], name: Callable[[str], Path]) 
             "left_out": dict(+notes.left_out),
             "digest": sha.hexdigest(),
         }
-        parts[1].write_text(json.dumps(said))
+        parts[1].write_text(json.dumps(said), encoding="utf-8")
         path = name(digest([said]))
         os.replace(parts[1], path.with_suffix(".json"))
         os.replace(parts[0], path)

@@ -4,40 +4,26 @@
 where it stopped, records that cannot be read, and a share of the stream for every rank that never runs dry.
 """
 
-import struct
-import zlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BytesIO
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from ..record import ORIENTATION, record_features, validate_record
+from ..images import encoded_orientation, open_image, stored_bytes
+from ..record import LeftOut, foreign, validate_record
 from .collator import content_key
+from .skipping import report_skipped
 from .sources import in_schema
+from .stream_shards import BROKEN_SHARD, shard_reader, tar_record
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.get_logger(__name__)
-
-# What PIL and the checks of a record raise on broken bytes and values.
-BROKEN = (
-    OSError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-# A share is measured over so many records at least: one bad record among the first ten is no tenth of a dataset.
-FEWEST = 1000
 
 
 def stream_records(name_or_path: str, split: str) -> "datasets.IterableDataset":
@@ -51,28 +37,18 @@ def stream_records(name_or_path: str, split: str) -> "datasets.IterableDataset":
     Raises:
         ValueError: no such split, or columns that are not those of the schema.
     """
-    from datasets import Features, Value, load_dataset
-    from datasets import Image as ImageFeature
+    from datasets import IterableDataset as Stream
+    from datasets import load_dataset, load_dataset_builder
 
-    stream = load_dataset(name_or_path, split=split, streaming=True)
-    if "__key__" not in (stream.features or {}):
-        return in_schema(stream, name_or_path).decode(False)
-    # A tar has no schema of its own: left to guess from five records, `datasets` would stumble over the sixth.
-    features = record_features()
-    images = [name for name, feature in stream.features.items() if isinstance(feature, ImageFeature)]
-    if len(images) != 1 or "json" not in stream.features:
-        raise ValueError(
-            f"The tars of {name_or_path!r} must hold one image and a `json` a record, got {sorted(stream.features)}."
-        )
-    fields = {name: feature for name, feature in features.items() if name != "image"}
-    keys = {"__key__": Value("string"), "__url__": Value("string")}
-    stream = load_dataset(
-        name_or_path,
-        split=split,
-        streaming=True,
-        features=Features({**keys, images[0]: ImageFeature(), "json": fields}),
-    )
-    return stream.decode(False).rename_column(images[0], "image")
+    found = load_dataset_builder(name_or_path).config.data_files or {}
+    files = {str(name): [str(path) for path in paths] for name, paths in found.items()}
+    if files and split not in files:
+        raise ValueError(f"Unknown split {split!r} of {name_or_path!r}. Should be one of {sorted(files)}.")
+    reader = shard_reader(files[split], name_or_path) if files else None
+    if reader is None:
+        return in_schema(load_dataset(name_or_path, split=split, streaming=True), name_or_path).decode(False)
+    # Read here and not by `datasets`, whose streams end at the first file that is broken.
+    return Stream.from_generator(reader, gen_kwargs={"files": files[split]}, split=split)
 
 
 class RecordStream(IterableDataset):
@@ -89,6 +65,7 @@ class RecordStream(IterableDataset):
         seed: the seed of the order.
         shuffle_buffer: records, encoded, that a worker holds at a time.
         max_corrupt_share: the share of corrupt records, out of those that a worker has seen and at least 1,000.
+        folder: where images may lie that a record names by their path alone; without it, such records are corrupt.
 
     Raises:
         ValueError: an argument outside its range.
@@ -100,6 +77,7 @@ class RecordStream(IterableDataset):
         seed: int = 0,
         shuffle_buffer: int = 1000,
         max_corrupt_share: float = 0.01,
+        folder: str | os.PathLike | None = None,
     ):
         if shuffle_buffer < 1:
             raise ValueError(f"`shuffle_buffer` must be at least 1, got {shuffle_buffer}.")
@@ -109,6 +87,7 @@ class RecordStream(IterableDataset):
         self.seed = seed
         self.shuffle_buffer = shuffle_buffer
         self.max_corrupt_share = max_corrupt_share
+        self.folder = folder
 
     def share(self, rank: int, world_size: int) -> "datasets.IterableDataset":
         """The part of a rank: whole shards if their number is a multiple of the ranks', else every n-th record."""
@@ -146,10 +125,12 @@ class RecordStream(IterableDataset):
                     at["index"] += 1
                     at["seen"] += 1
                     try:
-                        record = _decode(block[index])
-                    except BROKEN as error:
+                        record = _decode(block[index], self.folder)
+                    except LeftOut as error:
                         at["corrupt"] += 1
-                        self._report(block[index], error, at, rank, worker)
+                        reader = f"worker {worker} of rank {rank}"
+                        counts = at["corrupt"], at["seen"], self.max_corrupt_share
+                        report_skipped(_name(block[index]), error, *counts, reader, logger.warning)
                         continue
                     record["sample_key"] = (at["epoch"], *content_key(record))
                     yield record, dict(at)
@@ -158,34 +139,36 @@ class RecordStream(IterableDataset):
                 raise ValueError(f"The stream has no record for rank {rank} of {world_size}, worker {worker}.")
             at |= {"epoch": at["epoch"] + 1, "block": 0, "start": None}
 
-    def _report(self, row: Mapping[str, Any], error: Exception, at: Mapping[str, Any], rank: int, worker: int) -> None:
-        name = _name(row)
-        logger.warning(f"Skipped a corrupt record ({at['corrupt']} of {at['seen']}), {name}: {error}")
-        if at["corrupt"] > self.max_corrupt_share * max(at["seen"], FEWEST):
-            raise ValueError(
-                f"{at['corrupt']} of the {at['seen']} records that worker {worker} of rank {rank} read are corrupt, "
-                f"more than `max_corrupt_share` = {self.max_corrupt_share} (of {FEWEST} at least). The last one is "
-                f"{name}: {error}"
+
+def _decode(row: Mapping[str, Any], folder: str | os.PathLike | None) -> dict[str, Any]:
+    """
+    Raises:
+        LeftOut: the row is no record.
+    """
+    if BROKEN_SHARD in row:
+        raise LeftOut(row["reason"])
+    with foreign("record not readable", detail=True):
+        record = tar_record(dict(row)) if "json" in row else dict(row)
+        # What a record lacks, it may lack.
+        record |= {name: record.get(name) or [] for name in ("captions", "regions")}
+        data = stored_bytes(record["image"], folder)
+        if encoded_orientation(data) != 1:
+            raise LeftOut(
+                "the image is not stored upright: it has an EXIF orientation, which its regions do not follow"
             )
-
-
-def _decode(row: Mapping[str, Any]) -> dict[str, Any]:
-    from datasets import Image as ImageFeature
-
-    record = {**row["json"], "image": row["image"]} if "json" in row else dict(row)
-    record["image"] = ImageFeature().decode_example(record["image"])
-    # Turned upright by now, its regions not.
-    if row["image"].get("bytes") and Image.open(BytesIO(row["image"]["bytes"])).getexif().get(ORIENTATION, 1) != 1:
-        raise ValueError(
-            "the image is not stored upright: it has an EXIF orientation, which its regions do not follow"
-        )
-    validate_record(record)
+        record["image"] = open_image({"bytes": data})
+        validate_record(record)
     return record
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    image, regions = row.get("image") or {}, (row.get("json") or row).get("regions") or []
-    return f"image {image.get('path')!r} with regions {[region.get('id') for region in regions[:5]]}"
+    if BROKEN_SHARD in row:
+        return f"the rest of {row[BROKEN_SHARD]!r}"
+    image, regions = row.get("image"), row.get("regions")
+    path = image.get("path") if isinstance(image, Mapping) else None
+    name = f"record {row['__key__']!r} of {row['__url__']!r}" if "__key__" in row else f"image {path!r}"
+    ids = [region.get("id") for region in (regions or [])[:5] if isinstance(region, Mapping)]
+    return f"{name} with regions {ids}" if regions is not None else name
 
 
 class StreamLoader:

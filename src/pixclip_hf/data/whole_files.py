@@ -15,7 +15,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Writes a file that is on disk, complete, before it appears under its name.
 
         with whole_file(folder / "results.json") as unfinished:
-            unfinished.write_text(text)
+            unfinished.write_text(text, encoding="utf-8")
 
     Several processes may write the same file at a time: the last one to finish wins.
 

@@ -36,7 +36,8 @@ def embedding_features(width: int, dtype: str = "float16") -> "datasets.Features
     - mask_area: pixels of the mask, None where the region has a box alone;
     - category, text: the category and the known text of a region, or the caption; None where unknown;
     - score: confidence of the region, None where unknown;
-    - image: path of the image file, None where the image is not a file of its own (a tar, a Parquet file, a scene);
+    - image_path: of the image file in the source's folder of images, None where there is no such file (a tar, a
+      Parquet file, a scene);
     - position: the image's index in the source, `open_source(settings["source"]).read(position)`;
     - width, height: size of the upright image in pixels.
 
@@ -57,7 +58,7 @@ def embedding_features(width: int, dtype: str = "float16") -> "datasets.Features
             "category": Value("string"),
             "text": Value("string"),
             "score": Value("float32"),
-            "image": Value("string"),
+            "image_path": Value("string"),
             "position": Value("int64"),
             "width": Value("int32"),
             "height": Value("int32"),
@@ -94,7 +95,7 @@ class EmbeddingFolder:
         path = Path(path)
         if not (path / SETTINGS).is_file():
             raise ValueError(f"{str(path)!r} must be a folder of `pixclip-hf embed`, and has no {SETTINGS}.")
-        settings = json.loads((path / SETTINGS).read_text())
+        settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
         version = settings.get("format_version")
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise ValueError(

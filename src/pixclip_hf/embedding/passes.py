@@ -200,7 +200,7 @@ def _described(kind: str, item: ReadItem) -> Sequence[dict[str, Any]]:
     row = {
         "image_id": item.image_id,
         "kind": kind,
-        "image": item.path,
+        "image_path": item.path,
         "position": item.position,
         "width": item.size[0],
         "height": item.size[1],

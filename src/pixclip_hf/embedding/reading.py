@@ -3,17 +3,20 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..data.sources import AnnotatedImage, cached_source
-from ..data.sources.records import BROKEN_ANNOTATION, LeftOut, clean_texts, read_image
+from ..data.sources.base import readable
+from ..data.sources.records import clean_texts, read_image
 from ..encoders.joint import Preparation, PreparedBatch
 from ..jobs import Shard
 from ..processing.processing_geometry import Geometry, sample_masks
 from ..processing.processing_regions import encode_rle, read_rle
+from ..record import LeftOut, foreign
 
 Size = tuple[int, int]
 
@@ -41,7 +44,8 @@ class ReadItem:
     """An image that was read.
 
     Attributes:
-        position: in its source; image_id: its name there; path: of its file, None where it has none of its own.
+        position: in its source; image_id: its name there; path: of its file in the
+            source's folder of images, None where there is no such file.
         size: (width, height) of the upright image.
         regions: in the record schema; areas: pixels of the mask of each, None where it has none.
         captions: its captions.
@@ -95,12 +99,10 @@ class Reader:
         source = cached_source(self.source)
         for position in part.positions:
             try:
-                item, image, counts = self._read(part.shard.number, position, source)
+                with foreign("annotation not readable"):
+                    item, image, counts = self._read(part.shard.number, position, source)
             except LeftOut as error:
                 read.left_out[f"image left out: {str(error).removeprefix('image ')}"] += 1
-                continue
-            except BROKEN_ANNOTATION as error:
-                read.left_out[f"image left out: annotation not readable ({type(error).__name__})"] += 1
                 continue
             read.left_out += counts
             read.items.append(item)
@@ -141,10 +143,18 @@ class Reader:
         regions, counts = [], Counter()
         if self.regions is not None:
             regions, counts = self.regions.read(shard, position, item, source.kind, size)
-        path = None if isinstance(item.image, bytes) else str(item.image)
+        path = _path_in_source(item, source)
         areas = [None if region["mask"] is None else int(read_rle(region["mask"]).area) for region in regions]
-        captions = clean_texts(item.captions) if self.captions else []
+        captions = clean_texts(item.captions, counts) if self.captions else []
         return ReadItem(position, item.name, path, size, regions, areas, captions), image, counts
+
+
+def _path_in_source(item: AnnotatedImage, source: Any) -> str | None:
+    # Relative: a published dataset says nothing of where this machine keeps its files.
+    folder = getattr(source, "images", None) or getattr(source, "folder", None)
+    if not isinstance(item.image, Path) or not isinstance(folder, str) or not item.image.is_relative_to(folder):
+        return None
+    return readable(str(item.image.relative_to(folder)))
 
 
 def reduced_regions(regions: Sequence[dict[str, Any]], size: Size, reduced: Size) -> list[dict[str, Any]]:

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ..data.sources import AnnotatedImage, cached_source
-from ..data.sources.records import BROKEN_ANNOTATION, LeftOut, read_image, read_regions
+from ..data.sources.records import read_image, read_regions
 from ..data.whole_files import whole_file
 from ..jobs import Shard, between_path
-from ..record import record_features
+from ..record import LeftOut, foreign, record_features
 
 Region = dict[str, Any]
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -156,8 +156,9 @@ class ProposalPass:
     def _propose(self, position: int) -> list[Region]:
         """The regions of an image; none of one that can't be read, which the next pass counts."""
         try:
-            _, image, _ = read_image(cached_source(self.source).read(position))
-        except (LeftOut, *BROKEN_ANNOTATION):
+            with foreign("annotation not readable"):
+                _, image, _ = read_image(cached_source(self.source).read(position))
+        except LeftOut:
             return []
         return self.proposer(image)
 

@@ -1,23 +1,26 @@
 """What is evaluated on: sources of records, found in the folders that public datasets come in."""
 
-import io
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from transformers.utils import logging
 
 from ..data.sources import IMAGE_SUFFIXES, AnnotatedImage, Source, load_records, open_source, parse_source
 from ..data.sources.base import in_pixels
 from ..data.sources.docci import DESCRIPTIONS as DOCCI_FILE
-from ..images import StoredImage
+from ..images import StoredImage, check_image, encoded_images, upright_size
 from ..processing.processing_regions import decode_rle, mask_box, polygon_mask, read_mask
+from ..record import LeftOut, foreign
 from ..scenes.dataset import make_scene
+
+logger = logging.get_logger(__name__)
 
 Record = Mapping[str, Any]
 
@@ -160,9 +163,16 @@ def _records_of(task: str, found: Found) -> Images:
     stored = None
     records, left_out = [], Counter(source.left_out)
     for position in range(len(source)):
-        item = source.read(position)
+        try:
+            item = source.read(position)
+        except LeftOut as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise  # the data are not all there: said before the first image is encoded
+            logger.warning(f"Left out {source.item_name(position)!r} of {found.name}: {error}")
+            left_out["images whose annotations cannot be read"] += 1
+            continue
         if isinstance(item.image, bytes):
-            stored = stored or source.dataset().select_columns("image")
+            stored = stored or encoded_images(source.dataset())
         image = StoredImage(stored, position) if isinstance(item.image, bytes) else str(item.image)
         record = _READERS[task](source, item, left_out)
         if record is not None:
@@ -185,18 +195,22 @@ def _with_regions(source: Source, item: AnnotatedImage, left_out: Counter) -> di
         label = region.pop("label", None)
         if label is not None:
             region["category"] = source.categories[label]  # as the file has it, underscores included
-        if item.normalized:
-            region = in_pixels(region, (width, height))
-        if reason := _clean(region, width, height):
+        try:
+            with foreign("regions that cannot be read"):
+                if item.normalized:
+                    region = in_pixels(region, (width, height))
+                reason = _clean(region, width, height)
+        except LeftOut as error:
+            reason = str(error)
+        if reason:
             left_out[reason] += 1
         else:
             kept.append(region)
-    return {"width": width, "height": height, "captions": list(item.captions), "regions": kept}
+    return {"width": width, "height": height, "captions": list(item.captions or ()), "regions": kept}
 
 
 def _upright_size(item: AnnotatedImage) -> tuple[int, int]:
-    with Image.open(io.BytesIO(item.image) if isinstance(item.image, bytes) else item.image) as image:
-        return ImageOps.exif_transpose(image).size
+    return upright_size(item.image if isinstance(item.image, bytes) else item.image.read_bytes())
 
 
 def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
@@ -227,7 +241,7 @@ def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
 
 def _with_captions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
     # Five an image, as everywhere; some images of COCO have six or seven.
-    return _captioned([caption.strip() for caption in item.captions][:5])
+    return _captioned([caption.strip() for caption in item.captions or () if isinstance(caption, str)][:5])
 
 
 def _with_long_texts(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
@@ -269,9 +283,34 @@ def _checked(data: Images, task: str) -> Images:
             f"{len(missing)} of {len(paths)} images of {data.name} are missing, the first is {missing[0]}. "
             f"Expected {LAYOUTS[task]}"
         )
+    data = _without_unreadable(data)
     if not data.records:
         raise ValueError(f"{data.name} has no image for {task} in split {data.split!r}.")
     return data
+
+
+def _without_unreadable(data: Images) -> Images:
+    """Without the images that no decoder can read: they are counted, and do not end the evaluation when their turn
+    comes."""
+
+    def fault(record: Record) -> str | None:
+        try:
+            if isinstance(record["image"], str | StoredImage):
+                check_image(record["image"])
+        except LeftOut as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        faults = list(pool.map(fault, data.records))
+    for record, reason in zip(data.records, faults, strict=True):
+        if reason:
+            logger.warning(f"Left out an image of {data.name}: {record['image']}: {reason}")
+    if not any(faults):
+        return data
+    kept = [record for record, reason in zip(data.records, faults, strict=True) if reason is None]
+    left_out = {**data.left_out, "images that cannot be read": len(faults) - len(kept)}
+    return replace(data, records=kept, left_out=left_out)
 
 
 def parse_scenes(data_dir: str | Sequence[str]) -> tuple[int, int]:
@@ -369,7 +408,7 @@ def _find_long_texts(folder: Path, split: str | None, candidates: str) -> Found 
         if not (splits := folder / "splits.json").is_file():
             refuse_split(split, f"annotations without {splits}", own="all")
         elif split != "all":
-            chosen = _choose(json.loads(splits.read_text()), split, ("test",), folder)
+            chosen = _choose(json.loads(splits.read_text(encoding="utf-8-sig")), split, ("test",), folder)
         return Found("dci", {"folder": str(folder), "split": _unless_all(chosen)}, "DCI", chosen)
     answers = {path.stem: path for path in sorted(folder.glob("*.json")) if _holds_conversations(path)}
     if not answers:
@@ -380,7 +419,7 @@ def _find_long_texts(folder: Path, split: str | None, candidates: str) -> Found 
 
 def _holds_conversations(path: Path) -> bool:
     """By the start of the file: some have a million entries."""
-    with path.open() as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         start = file.read(2**16).lstrip()
     return start.startswith("[") and '"conversations"' in start
 
@@ -416,7 +455,7 @@ def _is_record_dataset(folder: Path) -> bool:
 
 def _stored(path: str, split: str, name: str) -> Images:
     loaded = load_records(path, split)
-    images, annotations = loaded.select_columns("image"), loaded.remove_columns("image")
+    images, annotations = encoded_images(loaded), loaded.remove_columns("image")
     records = [{**record, "image": StoredImage(images, index)} for index, record in enumerate(annotations)]
     categories = sorted({r["category"] for record in records for r in record["regions"] if r["category"]})
     return Images(name, records, categories, split)

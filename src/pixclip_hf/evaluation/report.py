@@ -83,7 +83,7 @@ def refuse_other_model(folder: str | Path, model: str) -> None:
         ValueError: `folder` holds the `results.json` of another model, which would be lost.
     """
     path = Path(folder, "results.json")
-    found = json.loads(path.read_text())["model"] if path.is_file() else model
+    found = json.loads(path.read_text(encoding="utf-8"))["model"] if path.is_file() else model
     if found != model and Path(found).resolve() != Path(model).resolve():
         raise ValueError(f"{path} holds the results of {found!r}, not of {model!r}: choose another output folder.")
 
@@ -118,7 +118,7 @@ def write_results(
         "results": [asdict(result) for result in results],
         "pictures": pictures,
     }
-    (folder / "results.json").write_text(json.dumps(_plain(content), indent=1) + "\n")
+    (folder / "results.json").write_text(json.dumps(_plain(content), indent=1) + "\n", encoding="utf-8")
     sections = [f"# Evaluation of {model}\n"]
     if settings:
         named = [f"{name} {value}" for name, value in settings.items() if value is not None]
@@ -136,7 +136,7 @@ def write_results(
             sections.append("Left out: " + ", ".join(f"{n} {why}" for why, n in result.left_out.items()) + ".\n")
         sections += [f"{note}\n" for note in result.notes]
     sections += [f"![{Path(name).stem}]({name})\n" for name in pictures]
-    (folder / "results.md").write_text("\n".join(sections))
+    (folder / "results.md").write_text("\n".join(sections), encoding="utf-8")
 
 
 def _plain(value: object) -> object:

@@ -53,7 +53,7 @@ class JobFolder:
         if not path.exists():
             write_json(path, settings)
             return
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         # What the run was made with is kept; everything else must be the same.
         for name in [name for name in settings if name != "package_version"]:
             if name == "items_digest" and found.get(name) != settings[name]:
@@ -86,10 +86,10 @@ def manifest_path(output: Path, number: int) -> Path:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file of JSON, whole or not at all."""
     with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def manifests(output: str | os.PathLike) -> Iterator[dict[str, Any]]:
     """The manifests of the shards that are done, in their order."""
     for path in sorted(Path(output, MANIFESTS).glob("*.json"), key=lambda path: int(path.stem)):
-        yield json.loads(path.read_text())
+        yield json.loads(path.read_text(encoding="utf-8"))

@@ -1,156 +1,16 @@
-"""Image processor of PixCLIP and CLOC: reads, places, resamples and normalizes images, and maps results back."""
+"""Image processor of PixCLIP and CLOC: places, resamples and normalizes images, and maps results back."""
 
-import os
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import get_session
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_transforms import convert_to_rgb
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
-from transformers.utils import logging
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
 from .processing_geometry import Geometry, clip_boxes
-
-logger = logging.get_logger(__name__)
-
-EXIF_ORIENTATION = 0x0112
-
-
-def is_batch(images: Any) -> bool:
-    """Whether `images` is a list of images (list, tuple or 4-D array) and not one bare image."""
-    return isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4)
-
-
-def load_images(images: Any, input_data_format: str | None = None) -> list[Image.Image]:
-    """
-    Read one image or a list of images into RGB PIL images.
-
-    Args:
-        images: PIL image, array or tensor ((H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4), path, http(s) URL, or a
-            list of these. Arrays are uint8, uint16 or float in [0, 1]. Where the shape leaves the channel axis open,
-            numpy means the last one and torch the first; `input_data_format` decides it.
-
-    Transparency is laid over white, 16-bit images are scaled to 8 bits. An EXIF orientation is not applied, because
-    boxes and masks are given in the frame of the stored pixels (`PIL.Image.open(path).size`); it is warned about.
-
-    Raises:
-        TypeError: an entry is none of these, or an array of another dtype.
-        ValueError: no images, an image without pixels, a file that cannot be read, values out of range, or PIL modes
-            "I" and "F", whose value range is unknown.
-        FileNotFoundError: a path without a file.
-    """
-    if not is_batch(images):
-        return [_load_image(images, "images", input_data_format)]
-    if len(images) == 0:
-        raise ValueError("images must hold at least one image, got an empty list")
-    return [_load_image(image, f"images[{i}]", input_data_format) for i, image in enumerate(images)]
-
-
-def _load_image(image: Any, name: str, input_data_format: str | None) -> Image.Image:
-    if isinstance(image, np.ndarray | torch.Tensor):
-        return to_rgb(_array_to_pil(image, name, input_data_format), name)
-    source: Any = image
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        # Not transformers' load_image, which would turn the image by its EXIF orientation.
-        response = get_session().get(image)
-        response.raise_for_status()
-        image = _open(BytesIO(response.content), name, source)
-    elif isinstance(image, str | os.PathLike):
-        if not os.path.isfile(image):
-            raise FileNotFoundError(f"{name}: no such file or http(s) URL: {str(image)!r:.200}")
-        image = _open(image, name, source)
-    elif isinstance(image, Image.Image):
-        _read_pixels(image, name, source)
-    else:
-        raise TypeError(
-            f"{name} must be a PIL image, a numpy array, a torch tensor, a path or a URL, got {type(image).__name__}"
-        )
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    if orientation != 1:
-        logger.warning(
-            f"{name} has EXIF orientation {orientation}; its pixels are used as stored, and boxes and masks must be "
-            "in that frame. For the upright image call PIL.ImageOps.exif_transpose first."
-        )
-    return to_rgb(image, name)
-
-
-def _open(file: Any, name: str, source: Any) -> Image.Image:
-    try:
-        image = Image.open(file)
-    except OSError as error:
-        raise ValueError(f"{name}: {str(source)!r} is not an image that PIL can read: {error}") from error
-    with image:
-        _read_pixels(image, name, source)
-    return image
-
-
-def _read_pixels(image: Image.Image, name: str, source: Any) -> None:
-    try:
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name}: {str(source)!r} is a corrupt image: {error}") from error
-
-
-def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """
-    An image in RGB: transparency laid over white, 16 bits scaled to 8.
-
-    Raises:
-        ValueError: no pixels, or PIL modes "I" and "F", whose value range is unknown; `name` is the image's in it.
-    """
-    if 0 in image.size:
-        raise ValueError(f"{name} must have at least one pixel, got width x height = {image.size}")
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"{name} has PIL mode {image.mode!r}, whose value range is unknown; scale it to 8 bits (mode 'L') first"
-        )
-    if image.mode.startswith("I;16"):
-        return _from_16_bit(np.asarray(image)).convert("RGB")
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if "A" in image.getbands() or "transparency" in image.info:
-        return Image.fromarray(convert_to_rgb(image, return_numpy=True))
-    return image.convert("RGB")
-
-
-def _from_16_bit(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-
-
-def _array_to_pil(image: np.ndarray | torch.Tensor, name: str, input_data_format: str | None) -> Image.Image:
-    channels_last_by_default = isinstance(image, np.ndarray)
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
-    if image.size == 0:
-        raise ValueError(f"{name} must have at least one pixel, got shape {image.shape}")
-    if image.ndim == 3:
-        last, first = image.shape[-1] in (1, 3, 4), image.shape[0] in (1, 3, 4)
-        if input_data_format is not None:
-            channels_last = ChannelDimension(input_data_format) == ChannelDimension.LAST
-        else:
-            channels_last = last and (channels_last_by_default or not first)
-        if not (last if channels_last else first):
-            raise ValueError(f"{name} must have 1, 3 or 4 channels, got shape {image.shape}")
-        image = image if channels_last else np.moveaxis(image, 0, -1)
-        image = image[..., 0] if image.shape[-1] == 1 else image
-    elif image.ndim != 2:
-        raise ValueError(f"{name} must have shape (H, W), (H, W, C) or (C, H, W), got {image.shape}")
-    if image.dtype == np.uint16:
-        return _from_16_bit(image)
-    if image.dtype.kind == "f":
-        low, high = float(image.min()), float(image.max())
-        if not (0 <= low and high <= 1):
-            raise ValueError(f"{name} holds floats, which must lie in [0, 1]; got values from {low} to {high}")
-        image = np.rint(image * 255).astype(np.uint8)
-    elif image.dtype != np.uint8:
-        raise TypeError(f"{name} must hold uint8, uint16 or float in [0, 1], got {image.dtype}")
-    return Image.fromarray(np.ascontiguousarray(image))
+from .processing_images import load_images
 
 
 class RegionImageProcessor(PilBackend):

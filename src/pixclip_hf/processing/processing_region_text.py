@@ -8,8 +8,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 
-from .image_processing_region import RegionImageProcessor, is_batch, load_images
+from .image_processing_region import RegionImageProcessor
 from .processing_geometry import Geometry, place_boxes, sample_masks
+from .processing_images import is_batch, load_images
 from .processing_regions import Regions, check_call, choose_prompt, pad_regions, read_regions
 from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, encode_texts
 

@@ -104,7 +104,8 @@ def read_rle(rle: dict) -> RunMask:
         runs = np.asarray(counts)
         if runs.ndim != 1 or runs.dtype.kind not in "iu":
             raise ValueError(f"an RLE's counts must be a string or a flat list of integers, got {counts!r:.80}")
-    if runs.size == 0 or runs.min() < 0 or runs.sum() != height * width:
+    # No run is longer than the mask: sums of such ones wrap around, and may come out right.
+    if runs.size == 0 or runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
         raise ValueError(f"an RLE's runs must be >= 0 and add up to {height} x {width}, got a sum of {runs.sum()}")
     edges = np.cumsum(runs)[: runs.size // 2 * 2]
     return RunMask.from_edges((height, width), edges, by_columns=True)

@@ -53,7 +53,7 @@ def train_stage(model_type: str, seed: int, folder: Path, start: Path | None = N
     print(f"set-up, training and saving of {model_type} took {time.perf_counter() - begun:.0f} s")
     logs = reversed(trainer.state.log_history)
     stage["seconds"] = next(log["train_runtime"] for log in logs if "train_runtime" in log)
-    (folder / STAGE_FILE).write_text(json.dumps(stage, indent=1) + "\n")
+    (folder / STAGE_FILE).write_text(json.dumps(stage, indent=1) + "\n", encoding="utf-8")
     return stage
 
 
@@ -62,7 +62,7 @@ def find_stage(model_type: str, seed: int, folder: Path) -> dict | None:
     file = folder / STAGE_FILE
     if not file.is_file():
         return None
-    stage = json.loads(file.read_text())
+    stage = json.loads(file.read_text(encoding="utf-8"))
     expected = _stage(model_type, seed)
     return stage if all(stage.get(name) == value for name, value in expected.items()) else None
 

@@ -71,7 +71,7 @@ def report(model_type: str, metrics: Mapping[str, Any], folder: Path) -> str:
         f"{PICTURE_RULES[model_type]}\n\n![regions](regions.png)\n\n"
         f"The first {PAGE_SCENES} unseen scenes, whatever the model says of them:\n\n![scenes](scenes.png)\n"
     )
-    (folder / "report.md").write_text(text)
+    (folder / "report.md").write_text(text, encoding="utf-8")
     return text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..command_help import HelpFormatter
 from ..embedding.folder import EmbeddingFolder
 from ..encoders.view_encoder import load_encoder
-from .index import INDEX, build_index, find_regions, open_images, open_index
+from .index import INDEX, build_index, check_index, find_regions, open_images, open_index
 from .sheet import draw_sheet
 
 SEARCH = """\
@@ -34,7 +34,8 @@ def search(argv: Sequence[str] | None = None) -> dict[str, Any]:
         What report.json holds now: the times of this search.
 
     Raises:
-        ValueError: the folder holds no region, or no query is given where nothing is known about the regions.
+        ValueError: the folder holds no region, the index does not fit its embeddings,
+            or no query is given where nothing is known about the regions.
         FileNotFoundError: an image is no longer where it was embedded from.
     """
     parser = argparse.ArgumentParser(prog="pixclip-hf search", description=SEARCH, formatter_class=HelpFormatter)
@@ -47,6 +48,7 @@ def search(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parser.parse_args(argv)
     folder = arguments.index_dir
     settings = EmbeddingFolder.open(folder).settings
+    check_index(arguments.index, settings["width"])
     began = time.perf_counter()
     has_index = (folder / INDEX).is_file()
     regions = open_index(folder) if has_index else build_index(folder, arguments.index)
@@ -74,7 +76,7 @@ def search(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "text_milliseconds_a_query": 1e3 * (searched - asked) / len(queries),
         "search_milliseconds_a_query": 1e3 * (answered - searched) / len(queries),
     }
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for query, found in zip(queries, hits, strict=True):
         print(query)
         for image, box, score in zip(found["image_id"], found["box"], found["score"], strict=True):

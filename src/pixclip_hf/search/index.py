@@ -9,8 +9,9 @@ import faiss
 from PIL import Image
 
 from ..data.sources import cached_source
-from ..data.sources.records import LeftOut, read_image
+from ..data.sources.records import read_image
 from ..embedding.folder import EmbeddingFolder, embedding_counts
+from ..record import LeftOut
 
 INDEX = "regions.faiss"
 
@@ -34,6 +35,23 @@ def build_index(folder: str | Path, factory: str = "Flat") -> datasets.Dataset:
     )
     regions.save_faiss_index("embedding", str(Path(folder, INDEX)))
     return regions
+
+
+def check_index(factory: str, width: int) -> None:
+    """Checks an index before anything is read for it.
+
+    Args:
+        factory: index factory string of FAISS.
+        width: length of an embedding.
+
+    Raises:
+        ValueError: FAISS makes no such index of such embeddings.
+    """
+    try:
+        faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+    except Exception as error:  # what its bindings raise is of no one type
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"`--index` must be an index of {width} dimensions, got {factory!r}: {reason}") from error
 
 
 def open_index(folder: str | Path) -> datasets.Dataset:

@@ -301,7 +301,7 @@ def recipe_arguments(path: str | Path) -> list[str]:
     Raises:
         ValueError: the file holds something else than a mapping.
     """
-    recipe = yaml.safe_load(Path(path).read_text())
+    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {str(path)!r} must map names of arguments to values, got {recipe!r}.")
     return [text for name, value in recipe.items() if value is not None for text in (f"--{name}", *_texts(value))]

@@ -21,7 +21,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
     folders = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name[11:].isdecimal()]
     for folder in sorted(folders, key=lambda path: int(path.name[11:]), reverse=True):
         try:
-            json.loads((folder / TRAINER_STATE_NAME).read_text())
+            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             logger.warning(f"The checkpoint {str(folder)!r} is incomplete and is not used.")
             continue

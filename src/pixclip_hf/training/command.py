@@ -176,7 +176,7 @@ def save_run_arguments(
         # Without the values of tokens; settings that are no plain values become text.
         "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
     }
-    Path(training.output_dir, "run_arguments.json").write_text(json.dumps(content, indent=1) + "\n")
+    Path(training.output_dir, "run_arguments.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def build_parser() -> HfArgumentParser:

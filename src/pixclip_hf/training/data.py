@@ -1,6 +1,7 @@
 """The records that a run trains and evaluates on."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.sources import has_splits, load_records, parse_source
@@ -43,6 +44,7 @@ def build_datasets(
             seed,
             arguments.shuffle_buffer,
             arguments.max_corrupt_share,
+            source[0] if Path(source[0]).is_dir() else None,
         )
     else:
         train = _load(source, arguments.train_split)

@@ -186,7 +186,7 @@ class TextEmbeddingCache:
     def _check_folder(self) -> None:
         path = self.folder / "key.json"
         if path.is_file():
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             differing = [f"{name} {stored.get(name)!r}, not {value!r}" for name, value in self.key.items()
                          if stored.get(name) != value]  # fmt: skip
             if differing:
@@ -207,7 +207,7 @@ class TextEmbeddingCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "key.json").is_file():
             with whole_file(self.folder / "key.json") as unfinished:
-                unfinished.write_text(json.dumps(self.key, indent=1) + "\n")
+                unfinished.write_text(json.dumps(self.key, indent=1) + "\n", encoding="utf-8")
         model = load_text_model(
             self.text_model, self.dtype, self.key["bidirectional"], self.quantization, revision=self.revision
         )

@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
 from ..data.collator import RegionDataset, sample_key
+from ..data.skipping import ReadableRecords
 from ..data.streaming import RecordStream, StreamLoader
 from ..evaluation.retrieval import retrieval_recall
 from ..modeling.modeling_region_text import set_losses
@@ -47,6 +48,10 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
         dist.all_gather(parts, moved.contiguous())
     gathered = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
     return gathered.to(rows.dtype), sum(counts[: dist.get_rank()])
+
+
+def _readable(records: Any) -> Any:
+    return ReadableRecords(records) if has_length(records) and hasattr(records, "__getitem__") else records
 
 
 class SetEpoch(TrainerCallback):
@@ -149,6 +154,11 @@ class RegionTrainer(Trainer):
         if self.train_dataset is not None and not isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             self.train_dataset = RegionDataset(self.train_dataset)
             self.add_callback(SetEpoch(self.train_dataset))
+        evaluated: Any = self.eval_dataset  # type: ignore[has-type]
+        if isinstance(evaluated, dict):
+            self.eval_dataset = {name: _readable(records) for name, records in evaluated.items()}
+        elif evaluated is not None:
+            self.eval_dataset = _readable(evaluated)
         self._stream: StreamLoader | None = None
         if isinstance(self.train_dataset, RecordStream):
             # The stream continues from its own position; Trainer would read again what it skips.
@@ -212,7 +222,7 @@ class RegionTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self._stream is not None:
-            self._stream_file(output_dir).write_text(json.dumps(self._stream.state_dict()))
+            self._stream_file(output_dir).write_text(json.dumps(self._stream.state_dict()), encoding="utf-8")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -223,7 +233,7 @@ class RegionTrainer(Trainer):
                     f"{checkpoint!r} holds no position of the stream for rank {self.args.process_index}: it was "
                     "written without a stream, or by fewer ranks."
                 )
-            self._stream.load_state_dict(json.loads(file.read_text()))
+            self._stream.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
 
     def _stream_file(self, folder: str) -> Path:
         return Path(folder, f"stream_{self.args.process_index}.json")

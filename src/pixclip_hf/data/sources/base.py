@@ -3,14 +3,17 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from xml.etree import ElementTree
 
 import numpy as np
 
+from ...images import inside
+from ...record import LeftOut, foreign
 from ..source_index import Index, Notes, Row, build_index, content_digest, digest, file_state, list_index
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 IDS_PER_IMAGE = 2**16  # where regions have no ids of their own, those of an image start at its position times this
 
 _SAMPLED_FILES = 64
+NOT_READABLE = "region left out: not readable"
 
 KINDS: dict[str, type["Source"]] = {}
 """Every kind of source by its name; a class enters it when it is defined."""
@@ -110,7 +114,15 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, position: int) -> AnnotatedImage:
-        """An item by its position. What is wrong with its annotations comes out as a Python error."""
+        """An item by its position.
+
+        Raises:
+            LeftOut: its annotations cannot be read.
+        """
+
+    def item_name(self, position: int) -> str:
+        """A name of an item that tells which one it is even where it cannot be read."""
+        return f"item-{position:08d}"
 
     @property
     def categories(self) -> list[str]:
@@ -175,9 +187,15 @@ class IndexedSource(Source):
         return [self.image_path(row.image)] if row.image is not None else ()
 
     def image_path(self, image: bytes) -> Path:
-        """Where the image of a row lies."""
+        """Where the image of a row lies.
+
+        Raises:
+            LeftOut: it has no name, or one that leads out of the source's folder.
+        """
+        if image is None:
+            raise LeftOut("image without a name")
         folder: Any = getattr(self, "images", None) or getattr(self, "folder", "")
-        return Path(folder, os.fsdecode(image))
+        return inside(folder, image)
 
     def open(self) -> None:
         self.index = self.open_index()
@@ -195,7 +213,11 @@ class IndexedSource(Source):
         return len(self.index)
 
     def read(self, position: int) -> AnnotatedImage:
-        return self.build(position, self.index.row(position))
+        with foreign("annotation not readable", detail=True):
+            return self.build(position, self.index.row(position))
+
+    def item_name(self, position: int) -> str:
+        return self.index.row(position).name or super().item_name(position)
 
     @property
     def categories(self) -> list[str]:
@@ -222,8 +244,65 @@ class IndexedSource(Source):
     def _states(self) -> Iterator[Any]:
         """The state of every file that an item is read from."""
         for row in self.index.rows():
-            for path in self.item_files(row):
-                yield os.fspath(path), file_state(path)
+            try:
+                with foreign("annotation not readable"):
+                    paths = [os.fspath(path) for path in self.item_files(row)]
+            except LeftOut:
+                continue  # told when the item is read
+            for path in paths:
+                yield path, file_state(path)
+
+
+def read_each(found: Any, build: Callable[[int, Any], dict[str, Any]], left_out: Counter) -> list[dict[str, Any]]:
+    """The regions of an item, of which those that can't be read cost themselves alone.
+
+    Args:
+        found: what the annotations list; None for nothing.
+        build: makes a region of its number and its entry.
+        left_out: takes up how many cannot be read.
+    """
+    if found is None:
+        return []
+    if not isinstance(found, list | tuple):
+        left_out[NOT_READABLE] += 1
+        return []
+    regions = []
+    for number, entry in enumerate(found):
+        try:
+            with foreign(NOT_READABLE):
+                region = build(number, entry)
+        except LeftOut as error:
+            left_out[str(error)] += 1
+        else:
+            regions.append(region)
+    return regions
+
+
+def named_row(name: Callable[[Any], Any], entry: Any, content: str) -> Row:
+    """The row of an image that its annotations name; without a name, to be told when it is read, where they can't be
+    read so far.
+
+    Args:
+        name: finds the path of the image in its entry.
+        entry: what names it.
+        content: the annotations.
+    """
+    with suppress(LeftOut), foreign("image without a name"):
+        path = os.fsencode(name(entry))
+        return Row(readable(path), path, content)
+    return Row(None, None, content)
+
+
+def stated_size(entry: Mapping[str, Any], width: str = "width", height: str = "height") -> tuple[int, int] | None:
+    """(width, height) as an entry says, None where it does not."""
+    sides = entry.get(width), entry.get(height)
+    return None if None in sides else (int(sides[0]), int(sides[1]))  # type: ignore[arg-type]
+
+
+def xml_size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """(width, height) as an annotation in Pascal VOC's XML says, None where it does not."""
+    width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+    return (width, height) if width > 0 and height > 0 else None
 
 
 def split_lists(value: Any) -> list[Any]:
@@ -231,12 +310,17 @@ def split_lists(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def walk_files(folder: str | Path, suffixes: Sequence[str], inside: bytes = b"") -> Iterator[bytes]:
-    """Paths of files below a folder and relative to it, in the order of their parts; a folder is held at a time."""
-    with os.scandir(os.path.join(os.fsencode(folder), inside)) as entries:
+def walk_files(folder: str | Path, suffixes: Sequence[str], below: bytes = b"") -> Iterator[bytes]:
+    """Paths of files below a folder and relative to it, in the order of their parts; a folder is held at a time.
+
+    What is hidden is passed over: previews of notebooks (`.ipynb_checkpoints`) and of macOS (`._a.jpg`) are copies.
+    """
+    with os.scandir(os.path.join(os.fsencode(folder), below)) as entries:
         found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     for name, is_folder in found:
-        path = os.path.join(inside, name) if inside else name
+        if name.startswith(b"."):
+            continue
+        path = os.path.join(below, name) if below else name
         if is_folder:
             yield from walk_files(folder, suffixes, path)
         elif os.path.splitext(name)[1].lower().decode("utf-8", "replace") in suffixes:

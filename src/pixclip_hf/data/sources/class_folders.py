@@ -39,7 +39,7 @@ class ClassFolders(IndexedSource, kind="class_folders"):
             images = [
                 name
                 for name in sorted(os.listdir(os.path.join(root, folder)))
-                if os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGE_SUFFIXES
+                if not name.startswith(b".") and os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGE_SUFFIXES
             ]
             name = readable(folder)
             if folder.startswith(b".") or not images:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..source_index import Groups, Notes, Row
 from .base import IDS_PER_IMAGE, AnnotatedImage, IndexedSource, readable, split_lists
@@ -61,11 +62,11 @@ class CsvTable(IndexedSource, kind="csv"):
         return [self.table, self.images]
 
     def rows(self, notes: Notes) -> Iterator[Row]:
-        with Groups() as groups, open(self.table, encoding="utf-8-sig", errors="replace", newline="") as file:
+        with Groups() as groups, open(self.table, encoding="utf-8-sig", errors="replace", newline="\n") as file:
             delimiter = self.delimiter or ("\t" if self.table.lower().endswith(".tsv") else ",")
             reader = csv.DictReader(file, delimiter={"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter))
             headers = self._headers(reader.fieldnames or [])
-            for row in reader:
+            for row in _rows_that_can_be_read(reader, notes):
                 image = row[headers["image"]]
                 if not image:
                     notes.left_out["row left out: without an image"] += 1
@@ -119,3 +120,12 @@ class CsvTable(IndexedSource, kind="csv"):
             alt_text,
             normalized=bool(self.normalized),
         )
+
+
+def _rows_that_can_be_read(reader: Iterator[dict[str, Any]], notes: Notes) -> Iterator[dict[str, Any]]:
+    """The rows of a table without those that are no CSV, such as one with a line break outside of quotes."""
+    while True:
+        with notes.leaving_out("row left out: not readable"):
+            if (row := next(reader, None)) is None:
+                return
+            yield row

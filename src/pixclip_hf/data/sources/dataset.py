@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...record import record_features
+from ...images import stored_bytes
+from ...record import foreign, record_features
 from ..source_index import digest, file_state
-from .base import AnnotatedImage, Source
+from .base import AnnotatedImage, Source, stated_size
 
 if TYPE_CHECKING:
     import datasets
@@ -35,11 +36,16 @@ class RecordDataset(Source, kind="dataset"):
         return len(self._records)
 
     def read(self, position: int) -> AnnotatedImage:
-        record = self._encoded[position]
-        image = record["image"]["bytes"] or Path(record["image"]["path"])
-        size = record["width"], record["height"]
-        texts = record["captions"], record["alt_text"]
-        return AnnotatedImage(f"{self.split}-{position:08d}", image, record["regions"], *texts, size=size)
+        with foreign("record not readable", detail=True):
+            record = self._encoded[position]
+            # A path without bytes is that of a file beside the records, or of none.
+            image = stored_bytes(record["image"], self.path if Path(self.path).is_dir() else None)
+            texts = record["captions"] or (), record["alt_text"]
+            regions = record["regions"] or ()
+            return AnnotatedImage(self.item_name(position), image, regions, *texts, size=stated_size(record))
+
+    def item_name(self, position: int) -> str:
+        return f"{self.split}-{position:08d}"
 
     @property
     def items_digest(self) -> str:

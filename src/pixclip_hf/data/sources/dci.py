@@ -5,7 +5,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ...images import inside
 from ..source_index import Notes, Row
 from .base import AnnotatedImage, IndexedSource, listed, readable, walk_files
 
@@ -41,9 +43,12 @@ class Dci(IndexedSource, kind="dci"):
     def item_files(self, row: Row) -> Iterable[Path]:
         path = self._annotation(row)
         # The photograph is named in there.
-        return path, Path(self.folder, "photos", json.loads(path.read_text(encoding="utf-8-sig"))["image"])
+        return path, self._photo(json.loads(path.read_text(encoding="utf-8-sig")))
+
+    def _photo(self, entry: dict[str, Any]) -> Path:
+        return inside(Path(self.folder, "photos"), os.fsencode(entry["image"]))
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
         entry = json.loads(self._annotation(row).read_text(encoding="utf-8-sig"))
         text = f"{entry['short_caption'].strip()}\n{entry['extra_caption'].strip()}"
-        return AnnotatedImage(entry["image"], Path(self.folder, "photos", entry["image"]), captions=[text])
+        return AnnotatedImage(readable(entry["image"]), self._photo(entry), captions=[text])

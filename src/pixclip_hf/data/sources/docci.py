@@ -1,14 +1,15 @@
 """DOCCI: a long description per image, in JSON lines."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
+from ...images import inside
 from ..json_stream import read_lines
 from ..source_index import Notes, Row
-from .base import AnnotatedImage, IndexedSource, readable
+from .base import AnnotatedImage, IndexedSource, named_row
 
 DESCRIPTIONS = "docci_descriptions.jsonlines"
 
@@ -33,12 +34,13 @@ class Docci(IndexedSource, kind="docci"):
 
     def rows(self, notes: Notes) -> Iterator[Row]:
         for line in read_lines(self.annotation_files()[0]):
-            entry = json.loads(line)
-            if self.split in (None, entry["split"]):
-                yield Row(readable(entry["image_file"]), os.fsencode(entry["image_file"]), line)
+            with notes.leaving_out("line left out: not readable"):
+                entry = json.loads(line)
+                if self.split in (None, entry["split"]):
+                    yield named_row(itemgetter("image_file"), entry, line)
 
     def image_path(self, image: bytes) -> Path:
-        return Path(self.folder, "images", os.fsdecode(image))
+        return inside(Path(self.folder, "images"), image)
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
         description = json.loads(row.content)["description"]

@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from ..json_stream import read_lines
 from ..source_index import Notes, Row
-from .base import IDS_PER_IMAGE, AnnotatedImage, IndexedSource, readable, walk_files
+from .base import IDS_PER_IMAGE, AnnotatedImage, IndexedSource, read_each, readable, walk_files, xml_size
 
 _PHRASE = re.compile(r"\[/EN#(\d+)/\S+ ([^\]]*)\]")
 
@@ -56,20 +57,23 @@ class Flickr30kEntities(IndexedSource, kind="flickr30k"):
             if phrase not in phrases[entity]:
                 phrases[entity].append(phrase)
         root = ElementTree.parse(self._annotations(stem)).getroot()
-        regions, boxed = [], set()
+        boxed: set[Any] = set()
+        said = []
         for item in root.iter("object"):
             corners = item.find("bndbox")
             for entity in (node.text for node in item.iter("name")):
-                if corners is None:
-                    continue
-                boxed.add(entity)
-                # Pixels are counted from one there, and the last one belongs to the box.
-                x0, y0, x1, y1 = (int(corners.findtext(edge, "")) for edge in ("xmin", "ymin", "xmax", "ymax"))
-                for phrase in phrases[entity]:
-                    number = position * IDS_PER_IMAGE + len(regions)
-                    regions.append({"id": number, "box": (x0 - 1, y0 - 1, x1, y1), "caption": phrase})
+                if corners is not None:
+                    boxed.add(entity)
+                    said += [(corners, phrase) for phrase in phrases[entity]]
+
+        def region(number: int, found: tuple[ElementTree.Element, str]) -> dict[str, Any]:
+            # Pixels are counted from one there, and the last one belongs to the box.
+            x0, y0, x1, y1 = (float(found[0].findtext(edge, "")) for edge in ("xmin", "ymin", "xmax", "ymax"))
+            return {"id": position * IDS_PER_IMAGE + number, "box": (x0 - 1, y0 - 1, x1, y1), "caption": found[1]}
+
+        regions = read_each(said, region, left_out)
         left_out["phrase left out: without a box"] = sum(len(phrases[key]) for key in phrases if key not in boxed)
         captions = [_PHRASE.sub(r"\2", line) for line in lines]
-        size = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
+        size = xml_size(root)
         image = self.image_path(row.image)
         return AnnotatedImage(row.name, image, regions, captions, size=size, left_out=left_out)

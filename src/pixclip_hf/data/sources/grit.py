@@ -11,8 +11,18 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ...record import LeftOut, foreign
 from ..source_index import Index, Notes, Row, build_index, digest, file_state, list_index
-from .base import IDS_PER_IMAGE, IMAGE_SUFFIXES, AnnotatedImage, IndexedSource, readable, walk_files
+from .base import (
+    IDS_PER_IMAGE,
+    IMAGE_SUFFIXES,
+    NOT_READABLE,
+    AnnotatedImage,
+    IndexedSource,
+    read_each,
+    readable,
+    walk_files,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -54,13 +64,15 @@ class Grit(IndexedSource, kind="grit"):
         """Where the files of each pair of a tar lie in it; their content is not read."""
         pairs: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
         try:
-            with tarfile.open(self._tar(path)) as tar:
+            # Uncompressed: files of a compressed one do not lie where their headers say.
+            with foreign("tar left out: not readable"), tarfile.open(self._tar(path), "r:") as tar:
                 for member in tar:
                     key, _, suffix = member.name.rpartition(".")
-                    pairs[key][f".{suffix.lower()}"] = member.offset_data, member.size
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            logger.warning(f"The tar {str(self._tar(path))!r} is left out from here on: {error}")
-            notes.left_out["tar left out: not readable"] += 1
+                    if member.isreg() and not os.path.basename(key).startswith("."):
+                        pairs[key][f".{suffix.lower()}"] = member.offset_data, member.size
+        except LeftOut as error:
+            logger.warning(f"The tar {str(self._tar(path))!r} is left out from here on: {error.__cause__}")
+            notes.left_out[str(error)] += 1
         shard = readable(os.path.splitext(path)[0])
         for key, files in pairs.items():
             image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
@@ -97,19 +109,21 @@ class Grit(IndexedSource, kind="grit"):
             path, *places = json.loads(row.content)
             with open(self._tar(bytes.fromhex(path)), "rb") as file:
                 text, image = (_read_at(file, *places[at : at + 2]) for at in (0, 2))
-        entry = json.loads(text)
-        caption, left_out = entry["caption"], Counter()
-        found = _listed(entry.get("ref_exps"))
-        taken = {tuple(expression[2:6]) for expression in found}
-        for chunk in _listed(entry.get("noun_chunks")):
-            if tuple(chunk[2:6]) in taken:
-                left_out["noun chunk left out: part of a referring expression"] += 1
-            else:
-                found.append(chunk)
-        regions = [
-            {"id": number, "box": text[2:6], "caption": caption[int(text[0]) : int(text[1])], "score": text[6]}
-            for number, text in enumerate(found, start=position * IDS_PER_IMAGE)
-        ]
+        entry, left_out = json.loads(text), Counter()
+        caption = entry.get("caption")
+        expressions = _listed(entry.get("ref_exps"), left_out)
+        chunks = _listed(entry.get("noun_chunks"), left_out)
+        taken = {repr(expression[2:6]) for expression in expressions if isinstance(expression, list)}
+        beyond = [chunk for chunk in chunks if not (isinstance(chunk, list) and repr(chunk[2:6]) in taken)]
+        left_out["noun chunk left out: part of a referring expression"] += len(chunks) - len(beyond)
+
+        def region(number: int, found: list[Any]) -> dict[str, Any]:
+            start, end, x0, y0, x1, y1, score = found
+            said = caption[int(start) : int(end)]
+            number += position * IDS_PER_IMAGE
+            return {"id": number, "box": [x0, y0, x1, y1], "caption": said, "score": score}
+
+        regions = read_each([*expressions, *beyond], region, left_out)
         return AnnotatedImage(row.name, image, regions, alt_text=caption, normalized=True, left_out=left_out)
 
 
@@ -118,6 +132,12 @@ def _read_at(file: Any, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _listed(value: Any) -> list:
+def _listed(value: Any, left_out: Counter) -> list:
     """A list, which img2dataset may have written as JSON text."""
-    return json.loads(value) if isinstance(value, str) else list(value or ())
+    try:
+        with foreign(NOT_READABLE):
+            found = json.loads(value) if isinstance(value, str) else value
+            return list(found or ())
+    except LeftOut as error:
+        left_out[str(error)] += 1
+        return []

@@ -4,10 +4,11 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..json_stream import read_entries
 from ..source_index import Notes, Row
-from .base import AnnotatedImage, IndexedSource, readable
+from .base import AnnotatedImage, IndexedSource, named_row
 
 
 @dataclass
@@ -33,11 +34,16 @@ class Karpathy(IndexedSource, kind="karpathy"):
 
     def rows(self, notes: Notes) -> Iterator[Row]:
         for key, entry, text in read_entries(self.annotations):
-            if key in (None, "images") and self.split in (None, entry.get("split")):
-                name = os.path.join(entry.get("filepath", ""), entry["filename"])
-                yield Row(readable(name), os.fsencode(name), text)
+            if key not in (None, "images") or not isinstance(entry, dict):
+                notes.left_out["image left out: not readable"] += key in (None, "images")
+            elif self.split in (None, entry.get("split")):
+                yield named_row(_file_name, entry, text)
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
         entry = json.loads(row.content)
         captions = entry.get("captions") or [sentence["raw"] for sentence in entry["sentences"]]
         return AnnotatedImage(row.name, self.image_path(row.image), captions=captions)
+
+
+def _file_name(entry: dict[str, Any]) -> str:
+    return os.path.join(entry.get("filepath") or "", entry["filename"])

@@ -1,18 +1,22 @@
 """Pascal VOC: an XML file per image, with masks of its objects where they were drawn."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
+from ...images import inside
 from ...processing.processing_regions import encode_rle
+from ...record import LeftOut, foreign
 from ..json_stream import read_lines
 from ..source_index import Notes, Row
-from .base import IDS_PER_IMAGE, AnnotatedImage, IndexedSource, readable, walk_files
+from .base import IDS_PER_IMAGE, AnnotatedImage, IndexedSource, read_each, readable, walk_files, xml_size
 
 
 @dataclass
@@ -45,7 +49,7 @@ class PascalVoc(IndexedSource, kind="voc"):
             yield Row(readable(stem), stem)
 
     def _file(self, folder: str, row: Row, suffix: str) -> Path:
-        return Path(self.folder, folder, os.fsdecode(row.image) + suffix)
+        return inside(Path(self.folder, folder), os.fsdecode(row.image) + suffix)
 
     def item_files(self, row: Row) -> Iterable[Path]:
         annotations, masks = self._file("Annotations", row, ".xml"), self._file("SegmentationObject", row, ".png")
@@ -56,23 +60,23 @@ class PascalVoc(IndexedSource, kind="voc"):
         root = ElementTree.parse(annotations).getroot()
         if not image.is_file() and (name := root.findtext("filename")):
             image = image.with_name(Path(name.strip()).name)
-        labels = None
+        labels, left_out = None, Counter()
         if masks.is_file():
-            with Image.open(masks) as drawn:
-                labels = np.asarray(drawn)
-        regions = []
-        for number, found in enumerate(root.iter("object")):
-            # Pixels are counted from one, and the last one belongs to the box.
-            corners = [float(found.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+            try:
+                with foreign("mask left out: empty or not readable"), Image.open(masks) as drawn:
+                    labels = np.asarray(drawn)
+            except LeftOut as error:
+                left_out[str(error)] += len(list(root.iter("object")))
+
+        def region(number: int, found: ElementTree.Element) -> dict[str, Any]:
             mask = None if labels is None or not (labels == number + 1).any() else encode_rle(labels == number + 1)
-            regions.append(
-                {
-                    "id": position * IDS_PER_IMAGE + number,
-                    "box": [corners[0] - 1, corners[1] - 1, corners[2], corners[3]],
-                    "mask": mask,
-                    "category": found.findtext("name"),
-                }
-            )
-        width, height = (int(root.findtext(f"size/{side}") or 0) for side in ("width", "height"))
-        size = (width, height) if width > 0 and height > 0 else None
-        return AnnotatedImage(row.name, image, regions, size=size)
+            box = None
+            if mask is None or found.find("bndbox") is not None:
+                # Pixels are counted from one, and the last one belongs to the box.
+                corners = [float(found.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
+                box = [corners[0] - 1, corners[1] - 1, corners[2], corners[3]]
+            category = found.findtext("name")
+            return {"id": position * IDS_PER_IMAGE + number, "box": box, "mask": mask, "category": category}
+
+        regions = read_each(list(root.iter("object")), region, left_out)
+        return AnnotatedImage(row.name, image, regions, size=xml_size(root), left_out=left_out)

@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ...record import LeftOut, foreign
 from ..json_stream import read_entries, read_lines
 from ..source_index import Groups, Notes, Row
-from .base import IDS_PER_IMAGE, AnnotatedImage, IndexedSource, readable, xywh_to_xyxy
+from .base import IDS_PER_IMAGE, NOT_READABLE, AnnotatedImage, IndexedSource, readable, split_lists, xywh_to_xyxy
 
 
 @dataclass
@@ -35,31 +38,43 @@ class Reclip(IndexedSource, kind="reclip"):
     def rows(self, notes: Notes) -> Iterator[Row]:
         with Groups() as lines, Groups() as detections:
             for line in read_lines(self.expressions):
-                lines.add(_image_name(json.loads(line)["file_name"]), line)
+                with notes.leaving_out("line left out: not readable"):
+                    name = _image_name(json.loads(line)["file_name"])
+                    os.fsencode(name)
+                    lines.add(name, line)
             for key, value, text in read_entries(self.detections) if self.detections is not None else ():
-                if key is None:
-                    detections.add(str(value["image_id"]), json.dumps(value["box"]))
-                else:
-                    detections.add(str(key), text)
+                with notes.leaving_out("detection left out: not readable"):
+                    if key is None:
+                        detections.add(str(value["image_id"]), json.dumps(value["box"]))
+                    else:
+                        detections.add(str(key), text)
             for found in lines.each():
                 entry = json.loads(found[0])
                 name = _image_name(entry["file_name"])
                 boxes = "null"
                 if self.detections is not None:
-                    boxes = f"[{','.join(detections.of(str(entry['image_id'])))}]"
+                    boxes = f"[{','.join(detections.of(str(entry.get('image_id'))))}]"
                 yield Row(readable(name), os.fsencode(name), f'{{"lines": [{",".join(found)}], "boxes": {boxes}}}')
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
         content = json.loads(row.content)
-        expressions, regions = [], []
+        expressions: list[dict[str, Any]] = []
+        regions: list[dict[str, Any]] = []
+        left_out: Counter = Counter()
         for entry in content["lines"]:
-            meant = entry["ann_id"] if isinstance(entry["ann_id"], list) else [entry["ann_id"]]
-            objects = [(annotation["id"], xywh_to_xyxy(annotation["bbox"])) for annotation in entry["anns"]]
-            right = [box for number, box in objects if number in meant]
-            for sentence in entry["sentences"]:
-                expressions.append({"text": sentence["raw"], "boxes": right})
+            try:
+                with foreign(NOT_READABLE):
+                    meant = split_lists(entry["ann_id"])
+                    objects = [(annotation["id"], _corners(annotation["bbox"])) for annotation in entry["anns"]]
+                    right = [box for number, box in objects if number in meant]
+                    texts = [sentence["raw"] for sentence in entry["sentences"]]
+            except LeftOut as error:
+                left_out[str(error)] += 1
+                continue
+            for text in texts:
+                expressions.append({"text": text, "boxes": right})
                 regions += [
-                    {"id": position * IDS_PER_IMAGE + len(regions) + offset, "box": box, "caption": sentence["raw"]}
+                    {"id": position * IDS_PER_IMAGE + len(regions) + offset, "box": box, "caption": text}
                     for offset, box in enumerate(right)
                 ]
         candidates = content["boxes"]
@@ -69,9 +84,14 @@ class Reclip(IndexedSource, kind="reclip"):
             row.name,
             self.image_path(row.image),
             regions,
-            candidates=[xywh_to_xyxy(box) for box in candidates],
+            candidates=[_corners(box) for box in candidates],
             expressions=expressions,
+            left_out=left_out,
         )
+
+
+def _corners(box: Sequence[Any]) -> list[float]:
+    return xywh_to_xyxy([float(edge) for edge in box])
 
 
 def _image_name(name: str) -> str:

@@ -1,111 +1,81 @@
 """From what a source says of an image to a record of the schema, and what is left out of it, by reason."""
 
-import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from ...images import open_image
+from ...images import open_image, store_image, upright_size
 from ...processing.processing_geometry import clip_boxes
 from ...processing.processing_regions import encode_rle, mask_box, read_mask
-from ...record import ORIENTATION, record_features
-from .base import AnnotatedImage, Source, in_pixels, readable
+from ...record import LeftOut, foreign, record_features
+from .base import NOT_READABLE, AnnotatedImage, Source, in_pixels, readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# What the annotations of one item of millions may raise. XML errors are SyntaxErrors.
-BROKEN_ANNOTATION = (OSError, AttributeError, LookupError, TypeError, ValueError, SyntaxError)
-
-
-_BROKEN_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on bad files
-
-
-class LeftOut(Exception):
-    """An image that can't become a record; the message is the reason."""
-
-
-def read_image(item: AnnotatedImage, at_least: int | None = None) -> tuple[bytes, Image.Image, tuple[int, int]]:
-    """The image of an item: encoded, decoded as [`open_image`] does it, and its upright size (width, height).
-
-    Args:
-        item: an item of a source.
-        at_least: as in [`open_image`]; the decoded image may then be smaller than the size.
-
-    Raises:
-        LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
-    """
-    try:
-        data = read_bytes(item)
-    except OSError as error:
-        raise LeftOut("image missing") from error
-    try:
-        image = open_image({"bytes": data}, at_least)
-        size = image.size if at_least is None else upright_size(data)
-    except _BROKEN_IMAGE as error:
-        raise LeftOut("image not readable") from error
-    if item.size is not None and tuple(item.size) != size:
-        raise LeftOut("image of another size than its annotations")
-    return data, image, size
+CROWD = "region left out: a crowd"
+_BATCH_BYTES = 2**28  # in images: Arrow counts the bytes of a column's chunk in 32 bits
 
 
 def read_regions(item: AnnotatedImage, size: tuple[int, int], kind: str) -> tuple[list[dict[str, Any]], Counter]:
     """The regions of an item in the record schema, and how much of the item was left out, by reason.
 
     Boxes are clipped to the image. A region keeps its box when its mask is empty or can't be read; a region without a
-    box takes that of its mask. A region whose other fields can't be read is left out.
+    box takes that of its mask. A region whose other fields can't be read is left out, and so is a crowd: what is said
+    of it is said of none of its parts.
 
     Args:
         item: an item of a source.
         size: (width, height) of its image.
         kind: the kind of the source, which a region without a `source` of its own comes from.
     """
-    width, height = size
     counts = Counter(item.left_out)
-    regions, seen = [], set()
+    regions: list[dict[str, Any]] = []
+    seen: set[int] = set()
     for region in item.regions:
-        if item.normalized:
-            region = in_pixels(region, size)
-        mask = _read_region_mask(region.get("mask"), (height, width), counts)
         try:
-            number = int(np.int64(region["id"]))  # what the schema stores
-            box = _read_region_box(region.get("box"), mask, (width, height))
-            score = 1.0 if region.get("score") is None else float(region["score"])
-        except (KeyError, OverflowError, TypeError, ValueError):
-            counts["region left out: not readable"] += 1
-            continue
-        if box is None:
-            counts["region left out: no area on the image"] += 1
-        elif number in seen:
-            counts["region left out: id twice"] += 1
+            with foreign(NOT_READABLE):
+                if region.get("iscrowd"):
+                    raise LeftOut(CROWD)
+                read = _read_region(in_pixels(region, size) if item.normalized else region, size, kind, counts)
+                if read["id"] in seen:
+                    raise LeftOut("region left out: id twice")
+        except LeftOut as error:
+            counts[str(error)] += 1
         else:
-            seen.add(number)
-            texts = {name: clean_text(region.get(name)) for name in ("category", "caption", "long_caption")}
-            regions.append(
-                {
-                    "id": number,
-                    "box": box,
-                    "mask": None if mask is None else encode_rle(mask),
-                    **texts,
-                    "score": score,
-                    "source": region.get("source") or kind,
-                }
-            )
+            seen.add(read["id"])
+            regions.append(read)
     counts["regions"] = len(regions)
     return regions, counts
+
+
+def _read_region(region: Mapping[str, Any], size: tuple[int, int], kind: str, counts: Counter) -> dict[str, Any]:
+    mask = _read_region_mask(region.get("mask"), size[::-1], counts)
+    box = _read_region_box(region.get("box"), mask, size)
+    if box is None:
+        raise LeftOut("region left out: no area on the image")
+    return {
+        "id": int(np.int64(region["id"])),  # what the schema stores
+        "box": box,
+        "mask": None if mask is None else encode_rle(mask),
+        **{name: clean_text(region.get(name)) for name in ("category", "caption", "long_caption")},
+        "score": 1.0 if region.get("score") is None else float(region["score"]),
+        "source": clean_text(region.get("source")) or kind,
+    }
 
 
 def _read_region_mask(mask: Any, size: tuple[int, int], counts: Counter) -> np.ndarray | None:
     if mask is None:
         return None
     try:
-        return np.asarray(read_mask(mask, size, "mask")) != 0
-    except (KeyError, TypeError, ValueError):
-        counts["mask left out: empty or not readable"] += 1
+        with foreign("mask left out: empty or not readable"):
+            return np.asarray(read_mask(mask, size, "mask")) != 0
+    except LeftOut as error:
+        counts[str(error)] += 1
         return None
 
 
@@ -125,29 +95,79 @@ def _read_region_box(
 
 
 def clean_text(text: Any) -> str | None:
-    """A text without white space around it; None where nothing is left, or where it is no text."""
-    return text.strip() or None if isinstance(text, str) else None
-
-
-def clean_texts(texts: Sequence[Any]) -> list[str]:
-    """The texts of which something is left."""
-    return [text for given in texts if (text := clean_text(given))]
-
-
-def read_bytes(item: AnnotatedImage) -> bytes:
-    """The encoded image.
+    """A text without white space around it; None where nothing is left, or where it is no text.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
+        UnicodeEncodeError: half of a pair of surrogates, which no file can hold.
     """
-    return item.image if isinstance(item.image, bytes) else item.image.read_bytes()
+    if not isinstance(text, str) or not text.strip():
+        return None
+    text.encode("utf-8")
+    return text.strip()
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded image as it is meant to be seen; its pixels are not decoded."""
-    with Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+def clean_texts(texts: Sequence[Any] | str | None, counts: Counter | None = None) -> list[str]:
+    """The texts of which something is left.
+
+    Args:
+        texts: the captions of an image; one text, or None, where its annotations hold no list.
+        counts: takes up how many cannot be read.
+    """
+    kept = []
+    for given in [texts] if isinstance(texts, str) else texts or ():
+        try:
+            with foreign("caption left out: not readable"):
+                kept.append(clean_text(given))
+        except LeftOut as error:
+            if counts is not None:
+                counts[str(error)] += 1
+    return [text for text in kept if text]
+
+
+def read_image(item: AnnotatedImage, at_least: int | None = None) -> tuple[bytes, Image.Image, tuple[int, int]]:
+    """The image of an item: as its file has it, decoded as [`open_image`] does it, and its upright size (width,
+    height).
+
+    Args:
+        item: an item of a source.
+        at_least: as in [`open_image`]; the decoded image may then be smaller than the size.
+
+    Raises:
+        LeftOut: an image that is missing, can't be decoded, or has another size than its annotations speak of.
+    """
+    data = _file_content(item)
+    with foreign("image not readable"):
+        image = open_image({"bytes": data}, at_least)
+        size = image.size if at_least is None else upright_size(data)
+    _check_size(item, size)
+    return data, image, size
+
+
+def read_stored_image(item: AnnotatedImage) -> tuple[bytes, tuple[int, int]]:
+    """What is stored of an item's image (`store_image`), and its (width, height); its pixels are not decoded where
+    they are upright.
+
+    Raises:
+        LeftOut: the image is missing, is no image, or has another size than its annotations speak of.
+    """
+    data = _file_content(item)
+    with foreign("image not readable"):
+        data, size = store_image(data)
+    _check_size(item, size)
+    return data, size
+
+
+def _check_size(item: AnnotatedImage, size: tuple[int, int]) -> None:
+    if item.size is not None and tuple(item.size) != size:
+        found = ValueError(f"the image is {size} (width, height), its annotations speak of {tuple(item.size)}")
+        raise LeftOut("image of another size than its annotations") from found
+
+
+def _file_content(item: AnnotatedImage) -> bytes:
+    if isinstance(item.image, bytes):
+        return item.image
+    with foreign("image missing"):
+        return item.image.read_bytes()
 
 
 class RecordRows:
@@ -171,29 +191,40 @@ class RecordRows:
         """
         import pyarrow as pa
 
-        records = [self._read(position, set(names)) for position in positions]
         schema = record_features().arrow_schema
-        columns = (pa.array([record[name] for record in records], schema.field(name).type) for name in names)
-        return pa.table(dict(zip(names, columns, strict=True)))
+        schema = pa.schema([schema.field(name) for name in names])
+        tables, records, held = [], [], 0
+
+        def add() -> None:
+            columns = [pa.array([record[name] for record in records], schema.field(name).type) for name in names]
+            tables.append(pa.table(columns, schema=schema))
+
+        for position in positions:
+            records.append(self._read(position, set(names)))
+            held += len(records[-1]["image"]["bytes"]) if "image" in names else 0
+            if held > _BATCH_BYTES:
+                add()
+                records, held = [], 0
+        if records or not tables:
+            add()
+        return pa.concat_tables(tables)
 
     def _read(self, position: int, names: set[str]) -> dict[str, Any]:
         try:
-            return self._fields(self.source.read(position), names)
-        except BROKEN_ANNOTATION as error:
-            raise ValueError(
-                f"Item {position} of {self.source} cannot be read: {type(error).__name__}: {error}"
-            ) from error
+            with foreign("annotation not readable", detail=True):
+                item = self.source.read(position)
+                return self._fields(item, names)
+        except LeftOut as error:
+            cause = error.__cause__
+            why = str(error) if cause is None else f"{type(cause).__name__}: {cause}"
+            raise ValueError(f"Item {position} of {self.source} cannot be read: {why}") from error
 
     def _fields(self, item: AnnotatedImage, names: set[str]) -> dict[str, Any]:
         record: dict[str, Any] = {}
         size: Any = item.size
         data = None
         if "image" in names or (size is None and names & {"width", "height", "regions"}):
-            data = read_bytes(item)
-            found = upright_size(data)
-            if size is not None and tuple(size) != found:
-                raise ValueError(f"the image is {found} (width, height), its annotations speak of {tuple(size)}")
-            size = found
+            data, size = read_stored_image(item)
         if "image" in names:
             # The bytes travel with the record, to Parquet and to the Hub; no path of this machine does.
             name = item.image.name if isinstance(item.image, Path) else None

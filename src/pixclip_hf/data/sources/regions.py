@@ -1,15 +1,15 @@
 """`regions.jsonl` in a folder: a line per image, with its regions and their expressions."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..json_stream import read_lines
 from ..source_index import Notes, Row
-from .base import AnnotatedImage, IndexedSource, readable
+from .base import AnnotatedImage, IndexedSource, named_row, read_each, split_lists, stated_size
 
 
 @dataclass
@@ -31,28 +31,24 @@ class Regions(IndexedSource, kind="regions"):
 
     def rows(self, notes: Notes) -> Iterator[Row]:
         for line in read_lines(self.annotation_files()[0]):
-            try:
-                image = json.loads(line)["image"]
-                yield Row(readable(image), os.fsencode(image), line)
-            except (LookupError, TypeError, ValueError, RecursionError):
-                yield Row(None, None, line)
+            yield named_row(lambda text: json.loads(text)["image"], line, line)
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
-        entry = json.loads(row.content)
-        regions, left_out = [], Counter()
-        for region in entry["regions"]:
-            expressions = region.get("expressions") or [None]
+        entry, left_out = json.loads(row.content), Counter()
+
+        def region(_: int, found: dict[str, Any]) -> dict[str, Any]:
+            expressions = split_lists(found.get("expressions") or [None])
             left_out["expression left out: beyond the first of its region"] += len(expressions) - 1
-            regions.append(
-                {
-                    "id": region["id"],
-                    "box": region["box"],
-                    "mask": region.get("segmentation"),
-                    "category": region["category"],
-                    "caption": expressions[0],
-                    "iscrowd": bool(region.get("iscrowd")),
-                }
-            )
-        path = Path(self.folder, entry["image"])
-        size = entry["width"], entry["height"]
-        return AnnotatedImage(row.name, path, regions, entry["captions"], size=size, left_out=left_out)
+            return {
+                "id": found["id"],
+                "box": found.get("box"),
+                "mask": found.get("segmentation"),
+                "category": found.get("category"),
+                "caption": expressions[0],
+                "iscrowd": bool(found.get("iscrowd")),
+            }
+
+        path = self.image_path(entry["image"])
+        regions = read_each(entry.get("regions"), region, left_out)
+        captions, size = entry.get("captions"), stated_size(entry)
+        return AnnotatedImage(row.name, path, regions, captions, size=size, left_out=left_out)

@@ -1,13 +1,13 @@
 """ShareGPT4V and sets of its layout: a conversation about an image, whose answer is a long text."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from ..json_stream import read_entries
 from ..source_index import Notes, Row
-from .base import AnnotatedImage, IndexedSource, readable
+from .base import AnnotatedImage, IndexedSource, named_row
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ShareGpt4V(IndexedSource, kind="sharegpt4v"):
 
     def rows(self, notes: Notes) -> Iterator[Row]:
         for _, entry, text in read_entries(self.annotations):
-            yield Row(readable(entry["image"]), os.fsencode(entry["image"]), text)
+            yield named_row(itemgetter("image"), entry, text)
 
     def build(self, position: int, row: Row) -> AnnotatedImage:
         turns = json.loads(row.content)["conversations"]

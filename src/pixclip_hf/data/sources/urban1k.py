@@ -24,7 +24,7 @@ class Urban1k(IndexedSource, kind="urban1k"):
 
     def rows(self, notes: Notes) -> Iterator[Row]:
         for name in sorted(os.listdir(os.fsencode(Path(self.folder, "image")))):
-            if os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGE_SUFFIXES:
+            if not name.startswith(b".") and os.fsdecode(os.path.splitext(name)[1]).lower() in IMAGE_SUFFIXES:
                 yield Row(readable(name), name)
 
     def image_path(self, image: bytes) -> Path:
@@ -39,6 +39,6 @@ class Urban1k(IndexedSource, kind="urban1k"):
     def build(self, position: int, row: Row) -> AnnotatedImage:
         path = self._text_path(row.image)
         if not path.is_file():
-            raise ValueError(f"The text of an image is missing: {path}.")
+            raise FileNotFoundError(f"The text of an image is missing: {path}.")
         text = path.read_text(encoding="utf-8-sig").strip()
         return AnnotatedImage(row.name, self.image_path(row.image), captions=[text])

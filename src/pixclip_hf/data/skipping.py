@@ -1,0 +1,141 @@
+"""Records that a run goes past: named, counted, and not too many of them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers.utils import logging
+
+from ..images import open_image
+from ..record import LeftOut, foreign
+
+logger = logging.get_logger(__name__)
+
+FEWEST = 1000
+"""A share is measured over so many records at least: one bad record among the first ten is no tenth of a dataset."""
+_TRIES = 100
+_ROWS_AT_A_TIME = 1000
+
+
+def report_skipped(
+    name: str,
+    error: Exception,
+    corrupt: int,
+    seen: int,
+    most: float,
+    reader: str,
+    warn: Callable[[str], object],
+) -> None:
+    """Says that a record was skipped, by its name and the reason.
+
+    Args:
+        name: what the record is found by.
+        error: why it can't be read.
+        corrupt, seen: records of either kind that the reader has met so far, this one included.
+        most: the share of corrupt records that a run goes past, out of at least 1,000.
+        reader: who counts, for messages.
+        warn: where the message goes.
+
+    Raises:
+        ValueError: too many of them: something is wrong with all of the data.
+    """
+    warn(f"Skipped a corrupt record ({corrupt} of {seen}), {name}: {error}")
+    if corrupt > most * max(seen, FEWEST):
+        raise ValueError(
+            f"{corrupt} of the {seen} records that {reader} read are corrupt, more than `max_corrupt_share` = {most} "
+            f"(of {FEWEST} at least). The last one is {name}: {error}"
+        )
+
+
+class ReadableRecords(Dataset):
+    """Records by their index, their images decoded; in the place of one that can't be read comes another.
+
+    Batches keep their size that way, on every rank. Which one comes is drawn from the index alone: a run that resumes
+    sees it again. Every record that is skipped is counted and logged with its index.
+
+    Args:
+        records: anything indexable that yields records of [`record_features`], such as a `datasets.Dataset`.
+        max_corrupt_share: the share of corrupt records that is skipped, out of those seen and at least 1,000.
+    """
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], max_corrupt_share: float = 0.01):
+        self.records = records
+        self.max_corrupt_share = max_corrupt_share
+        self._encoded = _with_encoded_images(records)
+        # Of all workers: seen, corrupt.
+        self._counts = torch.zeros(2, dtype=torch.long).share_memory_()
+
+    @property
+    def corrupt(self) -> int:
+        """Records that were skipped so far, each time that they came."""
+        return int(self._counts[1])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """The record at an index, or the one in its place, and the index where it stands.
+
+        Raises:
+            ValueError: more corrupt records than `max_corrupt_share`, or none that can be read.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} records")
+        at = index % len(self)
+        rng = np.random.default_rng((len(self), at))
+        for _ in range(_TRIES):
+            self._counts[0] += 1
+            try:
+                with foreign("record not readable", detail=True):
+                    record = self._encoded[at]
+                    if isinstance(record, Mapping) and isinstance(record.get("image"), Mapping):
+                        record = {**record, "image": open_image(record["image"])}
+                    return record, at
+            except LeftOut as error:
+                self._counts[1] += 1
+                seen, corrupt = self._counts.tolist()
+                who = "the workers of this process"
+                report_skipped(f"record {at}", error, corrupt, seen, self.max_corrupt_share, who, logger.warning)
+                at = int(rng.integers(len(self)))
+        raise ValueError(f"{_TRIES} records in a row can't be read, the last of them record {at}.")
+
+
+def _with_encoded_images(records: Any) -> Any:
+    """A `datasets.Dataset` whose images are decoded here, as those of every other program, and not by `datasets`."""
+    if not hasattr(records, "cast_column") or records.format["type"] is not None:
+        return records
+    from datasets import Image
+
+    if not isinstance(records.features.get("image"), Image):
+        return records
+    return records.cast_column("image", Image(decode=False))
+
+
+def readable_rows(records: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Some columns of all records of a dataset, in their order; of a record that can't be read, empty lists.
+
+    Args:
+        records: the dataset.
+        names: columns that hold lists.
+    """
+    columns = records.select_columns(list(names))
+    for start in range(0, len(columns), _ROWS_AT_A_TIME):
+        stop = min(start + _ROWS_AT_A_TIME, len(columns))
+        try:
+            with foreign("record not readable"):
+                found = columns[start:stop]
+                rows = [dict(zip(names, values, strict=True)) for values in zip(*map(found.get, names), strict=True)]
+        except LeftOut:
+            rows = []
+            for index in range(start, stop):
+                row: dict[str, Any] = {name: [] for name in names}
+                with suppress(LeftOut), foreign("record not readable"):
+                    row = columns[index]
+                rows.append(row)
+        yield from rows
