@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: ablation demo test test-slow check bench dist clean
+.PHONY: ablation demo test test-slow test-upstream check bench dist clean
 
 $(STAMP): setup.py constraints.txt src/pixclip_hf/versions.py
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,12 @@ test: $(STAMP)
 
 test-slow: $(SMOLLM2)
 	$(RUN) -m pytest -m slow
+
+# transformers' own common tests, from the sdist of the installed version: taken from the package index into the user's
+# cache, and no part of this repository.
+test-upstream: $(STAMP)
+	$(RUN) tests/upstream/suite.py
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/upstream -n auto --maxprocesses 4 --dist loadscope
 
 check: $(STAMP)
 	$(RUN) -m ruff check .

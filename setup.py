@@ -30,7 +30,17 @@ EXTRAS = {
     "llm": ["gguf"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     "search": ["datasets>=4", "faiss-cpu", "matplotlib"],
-    "dev": ["build", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "setuptools>=77", "twine"],
+    "dev": [
+        "build",
+        "mypy",
+        "parameterized",
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "ruff",
+        "setuptools>=77",
+        "twine",
+    ],
 }
 EXTRAS["all"] = sorted({requirement for requirements in EXTRAS.values() for requirement in requirements})
 

@@ -12,7 +12,13 @@ from .versions import check_versions
 check_versions()  # before anything of transformers: a clear message, not a name that some version lacks
 
 # ruff: noqa: E402, I001
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .modeling.configuration_cloc import CLOCConfig
@@ -99,17 +105,20 @@ __all__ = [
 
 
 def _register() -> None:
-    for config, model, processor in (
-        (CLOCConfig, CLOCModel, CLOCProcessor),
-        (PixCLIPConfig, PixCLIPModel, PixCLIPProcessor),
+    for config, model, vision_model, processor in (
+        (CLOCConfig, CLOCModel, CLOCVisionModel, CLOCProcessor),
+        (PixCLIPConfig, PixCLIPModel, PixCLIPVisionModel, PixCLIPProcessor),
     ):
         AutoConfig.register(config.model_type, config)
-        AutoModel.register(config, model)
+        # Of two classes a folder's `architectures` decides, and the first one where it decides nothing.
+        AutoModel.register(config, (model, vision_model))
+        AutoModelForZeroShotImageClassification.register(config, model)
         AutoImageProcessor.register(config, image_processor_classes={"pil": RegionImageProcessor})
         AutoProcessor.register(config, processor)
         # What makes `save_pretrained` put the code beside the weights, for those without this package.
         config.register_for_auto_class()
         model.register_for_auto_class("AutoModel")
+        vision_model.register_for_auto_class("AutoModel")
         processor.register_for_auto_class("AutoProcessor")
     # The tower by itself; its configuration is registered where both models' configurations need it.
     AutoModel.register(Eva02VisionConfig, Eva02VisionModel)

@@ -136,14 +136,16 @@ def eva_text_features(state, states):
     return part("5", "linear", part("4", "norm", x))
 
 
-def build_clip(activation="quick_gelu", head_width=64, text_head_width=64, vocabulary=60, text_heads=2, **vision):
+def build_clip(
+    activation="quick_gelu", head_width=64, text_head_width=64, vocabulary=60, text_heads=2, positions=13, **vision
+):
     """A random transformers CLIP: the reference of what its state dict in OpenAI's names computes."""
     text = {
         "hidden_size": text_heads * text_head_width,
         "intermediate_size": 70,
         "num_hidden_layers": 1,
         "num_attention_heads": text_heads,
-        "max_position_embeddings": 13,
+        "max_position_embeddings": positions,
         "vocab_size": vocabulary,
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,

@@ -229,6 +229,62 @@ def test_clips_of_other_shapes(source, activation, options, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("wrapped", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "part"])
+def test_compiled_models(wrapped, tmp_path):
+    """`torch.compile` of the model, behind data parallelism or before it, or of a part of it."""
+    clip = build_clip()
+    state = openai_state(clip)
+    if wrapped == "part":
+        stored = {name.replace("visual.", "visual._orig_mod."): value for name, value in state.items()}
+    else:
+        stored = {wrapped + name: value for name, value in state.items()}
+    report = convert("clip", save(stored, tmp_path / "model.safetensors"), tmp_path / "out")
+    everything_accounted(report, state, AutoModel.from_pretrained(tmp_path / "out").state_dict())
+    assert report["prefix"] == ("" if wrapped == "part" else wrapped)
+    twice = stored | {"visual.proj": state["visual.proj"].clone()}
+    if wrapped == "part":
+        with pytest.raises(ValueError, match="holds 'visual.proj' twice"):
+            convert("clip", save(twice, tmp_path / "twice.safetensors"), tmp_path / "other")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("source", ["clip", "alpha-clip", "laid over"])
+def test_long_clip_has_two_tables_of_positions(source, tmp_path):
+    """The sum of both under their masks (Long-CLIP's `encode_text`), for texts that end in either part."""
+    clip = build_clip(positions=30)
+    state = openai_state(clip, mask=source != "clip")
+    second = random(*state["positional_embedding"].shape, seed=77)
+    given = state | {"positional_embedding_res": second}
+    options = {}
+    if source == "laid over":
+        own = {name: value for name, value in given.items() if name != "visual.conv1_alpha.weight"}
+        options["clip"] = save(own, tmp_path / "long.safetensors")
+        given = {
+            name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")
+        }  # fmt: skip
+    kind = "clip" if source == "clip" else "alpha-clip"
+    report = convert(kind, save(given, tmp_path / "model.safetensors"), tmp_path / "out", **options)
+    joined = [entry["how"] for name, entry in report["sources"].items() if "positional_embedding_res" in name]
+    assert len(joined) == 1 and "from 20 on" in joined[0] and any("Long-CLIP" in note for note in report["notes"])
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    first = clip.text_model.embeddings.position_embedding.weight
+    plain = clip.get_text_features(ids := torch.randint(0, 58, (3, 30), generator=torch.Generator().manual_seed(2)))
+    early = (torch.arange(30) < 20)[:, None].float()
+    first.copy_(first * early + second * (1 - early))
+    ids[0, 5:], ids[1, 19:], ids[2, 28:] = 59, 59, 59
+    shown = (torch.arange(30) <= torch.tensor([[5], [19], [28]])).long()
+    expected = clip.get_text_features(ids).pooler_output
+    close(model.get_text_features(ids, shown).pooler_output, expected)
+    different(plain.pooler_output[2], expected[2])
+
+
+def test_long_clips_tables_must_fit(tmp_path):
+    state = openai_state(build_clip(positions=30)) | {"positional_embedding_res": random(29, 128)}
+    with pytest.raises(ValueError, match=r"must have one shape.*got \(30, 128\) and \(29, 128\)"):
+        convert("clip", save(state, tmp_path / "model.safetensors"), tmp_path / "out")
+
+
+@torch.no_grad()
 def test_the_settings_of_open_clip_beside_its_weights(tmp_path):
     clip = build_clip("quick_gelu", head_width=40, text_head_width=32)
     path = save(openai_state(clip), tmp_path / "open_clip_model.safetensors")

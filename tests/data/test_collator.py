@@ -155,8 +155,8 @@ def test_whole_image_takes_the_only_slot_and_the_caption_of_the_image():
 def test_an_image_without_regions_is_a_whole_image_where_those_are_wanted():
     records = [record([], key=(0, 0)), record([region(1, caption=None)], key=(0, 1))]
     assert draw(records, whole_image_share=0.01)["region_text"] == [["an image"], ["an image"]]
-    with pytest.raises(ValueError, match="No record of the batch has a region with a `caption`"):
-        draw(records)
+    with pytest.raises(ValueError, match="No region has a `caption` and image captions are not used"):
+        draw(records, image_captions=False)
 
 
 def test_whole_image_is_a_full_mask(tiny_pixclip, scenes):
@@ -229,12 +229,87 @@ def test_crops_are_for_models_that_take_them(tiny_cloc):
 
 
 def test_missing_image_caption():
-    records = [record([region(0)]), record([region(1)], captions=())]
-    with pytest.raises(ValueError, match="Record 1 of the batch has no entry in `captions`"):
-        draw(records)
-    with pytest.raises(ValueError, match="Record 1"):
-        draw(records, image_captions=False, whole_image_share=1)
-    assert draw(records, image_captions=False)["region_text"] == [["a thing 0"], ["a thing 1"]]
+    records = [record([region(0)]), record([region(1)], captions=()), record([region(2)], captions=(" ",))]
+    for options in ({}, {"image_captions": False}, {"image_captions": False, "whole_image_share": 1}):
+        own = "an image" if "whole_image_share" in options else "a thing 0"
+        given = draw(records, regions_per_image=1, **options)
+        assert given["region_text"] == [[own], ["a thing 1"], ["a thing 2"]]
+    assert draw(records)["text"][0] == "an image"
+
+
+def lacking(scenes):
+    """Scenes that lack something: captions, regions, the texts of regions, all of it, nothing."""
+    found = [{**scene, "regions": [dict(region) for region in scene["regions"]]} for scene in scenes]
+    found[1]["captions"] = []
+    found[2]["regions"] = []
+    found[3] |= {"captions": None, "regions": None}
+    for entry in found[4]["regions"]:
+        entry["caption"] = None
+    found[5]["regions"][0]["caption"] = " "
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_loss_part_is_the_mean_over_what_it_has(family, scenes, request):
+    """Values and gradients are those of the images that have captions, and of those that have regions with a text."""
+    model, processor = request.getfixturevalue(f"tiny_{family}")
+    collator = RegionCollator(processor, regions_per_image=2, crops=family == "pixclip")
+    batch = collator(lacking(scenes))
+    captioned = batch["attention_mask"].any(-1)
+    prompted = batch["region_attention_mask"].any(-1)
+    assert captioned.tolist() == [True, False, True, False, True, True]
+    assert prompted.tolist() == [True, True, False, False, False, True]
+
+    def losses(rows):
+        part = {name: value[rows] for name, value in batch.items() if name != "return_loss"}
+        return model(**part, return_loss=True).loss_parts
+
+    whole = model(**batch).loss_parts
+    reference = {
+        name: part for name, part in losses(prompted).items() if name != "image_text"
+    } | {"image_text": losses(captioned)["image_text"]}  # fmt: skip
+    assert whole.keys() == reference.keys() and len(whole) == 4
+    for name, part in whole.items():
+        torch.testing.assert_close(part, reference[name], atol=1e-6, rtol=1e-6)
+        expected, found = (
+            torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)
+            for loss in (reference[name], part)
+        )
+        assert any(value is not None and value.abs().max() > 1e-4 for value in expected)
+        for one, other in zip(expected, found, strict=True):
+            if one is None:
+                assert other is None or not other.any()
+            else:
+                torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_of_nothing(tiny_cloc, scenes):
+    """Refused by name with what would help, or on request a batch like any other whose loss is 0."""
+    model, processor = tiny_cloc
+    nothing = [lacking(scenes)[3] | {"sample_key": (2, 7)}]
+    with pytest.raises(ValueError, match=r"no image has a caption.*with the field `caption`.*sample key \(2, 7\)"):
+        RegionCollator(processor)(nothing)
+    without_texts = [lacking(scenes)[4]]
+    without_texts[0]["image"].filename = "photos/five.jpg"
+    with pytest.raises(ValueError, match=r"(?s)--region_text long_caption category.*--image_captions True.*five\.jpg"):
+        RegionCollator(processor, image_captions=False)(without_texts)
+    whole = RegionCollator(processor)(scenes[:1])
+    batch = RegionCollator(processor, allow_nothing=True)(nothing)
+    assert batch.keys() == whole.keys()
+    output = model(**batch)
+    assert output.loss == 0 and output.loss_parts.keys() == model(**whole).loss_parts.keys()
+    output.loss.backward()
+
+
+def test_the_check_of_all_records(tiny_cloc, scenes):
+    from pixclip_hf.scenes.dataset import scenes_dataset
+
+    _, processor = tiny_cloc
+    dataset = scenes_dataset(3, size=32)
+    RegionCollator(processor).check(dataset, "train_dataset")
+    bare = dataset.map(lambda row: {"regions": [], "captions": []}, features=dataset.features)
+    with pytest.raises(ValueError, match="the 3 records of `train_dataset`. There are no regions and no image has"):
+        RegionCollator(processor).check(bare, "train_dataset")
 
 
 def test_dataset_names_epoch_and_record():

@@ -1,6 +1,7 @@
 """Models and processors from existing towers: step 0 equals the CLIP that the weights came from."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pixclip_hf
+from pixclip_hf.training.llm import load_text_model
 
 MODELS = {"cloc": pixclip_hf.CLOCModel, "pixclip": pixclip_hf.PixCLIPModel}
 PROCESSORS = {"cloc": pixclip_hf.CLOCProcessor, "pixclip": pixclip_hf.PixCLIPProcessor}
@@ -585,3 +587,70 @@ def test_model_and_processor_of_other_sizes(family, pair):
 def test_processor_of_the_wrong_checkpoint(towers):
     with pytest.raises(ValueError, match="one image size, got .*a 'llama' tower"):
         PROCESSORS["cloc"].from_vision_text_pretrained(towers("LlamaModel"), towers("LlamaModel"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "limit"),
+    [
+        ("roberta", {"max_position_embeddings": 40, "pad_token_id": 1}, 38),
+        ("xlm-roberta", {"max_position_embeddings": 40, "pad_token_id": 3}, 36),
+        ("mpnet", {"max_position_embeddings": 40, "pad_token_id": 1}, 38),
+        ("bert", {"max_position_embeddings": 40, "pad_token_id": 1}, 40),
+        ("opt", {"max_position_embeddings": 40, "pad_token_id": 1, "ffn_dim": 48, "word_embed_proj_dim": 24}, 40),
+    ],
+)
+def test_token_limits_of_towers_that_count_positions_behind_their_padding(kind, sizes, limit, towers, tmp_path):
+    """Long texts are cut to what the tower has positions for, and no token fewer."""
+    from conftest import build_tokenizer
+
+    config = transformers.AutoConfig.for_model(kind, **{**TEXT, **sizes})
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "text")
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(tmp_path / "text")
+    transformers.CLIPImageProcessor().save_pretrained(towers("CLIPModel"))
+    names = towers("CLIPModel"), str(tmp_path / "text")
+    processor = pixclip_hf.PixCLIPProcessor.from_vision_text_pretrained(*names)
+    assert processor.tokenizer.model_max_length == limit
+    model = pixclip_hf.PixCLIPModel.from_vision_text_pretrained(*names, text_pooling="mean")
+    inputs = processor(text=["x" * 100, "short"], return_tensors="pt")
+    assert inputs["input_ids"].shape == (2, limit)
+    # The tokenizer's padding is not the tower's, which counts by its own.
+    inputs["input_ids"][inputs["attention_mask"] == 0] = config.pad_token_id
+    assert model.get_text_features(**inputs).pooler_output.isfinite().all()
+    if limit < 40:
+        longer = torch.full((1, limit + 1), 7)
+        with pytest.raises((IndexError, RuntimeError)):
+            model.get_text_features(input_ids=longer)
+
+
+def test_a_language_model_with_code_of_its_own_is_announced(towers, tmp_path):
+    """Its code is not run, and nothing says whether it is causal: what to set is said."""
+    from shutil import copytree
+
+    folder = Path(copytree(towers("LlamaModel"), tmp_path / "own"))
+    content = json.loads((folder / "config.json").read_text())
+    content["auto_map"] = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "modeling_own.py").write_text("raise RuntimeError('this ran')\n")
+
+    def warnings(load):
+        messages = []
+        handler = logging.Handler()
+        handler.emit = lambda record: messages.append(record.getMessage())
+        library = logging.getLogger("pixclip_hf")
+        library.addHandler(handler)
+        try:
+            load()
+        finally:
+            library.removeHandler(handler)
+        return [message for message in messages if "code of its own" in message]
+
+    make, vision = pixclip_hf.PixCLIPModel.from_vision_text_pretrained, towers("CLIPModel")
+    (message,) = warnings(lambda: make(vision, str(folder)))
+    assert "modeling_own.OwnModel" in message and "causal" in message and "`bidirectional=True`" in message
+    for options in ({"bidirectional": True}, {"bidirectional": False}):
+        assert not warnings(lambda options=options: make(vision, str(folder), **options))
+    assert not warnings(lambda: make(vision, towers("LlamaModel")))
+    assert len(warnings(lambda: load_text_model(str(folder)))) == 1
+    assert not warnings(lambda: load_text_model(str(folder), bidirectional=True))

@@ -31,7 +31,7 @@ from transformers import AutoModel
 from pixclip_hf import CLOCOutput, PixCLIPOutput
 from pixclip_hf.modeling import modeling_region_text
 from pixclip_hf.modeling.modeling_losses import grounding_losses
-from pixclip_hf.modeling.modeling_region_text import derived
+from pixclip_hf.modeling.modeling_region_text import RegionVisionOutput, derived
 
 PER_REGION = (
     "region_embeds",
@@ -42,7 +42,7 @@ PER_REGION = (
     "pooled_region_embeds",
 )
 # Three images by three texts look like three slots of three images.
-ONE_PER_TEXT = ("logits_per_image",)
+ONE_PER_TEXT = ("logits_per_image", "logits_per_text")
 close = {"atol": 2e-5, "rtol": 1e-4}
 
 every_kind = pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def assert_equal_outputs(output, other, **tolerance):
     for name, value in output.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(value, other[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
-    for name, part in (output.loss_parts or {}).items():
+    for name, part in (output.get("loss_parts") or {}).items():
         torch.testing.assert_close(part, other.loss_parts[name], **tolerance)
 
 
@@ -100,6 +100,7 @@ def test_outputs_have_the_declared_shapes(case):
         "region_text_embeds": (3, 3, 16),
         "logits_per_region": (3, 3, 3),
         "logits_per_image": (3, 3),
+        "logits_per_text": (3, 3),
         "text_ids": (3,),
         "region_text_ids": (3, 3),
     }
@@ -107,7 +108,9 @@ def test_outputs_have_the_declared_shapes(case):
         shapes["pred_boxes"] = (3, 3, 4)
     else:
         shapes |= {"crop_embeds": (3, 3, 16), "pooled_region_embeds": (3, 3, 16)}
-    assert {name: tuple(value.shape) for name, value in output.items() if name != "loss_parts"} == shapes
+    tensors = {name: value for name, value in output.items() if isinstance(value, torch.Tensor)}
+    assert {name: tuple(value.shape) for name, value in tensors.items()} == shapes
+    assert set(output) - set(tensors) == {"loss_parts", "vision_model_output", "text_model_output"}
     assert set(output.loss_parts) == loss_names(case.family)
     real = case.batch["region_attention_mask"].bool()
     for name, embeds in output.items():
@@ -143,6 +146,7 @@ def test_logits_are_scaled_cosines(case):
         for t in range(3):
             cosine = (output.image_embeds[i] * output.text_embeds[t]).sum()
             torch.testing.assert_close(output.logits_per_image[i, t], image_scale * cosine, **close)
+            assert output.logits_per_text[t, i] == output.logits_per_image[i, t]
             cosine = (output.region_embeds[i, 0] * output.text_embeds[t]).sum()
             torch.testing.assert_close(output.logits_per_region[i, 0, t], scale * cosine, **close)
     if case.family == "cloc":
@@ -173,7 +177,7 @@ def test_a_new_output_takes_part_in_chunked_training(family):
 @both
 def test_images_alone_and_texts_of_any_number(case):
     pixels = case.batch["pixel_values"]
-    assert set(case.model(pixels).keys()) == {"image_embeds"}
+    assert set(case.model(pixels).keys()) == {"image_embeds", "vision_model_output"}
     ids, mask = build_texts(5)
     output = case.model(pixels, case.batch[case.regions], input_ids=ids, attention_mask=mask)
     assert output.loss is None
@@ -202,8 +206,8 @@ def test_the_vision_model_returns_tuples_too(case):
     vision = VISION_MODELS[case.family](case.model.config).eval()
     given = (case.batch["pixel_values"], case.batch[case.regions])
     output, as_tuple = vision(*given), vision(*given, return_dict=False)
-    assert set(output.keys()) == {"region_embeds", "image_embeds"}
-    assert type(as_tuple) is tuple and len(as_tuple) == 2
+    assert list(output.keys()) == ["image_embeds", "region_embeds", "last_hidden_state"]
+    assert type(as_tuple) is tuple and len(as_tuple) == 3
 
 
 @every_vision
@@ -239,7 +243,12 @@ def test_saving_and_loading_change_nothing(case, tmp_path):
 @every_kind
 def test_the_vision_model_loads_from_a_full_checkpoint(case, tmp_path):
     given = (case.batch["pixel_values"], case.batch[case.regions])
-    expected = case.model(*given)
+    whole = case.model(*given)
+    expected = RegionVisionOutput(
+        image_embeds=whole.image_embeds,
+        region_embeds=whole.region_embeds,
+        last_hidden_state=whole.vision_model_output.last_hidden_state,
+    )
     case.model.save_pretrained(tmp_path / "full")
     vision, info = VISION_MODELS[case.family].from_pretrained(tmp_path / "full", output_loading_info=True)
     assert not any(info.values()), info
@@ -486,6 +495,7 @@ def test_half_precision(case, dtype, tmp_path):
     assert similarity.min() > 0.98
     assert abs(output.loss - expected.loss) < 0.1 * expected.loss
     for name, value in output.items():
+        value = value.last_hidden_state if name.endswith("_model_output") else value
         assert name == "loss_parts" or value.isfinite().all(), name
     for name, gradient in gradients(half, output.loss).items():
         assert gradient.isfinite().all(), name
@@ -630,7 +640,8 @@ def test_ranks_together_equal_the_whole(case, captions):
 
     def on_rank(rank, gather):
         start, stop = bounds[rank]
-        own = type(output)(**{name: v[start:stop] for name, v in output.items() if name not in ("loss", "loss_parts")})
+        rows = {name: v[start:stop] for name, v in output.items() if name in output.representations()}
+        own = type(output)(**rows)
         mask = batch["region_attention_mask"][start:stop]
         return case.model.compute_loss(own, batch[case.regions][start:stop], mask, gather, 2)
 

@@ -284,8 +284,8 @@ def test_half_precision(tiny):
         (make_image(0), {}, "`boxes` or `masks`"),
         ([make_image(0), make_image(1)], {}, "`boxes` or `masks`"),
         ({"image": make_image(0)}, {}, "`boxes` or `masks`"),
-        (make_image(0), {"boxes": []}, "boxes"),
-        ([make_image(0), make_image(1)], {"boxes": [[[0, 0, 8, 8]], []]}, "boxes"),
+        ([make_image(0), make_image(1)], {"boxes": [[[0, 0, 8, 8]], None]}, "image 1: .*`boxes` or `masks`"),
+        ([make_image(0), make_image(1)], {"boxes": [[[0, 0, 8, 8]], [[8, 8, 4, 12]]]}, r"image 1: boxes\[0\]"),
         ({"boxes": [[0, 0, 8, 8]]}, {}, "`image`"),
         ({"image": make_image(0), "box": [[0, 0, 8, 8]]}, {}, "got also box"),
         ({"image": make_image(0), "boxes": [[0, 0, 8, 8]]}, {"boxes": [[0, 0, 8, 8]]}, "`boxes` must be given once"),
@@ -297,6 +297,64 @@ def test_half_precision(tiny):
 def test_bad_input_is_named(extract, inputs, options, message):
     with pytest.raises(ValueError, match=message):
         extract(inputs, **options)
+
+
+EMPTY = ([], (), np.zeros((0, 4)), torch.zeros(0, 4))
+
+
+@pytest.mark.parametrize("form", ["list", "pairs", "generator", "dataset"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_detectors_that_found_nothing(extract, classify, form, batch_size):
+    """An empty result in its place; the others are as without it."""
+    pytest.importorskip("datasets")
+    images = [make_image(number) for number in range(5)]
+    boxes = [[], make_boxes(1, 2), [], [], make_boxes(4, 1)]
+    if form == "generator":
+        boxes[2] = EMPTY[2]
+    items = [{"image": image, "boxes": own} for image, own in zip(images, boxes, strict=True)]
+
+    def given():
+        if form == "pairs":
+            return images, {"boxes": boxes}
+        if form == "dataset":
+            import datasets
+
+            return datasets.Dataset.from_list(items).cast_column("image", datasets.Image()), {}
+        return (items if form == "list" else (item for item in items)), {}
+
+    inputs, options = given()
+    found = list(extract(inputs, batch_size=batch_size, return_tensors=True, **options))
+    assert [tuple(rows.shape) for rows in found] == [(len(own), 16) for own in boxes]
+    for number in (1, 4):
+        expected = extract(images[number], boxes=boxes[number], return_tensors=True)
+        torch.testing.assert_close(found[number], expected, atol=1e-5, rtol=0)
+    inputs, options = given()
+    labeled = list(classify(inputs, candidate_labels=LABELS, batch_size=batch_size, **options))
+    assert [len(rows) for rows in labeled] == [len(own) for own in boxes]
+
+
+@pytest.mark.parametrize("name", ["boxes", "masks"])
+def test_one_image_without_regions(extract, classify, name):
+    for empty in EMPTY:
+        assert extract(make_image(0), **{name: empty}) == []
+        assert classify(make_image(0), candidate_labels=LABELS, **{name: empty}) == []
+        assert extract({"image": make_image(0), name: empty}, return_tensors=True).shape == (0, 16)
+    with pytest.raises(FileNotFoundError, match="no/such.png"):
+        extract("no/such.png", **{name: []})
+
+
+def test_errors_name_the_item(extract):
+    good = {"image": make_image(0), "boxes": make_boxes(0, 1)}
+    for bad, kind, message in (
+        ({"image": make_image(1), "boxes": [[8, 8, 4, 12]]}, ValueError, r"image 2: boxes\[0\] must have x1 > x0"),
+        ({"image": "no/such.png", "boxes": []}, FileNotFoundError, "image 2: .*no/such.png"),
+        ({"image": make_image(1)}, ValueError, "image 2: .*`boxes` or `masks`"),
+    ):
+        items = [good, good, bad, good]
+        with pytest.raises(kind, match=message):
+            extract(items)
+        with pytest.raises(kind, match=message):
+            list(extract(item for item in items))
 
 
 def test_bad_generators_are_named(extract):

@@ -73,9 +73,25 @@ def load(folder, lora=False):
     return model
 
 
-def build_trainer(folder, processor, captions, world_size, lora=False, gradient_cache_chunks=1, **changes):
+def without(scene, captions=True, texts=True):
+    """A scene that lacks captions, or the texts of its regions, or both."""
+    regions = scene["regions"] if texts else [{**region, "caption": None} for region in scene["regions"]]
+    return {**scene, "captions": scene["captions"] if captions else [], "regions": regions}
+
+
+def build_trainer(
+    folder, processor, captions, world_size, lora=False, lacking=False, gradient_cache_chunks=1, **changes
+):
     """For four steps over eight scenes, two epochs, four images per step; with four more scenes to evaluate on."""
     scenes = [make_scene(index, size=32) for index in range(12)]
+    if lacking:
+        # Half of them have nothing at all: some ranks have nothing in some steps.
+        for index in (0, 2, 3, 5, 8):
+            scenes[index] = without(scenes[index], captions=False, texts=False)
+        for index in (1, 9):
+            scenes[index] = without(scenes[index], captions=False)
+        for index in (4, 10):
+            scenes[index] = without(scenes[index], texts=False)
     settings = {
         "output_dir": str(folder / "run"),
         "use_cpu": True,
@@ -186,6 +202,9 @@ def work(rank, folder):
         found[family, "no captions"] = train(folder / family, processor, False, RANKS, gradient_checkpointing=True)
         for name, options in VARIANTS.items():
             found[family, name] = train(folder / family, processor, True, RANKS, **options)
+        for chunks in (1, 2):
+            options = {"lacking": True, "gradient_cache_chunks": chunks}
+            found[family, "lacking", chunks] = train(folder / family, processor, True, RANKS, **options)
     saving = {"save_strategy": "steps", "save_steps": 2, "output_dir": str(folder / "saved")}
     train(folder / "cloc", AutoProcessor.from_pretrained(folder / "cloc"), True, RANKS, **saving)
     torch.save(found, folder / f"found{rank}.pt")
@@ -304,6 +323,17 @@ def test_variants_equal_one_process(family, lora, folder, found):
         if options.get("lora", False) == lora:
             for rank in range(RANKS):
                 assert_same_training(found[rank][family, name], expected)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_records_that_lack_something_equal_one_process(family, chunks, folder, found):
+    """Captions, texts of regions, or both are missing, on one rank or on all of them in a step."""
+    processor = AutoProcessor.from_pretrained(folder / family)
+    expected = train(folder / family, processor, True, 1, lacking=True)
+    assert sum(log.get("images_without_text", 0) for log in expected["logs"]) == 8  # of four records, two epochs
+    for rank in range(RANKS):
+        assert_same_training(found[rank][family, "lacking", chunks], expected)
 
 
 def test_resumes_over_another_number_of_processes(folder, found):

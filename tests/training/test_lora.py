@@ -158,6 +158,51 @@ def test_default_targets_of_other_towers(kind, projections, tmp_path):
         torch.testing.assert_close(loaded.get_image_features(pixels).pooler_output, expected, atol=1e-6, rtol=1e-5)
 
 
+FUSED = {
+    "gpt2": ({"n_embd": 32, "n_layer": 2, "n_head": 4}, {"attn.c_attn", "attn.c_proj"}),
+    "phi3": ({"num_key_value_heads": 2, "pad_token_id": 0}, {"self_attn.qkv_proj", "self_attn.o_proj"}),
+    "falcon": ({}, {"self_attention.query_key_value", "self_attention.dense"}),
+    "modernbert": ({"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}, {"attn.Wqkv", "attn.Wo"}),
+    "distilbert": (
+        {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
+        {f"attention.{name}_lin" for name in ("q", "k", "v", "out")},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_default_targets_of_fused_attention(kind, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8, **sizes}
+    own, projections = FUSED[kind]
+    named = {} if kind in ("gpt2", "distilbert") else sizes
+    text = AutoConfig.for_model(kind, **{"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, **named, **own})
+    config = pixclip_hf.PixCLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+    pixclip_hf.PixCLIPModel(config).save_pretrained(tmp_path / "base")
+    model = add_lora(AutoModel.from_pretrained(tmp_path / "base"), r=2)
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+    assert {".".join(name.split(".")[-2:]) for name in adapted} == projections
+    assert len(adapted) == 2 * len(projections)
+    # They train: a gradient reaches each of them.
+    ids = torch.randint(3, 60, (2, 5))
+    model.get_text_features(input_ids=ids).pooler_output.square().sum().backward()
+    reached = [value.grad for name, value in model.named_parameters() if ".lora_B" in name]
+    assert len(reached) == len(adapted) and all(gradient is not None and gradient.any() for gradient in reached)
+
+
+def test_attention_of_unknown_names_is_listed(tiny_cloc):
+    """Only the way out of the attention has a name that is known: nothing is adapted by half."""
+    model, _ = tiny_cloc
+    for layer in model.text_model.encoder.layers:
+        attention = layer.self_attn
+        attention.mixed = attention.q_proj
+        del attention.q_proj, attention.k_proj, attention.v_proj
+    message = r"`target_modules` must name them; .*self_attn\.mixed, .*self_attn\.out_proj"
+    with pytest.raises(ValueError, match=message):
+        add_lora(model)
+    assert len(add_lora(model, target_modules=r"text_model\..*\.out_proj").peft_config) == 1
+
+
 def test_own_targets(tiny_cloc):
     model = add_lora(tiny_cloc[0], r=3, alpha=6, dropout=0.1, target_modules=r"text_model\..*\.fc1")
     adapted = [(name, value) for name, value in model.named_parameters() if "lora_A" in name]

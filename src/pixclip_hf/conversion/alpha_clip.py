@@ -12,6 +12,7 @@ from .openai_clip import (
     MASK_WEIGHT,
     assumption,
     check_scalars,
+    join_positions,
     plan_towers,
     refuse_open_clip,
     region_config,
@@ -75,8 +76,8 @@ def _lay_over(checkpoint: Checkpoint, clip: str | PathLike, head_width: int, tex
         theirs = vision_config(base, "visual.", ACTIVATION, head_width)
         replaced: tuple[str, ...] = ("visual.",)
         text = text_config(base, ACTIVATION, text_head_width)
-        tensors, moves = base.tensors, text_moves(base, text)
-        checked = check_scalars(base, theirs[0], text)
+        tensors, joined, notes = join_positions(base)
+        moves, checked = text_moves(base, text), check_scalars(base, theirs[0], text) | joined
     else:
         model, info = CLIPModel.from_pretrained(clip, dtype="auto", output_loading_info=True)
         if info["missing_keys"] or info["unexpected_keys"]:
@@ -92,7 +93,7 @@ def _lay_over(checkpoint: Checkpoint, clip: str | PathLike, head_width: int, tex
         tensors = dict(model.state_dict())
         moves = [Move(name, (name,)) for name in tensors if name.startswith(("text_model.", "text_projection."))]
         moves.append(Move("logit_scale", ("logit_scale.log_scale",)))
-        replaced, checked = ("vision_model.", "visual_projection."), {}
+        replaced, checked, notes = ("vision_model.", "visual_projection."), {}, []
     if theirs != (vision, dimension):
         raise ValueError(
             f"`clip` ({str(clip)!r}) is not the CLIP that the visual half was trained from: its image tower is "
@@ -108,5 +109,9 @@ def _lay_over(checkpoint: Checkpoint, clip: str | PathLike, head_width: int, tex
             for name in tensors
             if name in checked or name.startswith(replaced)
         },
-        notes=[assumption(ACTIVATION, head_width, text_head_width), f"names with clip: are those of {str(clip)!r}"],
+        notes=[
+            assumption(ACTIVATION, head_width, text_head_width),
+            f"names with clip: are those of {str(clip)!r}",
+            *notes,
+        ],
     )

@@ -15,6 +15,9 @@ from torch import Tensor
 
 # What training scripts put around a state dict.
 WRAPPERS = ("state_dict", "model", "module")
+# What `torch.compile` puts before the names of the module that it wraps, and data parallelism too.
+COMPILED = "_orig_mod."
+PREFIXES = ("module.", COMPILED)
 
 
 class Checkpoint(NamedTuple):
@@ -23,7 +26,8 @@ class Checkpoint(NamedTuple):
     Args:
         path: the file.
         tensors: by name, without `prefix`.
-        prefix: that every name in the file begins with (`module.` of data parallelism), or empty.
+        prefix: that every name in the file begins with (`module.` of data parallelism, `_orig_mod.` of
+            `torch.compile`, or both), or empty.
         beside: names of what the file holds beside its state dict, such as an optimizer's state.
     """
 
@@ -110,8 +114,18 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
             raise ValueError(f"{name!r} of {str(path)!r} holds numbers that are not finite: the file is damaged.")
     if not any(value.is_floating_point() for value in content.values()):
         raise ValueError(f"{str(path)!r} holds no weights in floating-point numbers.")
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return Checkpoint(path, {name.removeprefix(prefix): value for name, value in content.items()}, prefix, beside)
+    prefix = ""
+    while common := next((own for own in PREFIXES if all(name.startswith(prefix + own) for name in content)), None):
+        prefix += common
+    tensors: dict[str, Tensor] = {}
+    for name, value in content.items():
+        # A part of a model that was compiled alone has the name in the middle.
+        plain = "." + name.removeprefix(prefix)
+        plain = plain.replace(f".{COMPILED}", ".")[1:]
+        if plain in tensors:
+            raise ValueError(f"{str(path)!r} holds {plain!r} twice, compiled and not: which one counts is unknown.")
+        tensors[plain] = value
+    return Checkpoint(path, tensors, prefix, beside)
 
 
 def _load(path: Path) -> Any:

@@ -2,12 +2,19 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .checkpoint import Checkpoint
 from .formats import check_source
 from .weights import Move, Plan, pairs
 
 HEAD_WIDTH = 64
 OPEN_CLIP_SETTINGS = "open_clip_config.json"
+# Long-CLIP (arXiv 2403.15378) keeps two tables of text positions: the first rows of one, which short captions have
+# trained well and which stay as they were, and the other rows of the second, which were trained on.
+SECOND_POSITIONS = "positional_embedding_res"
+KEPT_POSITIONS = 20
 MASK_WEIGHT = "vision_model.embeddings.patch_embedding.mask_weight"
 
 
@@ -72,13 +79,36 @@ def plan_towers(checkpoint: Checkpoint, activation: str, head_width: int, text_h
     """Both towers, their projections and the temperature. Arguments as in [`plan_clip`]."""
     vision, dimension = vision_config(checkpoint, "visual.", activation, head_width)
     text = text_config(checkpoint, activation, text_head_width)
+    tensors, left_out, notes = join_positions(checkpoint)
     return Plan(
         config=region_config(vision, text, dimension),
-        tensors=dict(checkpoint.tensors),
+        tensors=tensors,
         moves=vision_moves(checkpoint, "visual.", vision) + text_moves(checkpoint, text),
+        left_out=left_out,
         new={MASK_WEIGHT: "new: zeros"},
-        notes=[assumption(activation, head_width, text_head_width)],
+        notes=[assumption(activation, head_width, text_head_width), *notes],
     )
+
+
+def join_positions(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """The tensors of a checkpoint with one table of text positions, what is left out for it, and notes about it.
+
+    Raises:
+        ValueError: the two tables of a Long-CLIP have different shapes, or no rows for the second.
+    """
+    tensors = dict(checkpoint.tensors)
+    if SECOND_POSITIONS not in tensors:
+        return tensors, {}, []
+    shape, other = checkpoint.shape("positional_embedding", 2), checkpoint.shape(SECOND_POSITIONS, 2)
+    if shape != other or shape[0] <= KEPT_POSITIONS:
+        raise ValueError(
+            f"'positional_embedding' and {SECOND_POSITIONS!r} of a Long-CLIP must have one shape with more than "
+            f"{KEPT_POSITIONS} rows, got {shape} and {other}."
+        )
+    first, second = tensors["positional_embedding"], tensors[SECOND_POSITIONS]
+    tensors["positional_embedding"] = torch.cat([first[:KEPT_POSITIONS], second[KEPT_POSITIONS:]])
+    why = f"its rows from {KEPT_POSITIONS} on are joined with the first {KEPT_POSITIONS} of 'positional_embedding'"
+    return tensors, {SECOND_POSITIONS: why}, [f"a Long-CLIP: {SECOND_POSITIONS!r}, {why}"]
 
 
 def region_config(vision: dict[str, Any], text: dict[str, Any], dimension: int) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from .skipping import ReadableRecords, readable_rows
 REGION_TEXTS = ("caption", "long_caption", "category")
 # Above any number of kinds of region text, which begins the seeds of that draw.
 PROMPT_STREAM = 1000
+# What stands where a text is missing; no loss sees it.
+NO_TEXT = "-"
 
 
 def region_inputs(regions: Sequence[Sequence[Mapping[str, Any]]], prompt: str) -> dict[str, list[list[Any]]]:
@@ -39,8 +41,31 @@ def sample_key(record: Mapping[str, Any]) -> tuple[int, ...]:
 
 def content_key(record: Mapping[str, Any]) -> tuple[int]:
     """A number that names a record by its captions and the ids of its regions, wherever it is stored."""
-    ids = [region["id"] for region in record["regions"]]
+    ids = [region["id"] for region in record["regions"] or ()]
     return (zlib.crc32(repr((record["captions"], ids)).encode()),)
+
+
+def record_name(record: Mapping[str, Any]) -> str:
+    """What a reader finds a record by: its file, its epoch and index, and the ids of its first regions, as far as they
+    are known."""
+    image = record.get("image")
+    file = record.get("file") or (image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", ""))
+    parts = [f"image {str(file)!r}"] if file else []
+    if "sample_key" in record:
+        parts.append(f"sample key {tuple(record['sample_key'])}")
+    ids = [region.get("id") for region in record.get("regions") or ()]
+    parts.append(f"region ids {ids[:5]}{' …' if len(ids) > 5 else ''}" if ids else "no regions")
+    return ", ".join(parts)
+
+
+def captions_of(record: Mapping[str, Any]) -> list[str]:
+    """The captions of a record that say something."""
+    return [caption for caption in record["captions"] or () if caption and caption.strip()]
+
+
+def regions_with(record: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
+    """The regions of a record that have a text of this kind."""
+    return [region for region in record["regions"] or () if (region.get(kind) or "").strip()]
 
 
 def _rectangle(box: Sequence[float]) -> list[list[float]]:
@@ -52,9 +77,18 @@ def _region_text(region: Mapping[str, Any], kind: str) -> str:
     return f"a {region[kind]}" if kind == "category" else region[kind]
 
 
-def _without_images(records: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+def without_images(records: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     """The records of a `datasets.Dataset` without their images, which would be decoded; others as they are."""
     return readable_rows(records, ["captions", "regions"]) if hasattr(records, "select_columns") else records
+
+
+def first_encoded(records: Any) -> Mapping[str, Any]:
+    """The first record, of a `datasets.Dataset` with the image encoded: so it names its file."""
+    if not hasattr(records, "cast_column"):
+        return next(iter(records))
+    from datasets import Image
+
+    return {"sample_key": (0, 0), **next(iter(records.select([0]).cast_column("image", Image(decode=False))))}
 
 
 class RegionDataset(ReadableRecords):
@@ -88,6 +122,11 @@ class RegionDataset(ReadableRecords):
 class RegionCollator:
     """Samples regions and their texts from records and runs the processor on them.
 
+    A record trains on what it has: an image without captions on its regions, an image without regions on its caption.
+    Regions without the text of the batch are left out of it. The batch has the same tensors whatever its records lack:
+    region slots that hold no region are padding, and a missing caption is a text whose `attention_mask` is all padding
+    (a row of zeros among `text_states`), which no loss counts.
+
     Args:
         processor: the processor of the model to train.
         regions_per_image: the most regions per image, drawn without replacement from those that have the text.
@@ -98,17 +137,20 @@ class RegionCollator:
             that resumes repeats it.
         image_captions: adds one caption per image as `input_ids`.
         whole_image_share: share of the images whose first region slot is the whole image with an image caption
-            (Alpha-CLIP mixes 10 %). An image without any region always takes that slot when the share is above zero.
+            (Alpha-CLIP mixes 10 %). An image without any region always takes that slot when the share is above zero;
+            an image without captions never does.
         crops: adds the crops of PixCLIP's second and third branch.
         seed: the seed of the draws.
         text_cache: a [`TextEmbeddingCache`] that holds [`RegionCollator.texts`] of the records; its states then take
             the place of the token ids.
         mask_prompt_share: share of the batches whose regions prompt by their masks, the others by their boxes. None
             uses only the usual prompt of the processor's model.
+        allow_nothing: makes batches of records that have nothing to learn from too, whose loss is 0. One such batch is
+            no reason to end a run: [`RegionTrainer`] allows it and looks at all records instead.
 
     Raises:
-        ValueError: an argument outside its range, an image without caption where one is needed, or a batch in which no
-            region has the text, unless its images have no regions at all and train on their captions.
+        ValueError: an argument outside its range; when called, a batch of records that have nothing to learn from,
+            unless `allow_nothing`.
     """
 
     def __init__(
@@ -122,6 +164,7 @@ class RegionCollator:
         seed: int = 0,
         text_cache: Any = None,
         mask_prompt_share: float | None = None,
+        allow_nothing: bool = False,
     ):
         if regions_per_image < 1:
             raise ValueError(f"`regions_per_image` must be at least 1, got {regions_per_image}.")
@@ -148,6 +191,7 @@ class RegionCollator:
         self.crops = crops
         self.seed = seed
         self.text_cache = text_cache
+        self.allow_nothing = allow_nothing
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | bool]:
         """
@@ -163,19 +207,19 @@ class RegionCollator:
         # A stream of its own: what is drawn of a record must not depend on its place in the batch.
         kind_rng = np.random.default_rng((len(self.region_texts), self.seed, *keys[0]))
         kind = self.region_texts[kind_rng.integers(len(self.region_texts))]
-        for position, (record, key) in enumerate(zip(records, keys, strict=True)):
+        for record, key in zip(records, keys, strict=True):
             rng = np.random.default_rng((self.seed, *key))
-            record_regions, record_texts, caption = self._sample(record, kind, rng, position)
+            record_regions, record_texts, caption = self._sample(record, kind, rng)
             images.append(record["image"])
             regions.append(record_regions)
             texts.append(record_texts)
             captions.append(caption)
         bare = not any(regions)
         if bare:
-            if not self.image_captions or any(record["regions"] for record in records):
-                raise ValueError(f"No record of the batch has a region with a `{kind}`: {keys}.")
-            # Trains on its captions. With a slot of padding it has the keys of any batch, as other ranks expect.
-            regions[0], texts[0] = [self._whole_image(records[0])], [captions[0]]
+            if not self.allow_nothing and not (self.image_captions and any(captions)):
+                raise ValueError(f"Nothing can be learned from this batch. {self.advice(records, kind)}")
+            # With a slot of padding it has the keys of any batch, as other ranks expect.
+            regions[0], texts[0] = [self._whole_image(records[0])], [None]
         # A stream of its own again, so that mixing prompts changes no other draw.
         by_mask = np.random.default_rng((PROMPT_STREAM, self.seed, *keys[0])).random() < self.mask_prompt_share
         arguments: dict[str, Any] = region_inputs(regions, "mask" if by_mask else "box")
@@ -185,13 +229,76 @@ class RegionCollator:
             batch = {**self.processor(images=images, **arguments), **self._text_states(texts, captions)}
         else:
             if self.image_captions:
-                arguments["text"] = captions
-            batch = self.processor(images=images, region_text=texts, **arguments)
+                arguments["text"] = [caption or NO_TEXT for caption in captions]
+            arguments["region_text"] = [[text or NO_TEXT for text in row] for row in texts]
+            batch = self.processor(images=images, **arguments)
+            missing = [position for position, caption in enumerate(captions) if not caption]
+            if missing and "attention_mask" in batch:
+                batch["attention_mask"][missing] = 0
         if bare:
             for name in ("region_attention_mask", "region_text_attention_mask"):
                 if name in batch:
                     batch[name].zero_()
         return {**batch, "return_loss": True}
+
+    def can_learn(self, record: Mapping[str, Any]) -> bool:
+        """Whether any batch trains on something of this record; its image is not looked at."""
+        if (self.image_captions or self.whole_image_share > 0) and captions_of(record):
+            return True
+        return any(regions_with(record, kind) for kind in self.region_texts)
+
+    def check(self, records: Iterable[Mapping[str, Any]], name: str) -> None:
+        """Stops a run that would learn nothing. Records are looked at until one trains; images are not decoded.
+
+        Args:
+            records: all records of a run, such as a `datasets.Dataset`.
+            name: what the caller calls them, for the message.
+
+        Raises:
+            ValueError: no record has what this collator draws; the message says what would help.
+        """
+        number = 0
+        for record in without_images(records):
+            if self.can_learn(record):
+                return
+            number += 1
+        if number:
+            raise ValueError(
+                f"Nothing can be learned from the {number} records of `{name}`. "
+                f"{self.advice(without_images(records), named=first_encoded(records))}"
+            )
+
+    def advice(
+        self, records: Iterable[Mapping[str, Any]], kind: str | None = None, named: Mapping[str, Any] | None = None
+    ) -> str:
+        """Why nothing is learned from records, what would help, and which record is the first.
+
+        Args:
+            records: records none of which trains.
+            kind: the kind of region text that was drawn; all that may be drawn when None.
+            named: the first record, where `records` come without what names it.
+        """
+        captions, regions, kinds = False, False, set()
+        for record in records:
+            named = record if named is None else named
+            captions = captions or bool(captions_of(record))
+            regions = regions or bool(record["regions"])
+            kinds |= {other for other in REGION_TEXTS if regions_with(record, other)}
+        wanted = " or ".join(f"`{name}`" for name in ((kind,) if kind else self.region_texts))
+        causes = f"{f'No region has a {wanted}' if regions else 'There are no regions'} and " + (
+            "image captions are not used" if captions else "no image has a caption"
+        )
+        ways = []
+        if found := [other for other in REGION_TEXTS if other in kinds]:
+            ways.append(f"`region_text` (`--region_text {' '.join(found)}`), which the regions have")
+        if captions:
+            ways.append(
+                "`image_captions` (`--image_captions True`) or `whole_image_share` (`--whole_image_share 0.1`), for "
+                "the captions"
+            )
+        if not ways:
+            ways.append(f"records with the field {wanted} in their regions, or with `captions`")
+        return f"{causes}. What would help: {'; '.join(ways)}. The first record: {record_name(named or {})}."
 
     def _whole_image(self, record: Mapping[str, Any]) -> dict[str, Any]:
         width, height = record["image"].size
@@ -199,50 +306,53 @@ class RegionCollator:
 
     def texts(self, records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         """Every text that a batch of these records may hold; images are not decoded."""
-        for record in _without_images(records):
+        for record in without_images(records):
             yield from self._region_texts(record)
             if self.image_captions or self.whole_image_share > 0:
-                yield from record["captions"]
+                yield from captions_of(record)
 
     def text_lengths(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
         """Characters of the longest region text (of the longest caption without any) that may be drawn of each
         record."""
         return [
-            max(map(len, self._region_texts(record) or record["captions"]), default=0)
-            for record in _without_images(records)
+            max(map(len, self._region_texts(record) or captions_of(record)), default=0)
+            for record in without_images(records)
         ]
 
     def _region_texts(self, record: Mapping[str, Any]) -> list[str]:
-        regions = record["regions"]
-        return [_region_text(region, kind) for kind in self.region_texts for region in regions if region[kind]]
+        return [_region_text(region, kind) for kind in self.region_texts for region in regions_with(record, kind)]
 
-    def _text_states(self, texts: list[list[str]], captions: list[str]) -> dict[str, Tensor]:
-        """`region_text_states` (B, R, D), zeros in padded slots, and `text_states` (B, D) of the captions."""
-        counts = torch.tensor([len(row) for row in texts])
-        rows = self.text_cache.states([text for row in texts for text in row])
-        states = rows.new_zeros(len(texts), int(counts.max()), rows.shape[-1])
-        states[torch.arange(states.shape[1]) < counts[:, None]] = rows
-        data = {"region_text_states": states}
+    def _text_states(self, texts: list[list[Any]], captions: list[str | None]) -> dict[str, Tensor]:
+        """`region_text_states` (B, R, D) and `text_states` (B, D) of the captions, zeros where there is no text."""
+        slots = max(map(len, texts))
+        data = {"region_text_states": self._states([[*row, *[None] * (slots - len(row))] for row in texts])}
         if self.image_captions:
-            data["text_states"] = self.text_cache.states(captions)
+            data["text_states"] = self._states([captions])[0]
         return data
 
+    def _states(self, rows: Sequence[Sequence[str | None]]) -> Tensor:
+        """(rows, columns, D): the cached states of a table of texts, zeros for None."""
+        given = torch.tensor([[text is not None for text in row] for row in rows])
+        found = self.text_cache.states([text for row in rows for text in row if text is not None])
+        states = found.new_zeros(*given.shape, found.shape[-1])
+        states[given] = found
+        return states
+
     def _sample(
-        self, record: Mapping[str, Any], kind: str, rng: np.random.Generator, position: int
-    ) -> tuple[list[Any], list[str], str]:
-        usable = [region for region in record["regions"] if region[kind]]
+        self, record: Mapping[str, Any], kind: str, rng: np.random.Generator
+    ) -> tuple[list[Any], list[Any], str | None]:
+        usable, captions = regions_with(record, kind), captions_of(record)
         whole = rng.random() < self.whole_image_share or (not usable and self.whole_image_share > 0)
-        caption = ""  # none is needed
-        if self.image_captions or whole:
-            if not record["captions"]:
-                raise ValueError(f"Record {position} of the batch has no entry in `captions`, and one is needed.")
-            caption = record["captions"][rng.integers(len(record["captions"]))]
+        whole = whole and bool(captions)
+        caption = None  # none is needed, or there is none
+        if captions and (self.image_captions or whole):
+            caption = captions[rng.integers(len(captions))]
         count = self.regions_per_image - whole
         chosen = usable
         if len(usable) > count:
             chosen = [usable[index] for index in sorted(rng.choice(len(usable), count, replace=False))]
         regions, texts = list(chosen), [_region_text(region, kind) for region in chosen]
-        if whole:
+        if whole and caption is not None:
             regions.insert(0, self._whole_image(record))
             texts.insert(0, caption)
         return regions, texts, caption

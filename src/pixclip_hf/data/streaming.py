@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..images import encoded_orientation, open_image, stored_bytes
 from ..record import LeftOut, foreign, validate_record
-from .collator import content_key
+from .collator import RegionCollator, content_key
 from .skipping import report_skipped
 from .sources import in_schema
 from .stream_shards import BROKEN_SHARD, shard_reader, tar_record
@@ -133,6 +133,8 @@ class RecordStream(IterableDataset):
                         report_skipped(_name(block[index]), error, *counts, reader, logger.warning)
                         continue
                     record["sample_key"] = (at["epoch"], *content_key(record))
+                    # For messages.
+                    record["file"] = (block[index].get("image") or {}).get("path")
                     yield record, dict(at)
                 at |= {"block": at["block"] + 1, "start": share.state_dict(), "index": 0}
             if nothing:
@@ -183,6 +185,8 @@ class StreamLoader:
         batch_size: records per batch.
         rank, world_size: which share of the stream to read.
         num_workers: number of workers; no more are started than the rank has shards.
+        region_collator: what decides, inside of `collator`, which records have something to learn from, for
+            `why_nothing`.
         options: further arguments of `DataLoader`.
     """
 
@@ -194,6 +198,7 @@ class StreamLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        region_collator: RegionCollator | None = None,
         **options: Any,
     ):
         shards = stream.share(rank, world_size).num_shards
@@ -203,17 +208,34 @@ class StreamLoader:
         self.layout = {"world_size": world_size, "workers": max(num_workers, 1), "batch_size": batch_size}
         self.delivered = 0
         self.positions: list[dict[str, Any] | None] = [None] * max(num_workers, 1)
-        self._batches = _Batches(stream, collator, batch_size, rank, world_size)
+        self._learned, self._why_nothing = False, None
+        self._first_passes = [0] * len(self.positions)
+        self._batches = _Batches(stream, collator, batch_size, rank, world_size, region_collator)
         self._loader = DataLoader(self._batches, batch_size=None, num_workers=num_workers, **options)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._batches.delivered, self._batches.positions = self.delivered, list(self.positions)
+        self._first_passes = [0 if position is None else position["epoch"] for position in self.positions]
         for item in self._loader:
             if item is not None:
-                batch, worker, position = item
+                batch, worker, position, why_nothing = item
                 self.positions[worker] = position
                 self.delivered += 1
+                self._learned = self._learned or why_nothing is None
+                self._why_nothing = self._why_nothing or why_nothing
                 yield batch
+
+    def why_nothing(self, ended: bool = False) -> str | None:
+        """Why nothing was learned from a whole pass over the share of this rank, and what would help; None where
+        something was, or before a pass is over.
+
+        Args:
+            ended: nothing more will be read, so that what was read counts as all.
+        """
+        at = [0 if position is None else position["epoch"] for position in self.positions]
+        # What is left of a pass that was resumed is no whole one.
+        passed = all(now > first + 1 for now, first in zip(at, self._first_passes, strict=True))
+        return None if self._learned or not (passed or ended) else self._why_nothing
 
     @property
     def corrupt(self) -> int:
@@ -237,15 +259,24 @@ class StreamLoader:
 
 
 class _Batches(IterableDataset):
-    """What runs in the workers: batches, each with its worker and the position behind it."""
+    """What runs in the workers: batches, each with its worker, the position behind it, and why nothing is learned from
+    it, if so."""
 
-    def __init__(self, stream: RecordStream, collator: Callable, batch_size: int, rank: int, world_size: int):
+    def __init__(
+        self,
+        stream: RecordStream,
+        collator: Callable,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        region_collator: RegionCollator | None,
+    ):
         self.stream, self.collator, self.batch_size = stream, collator, batch_size
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.region_collator = rank, world_size, region_collator
         self.delivered = 0
         self.positions: list[dict[str, Any] | None] = [None]
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], int, dict[str, Any]] | None]:
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], int, dict[str, Any], str | None] | None]:
         worker = getattr(get_worker_info(), "id", 0)
         # Workers are asked in turn, from the first on: those whose turn had come pass once.
         if worker < self.delivered % len(self.positions):
@@ -253,4 +284,11 @@ class _Batches(IterableDataset):
         records = self.stream.read(self.rank, self.world_size, self.positions[worker])
         while True:
             rows = list(islice(records, self.batch_size))
-            yield self.collator([record for record, _ in rows]), worker, rows[-1][1]
+            batch = self.collator([record for record, _ in rows])
+            yield batch, worker, rows[-1][1], self._why_nothing([record for record, _ in rows])
+
+    def _why_nothing(self, records: Sequence[Mapping[str, Any]]) -> str | None:
+        """Why nothing is learned from a batch; None where something is."""
+        if self.region_collator is None or any(map(self.region_collator.can_learn, records)):
+            return None
+        return self.region_collator.advice(records)

@@ -101,7 +101,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--cache_dir", help="folder for embeddings, so that an interrupted run can continue; no cache by default"
     )
     parser.add_argument(
-        "--resamples", type=int, default=RESAMPLES, help="resamples for the bootstrap intervals; 0 for no intervals"
+        "--resamples",
+        type=int,
+        default=RESAMPLES,
+        help="resamples of the intervals that are bootstrapped; 0 for no intervals",
     )
     parser.add_argument("--pictures", action="store_true", help="draw the first images and their hits")
     parser.add_argument(

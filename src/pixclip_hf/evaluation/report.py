@@ -52,6 +52,7 @@ class Result:
         split: the split of the dataset.
         left_out: why regions or images were left out, and how many.
         notes: what a reader of the figures must know.
+        chance: what guessing gives, of some of the metrics.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Result:
     split: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    chance: dict[str, float] = field(default_factory=dict)
 
 
 def weights_digest(folder: str | Path) -> str | None:
@@ -123,12 +125,13 @@ def write_results(
     if settings:
         named = [f"{name} {value}" for name, value in settings.items() if value is not None]
         sections.append(f"Settings: {', '.join(named)}.\n")
-    sections.append("Intervals: 95 %, bootstrap over images.\n")
+    sections.append("Intervals: 95 %, over images. Chance: what guessing gives.\n")
     for result in results:
         title = f"## {result.task}: {result.dataset}" + (f", {result.split}" if result.split else "")
-        header = ["measure", "value", "95 % interval"]
+        header = ["measure", "value", "95 % interval"] + ["chance"] * bool(result.chance)
         rows = [
             [name.replace("_", " "), _shown(name, value), _interval(name, result.intervals.get(name))]
+            + [_shown(name, result.chance[name]) if name in result.chance else ""] * bool(result.chance)
             for name, value in result.metrics.items()
         ]
         sections += [f"{title}\n", f"Protocol: `{result.protocol}`.\n", markdown_table(header, rows) + "\n"]

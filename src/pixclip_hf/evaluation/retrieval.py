@@ -185,6 +185,27 @@ def retrieval_measures(
     return measures, intervals
 
 
+def retrieval_chances(
+    image_ids: Tensor,
+    text_ids: Tensor,
+    names: tuple[str, str] = ("image", "text"),
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """What a random order of the keys gives of the recalls of [`retrieval_measures`], whose arguments these are."""
+    chances = {}
+    sides = image_ids, text_ids
+    for (own, others), (one, other) in ((sides, names), (sides[::-1], names[::-1])):
+        keys, counts = np.unique(others.numpy(), return_counts=True)
+        right = counts[np.searchsorted(keys, own.numpy())]
+        for k in ks:
+            # None of the k first is right: each of them is one of the wrong keys that are left.
+            missed = np.ones(len(right))
+            for drawn in range(min(k, len(others))):
+                missed *= np.maximum(len(others) - right - drawn, 0) / (len(others) - drawn)
+            chances[f"{one}_to_{other}_recall@{k}"] = float(1 - missed.mean())
+    return chances
+
+
 def text_identities(texts: Sequence[str]) -> Tensor:
     """One integer per text `(T,)`, equal for texts that are equal up to case and white space."""
     numbers: dict[str, int] = {}

@@ -21,6 +21,13 @@ class SavesPipelines:
 
     # Task -> pipeline class, filled where the package is installed; empty in code that came with a repository.
     pipeline_classes: ClassVar[dict[str, type]] = {}
+    _auto_class: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A registration is for the class that it names: saving a subclass from elsewhere would copy its module and die
+        # on what that imports.
+        cls._auto_class = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.pipeline_classes:

@@ -71,7 +71,7 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model", optional=True),
     }
-    keys_to_ignore_at_inference = ["loss_parts"]
+    keys_to_ignore_at_inference = ["loss_parts", "vision_model_output", "text_model_output"]
     # What may prompt a region, the usual one first.
     prompts: ClassVar[tuple[str, ...]] = ()
     # Fields of earlier versions that are settings of a run, not of a model, and what took their place.
@@ -102,6 +102,8 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
                     f"`{name}={value}` is ignored, since it is no longer a field of the configuration: set {instead}."
                 )
         super().__post_init__(**kwargs)
+        # Auto classes that know two models for a configuration look through these.
+        self.architectures = getattr(self, "architectures", None) or []
         self._check_vision()
         self._check_text()
 

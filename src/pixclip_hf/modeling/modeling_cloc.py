@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .configuration_region_text import check_choice
@@ -20,7 +21,6 @@ from .modeling_prompter import (
     CLOCPrompter,
     CLOCPrompterLayer,
     FourierPositions,
-    PlacedTokens,
 )
 from .modeling_region_text import (
     Gather,
@@ -28,6 +28,8 @@ from .modeling_region_text import (
     RegionTextOutput,
     RegionTextPreTrainedModel,
     RegionTextVisionModel,
+    RegionVisionOutput,
+    only_real,
     real_slots,
     region_text_features,
     rows_per_rank,
@@ -68,10 +70,9 @@ class CLOCGroundingOutput(ModelOutput):
 
 
 class ImageTokens(NamedTuple):
-    """Patch tokens (B, N, D) of an image pass: as they leave the tower, placed for the Prompter, and their grid."""
+    """Patch tokens (B, N, D) of an image pass, as they leave the tower, and their grid."""
 
-    raw: Tensor
-    placed: PlacedTokens | None
+    states: Tensor
     grid: tuple[int, int]
 
 
@@ -98,7 +99,7 @@ class CLOCPreTrainedModel(RegionTextPreTrainedModel):
     config: CLOCConfig
     config_class = CLOCConfig
     base_model_prefix = "cloc"
-    _no_split_modules = ["CLOCPrompterLayer", "CLOCFirstPrompterLayer"]
+    _no_split_modules = [*RegionTextPreTrainedModel._no_split_modules, "CLOCPrompter", "CLOCBoxHead"]
 
     @torch.no_grad()
     @init.guard_torch_init_functions()
@@ -151,7 +152,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_attention_mask: Tensor | None = None,
         region_masks: Tensor | None = None,
         prompt: str | None = None,
-        **kwargs: Any,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Features of regions; all regions of an image come from one image pass.
 
@@ -163,6 +165,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             region_masks (`(B, R, H, W)`): 1 inside the region. A mask prompts by its own pixels if
                 `config.prompts_by_coverage` is true, and by its tight box otherwise.
             prompt: `"box"` or `"mask"`, which of the two prompts; it may be left out where only one is given.
+            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the image
@@ -172,8 +175,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             ValueError: no regions, boxes and masks without a `prompt`, or regions of another shape.
         """
         regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        outputs = self._read_regions(pixel_values, regions, **kwargs)
-        outputs.pooler_output = self._project_regions(outputs.pooler_output) * regions.is_real[..., None]
+        outputs = self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+        outputs.pooler_output = only_real(self._project_regions(outputs.pooler_output), regions.is_real)
         return outputs
 
     @can_return_tuple
@@ -184,13 +187,14 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_attention_mask: Tensor | None = None,
         region_masks: Tensor | None = None,
         prompt: str | None = None,
-        **kwargs: Any,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """What the Prompter gives for each region, before the region head: one token per region for a language model,
         in the place of the visual sampler of Ferret (arXiv 2310.07704), where the CLOC paper puts it.
 
         Args:
-            pixel_values, region_boxes, region_attention_mask, region_masks, prompt: as in
+            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, interpolate_pos_encoding: as in
                 [`CLOCModel.get_region_features`].
 
         Returns:
@@ -201,16 +205,16 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             ValueError: as [`CLOCModel.get_region_features`].
         """
         regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        return self._read_regions(pixel_values, regions, **kwargs)
+        return self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
 
     def _read_regions(
-        self, pixel_values: Tensor, regions: PromptedRegions, **kwargs: Any
+        self, pixel_values: Tensor, regions: PromptedRegions, interpolate_pos_encoding: bool, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        outputs = self._run_tower(pixel_values, **kwargs)
+        outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self._region_tokens(tokens, regions) * regions.is_real[..., None],
+            pooler_output=only_real(self._region_tokens(tokens, regions), regions.is_real),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -232,25 +236,33 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_attention_mask: Tensor | None = None,
         region_masks: Tensor | None = None,
         prompt: str | None = None,
-        **kwargs: Any,
-    ) -> CLOCOutput:
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RegionVisionOutput:
         """Normalized image embeddings and, with regions, region embeddings. Arguments as in [`CLOCModel`]."""
         regions = None
         if region_boxes is not None or region_masks is not None:
             regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        # Built again because a `ModelOutput` keeps its fields in the order in which they were set.
-        return CLOCOutput(**self._embed(pixel_values, regions, **kwargs)[0])
+        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+        return RegionVisionOutput(
+            image_embeds=unit(image.pooler_output),
+            region_embeds=region_embeds,
+            last_hidden_state=image.last_hidden_state,
+            hidden_states=image.hidden_states,
+            attentions=image.attentions,
+        )
 
     def _embed(
-        self, pixel_values: Tensor, regions: PromptedRegions | None, **kwargs: Any
-    ) -> tuple[CLOCOutput, ImageTokens]:
-        image = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+        self, pixel_values: Tensor, regions: PromptedRegions | None, interpolate_pos_encoding: bool, **kwargs: Any
+    ) -> tuple[BaseModelOutputWithPooling, ImageTokens, Tensor | None]:
+        """The image features, the patch tokens behind them, and the normalized embeddings of the regions."""
+        kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
+        image = self.get_image_features(pixel_values, **kwargs)
         tokens = self._image_tokens(image.last_hidden_state, pixel_values)
-        output = CLOCOutput(image_embeds=unit(image.pooler_output))
-        if regions is not None:
-            embeds = unit(self._project_regions(self._region_tokens(tokens, regions)))
-            output.region_embeds = embeds * regions.is_real[..., None]
-        return output, tokens
+        if regions is None:
+            return image, tokens, None
+        embeds = unit(self._project_regions(self._region_tokens(tokens, regions)))
+        return image, tokens, only_real(embeds, regions.is_real)
 
     def _regions(
         self,
@@ -278,8 +290,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
 
     def _image_tokens(self, last_hidden_state: Tensor, pixel_values: Tensor) -> ImageTokens:
         grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
-        raw = self.vision_adapter.patch_tokens(last_hidden_state, grid)
-        return ImageTokens(raw, None if self.prompter is None else self.prompter.place(raw, grid), grid)
+        return ImageTokens(self.vision_adapter.patch_tokens(last_hidden_state, grid), grid)
 
     def _project_regions(self, states: Tensor) -> Tensor:
         if self.config.region_readout == "image_head":
@@ -289,14 +300,14 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
     def _region_tokens(self, tokens: ImageTokens, regions: PromptedRegions) -> Tensor:
         if self.config.region_readout == "image_head":
             coverage = regions.get_coverage(tokens.grid)
-            return self.vision_adapter.pool_regions(self.vision_model, tokens.raw, coverage)
+            return self.vision_adapter.pool_regions(self.vision_model, tokens.states, coverage)
         if regions.boxes is None and self.config.prompts_by_coverage:
-            prompts = self.prompter.mask_prompts(regions.masks, tokens.grid)
-            return self.prompter.read_regions(prompts, tokens.placed)
+            return self.prompter(tokens.states, tokens.grid, masks=regions.masks)
         boxes = regions.get_boxes()
         if self.config.region_readout == "roi_align":
-            return roi_align(tokens.raw, boxes, tokens.grid, self.config.roi_align_size).mean(2)
-        return self.prompter.read_regions(self.prompter.box_prompts(boxes, tokens.grid), tokens.placed)
+            boxes = boxes.to(tokens.states.device)
+            return roi_align(tokens.states, boxes, tokens.grid, self.config.roi_align_size).mean(2)
+        return self.prompter(tokens.states, tokens.grid, boxes=boxes)
 
 
 class CLOCModel(RegionTextModel, CLOCVisionModel):
@@ -326,13 +337,16 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         text_states: Tensor | None = None,
-        **kwargs: Any,
+        position_ids: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CLOCGroundingOutput:
         """Finds the box of each text in each image.
 
         Args:
             pixel_values (`(B, 3, H, W)`).
-            input_ids, attention_mask (`(T, L)`), text_states: as in [`CLOCModel.get_text_features`].
+            input_ids, attention_mask, position_ids (`(T, L)`), text_states: as in [`CLOCModel.get_text_features`].
+            interpolate_pos_encoding: as in [`CLOCModel.get_region_features`].
 
         Returns:
             [`CLOCGroundingOutput`]
@@ -342,14 +356,17 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         """
         if self.box_head is None:
             raise ValueError("`ground` needs a model with `config.grounding=True`, got False.")
-        texts = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True).pooler_output
-        outputs = self._run_tower(pixel_values, **kwargs)
+        texts = self.get_text_features(
+            input_ids, attention_mask, position_ids, text_states, return_dict=True
+        ).pooler_output
+        outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
         text_embeds = unit(texts)[None].expand(len(pixel_values), -1, -1)
         pred_boxes = self._find_boxes(tokens, text_embeds)
         found = PromptedRegions(pred_boxes, None, torch.ones_like(pred_boxes[..., 0], dtype=torch.bool))
         region_embeds = unit(self._project_regions(self._region_tokens(tokens, found)))
-        return CLOCGroundingOutput(pred_boxes=pred_boxes, scores=(region_embeds * text_embeds).sum(-1))
+        scores = (region_embeds * text_embeds.to(region_embeds.device)).sum(-1)
+        return CLOCGroundingOutput(pred_boxes=pred_boxes, scores=scores)
 
     @can_return_tuple
     def forward(
@@ -366,15 +383,19 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         return_loss: bool | None = None,
         region_masks: Tensor | None = None,
         prompt: str | None = None,
-        **kwargs: Any,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CLOCOutput:
         """
         Args:
             pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
             region_attention_mask (`(B, R)`): 1 for real regions.
-            region_masks (`(B, R, H, W)`), prompt: see [`CLOCModel.get_region_features`]. The grounding loss asks for
-                `region_boxes`, whatever prompts, and for the tight boxes of the masks where there are none.
+            region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding: see [`CLOCModel.get_region_features`]. The
+                grounding loss asks for `region_boxes`, whatever prompts, and for the tight boxes of the masks where
+                there are none.
             The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:
@@ -390,15 +411,20 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         regions = None
         if region_texts is not None or region_boxes is not None or region_masks is not None:
             regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        output, tokens = self._embed(pixel_values, regions, **kwargs)
+        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+        output = CLOCOutput(
+            image_embeds=unit(image.pooler_output), region_embeds=region_embeds, vision_model_output=image
+        )
         if texts is not None:
-            self._set_texts(output, input_ids, attention_mask, text_states)
+            per_token: Any = {"position_ids": position_ids, "token_type_ids": token_type_ids}
+            self._set_texts(output, input_ids, attention_mask, text_states, **per_token, **kwargs)
         if region_texts is not None:
             output.region_text_embeds, output.region_text_ids = region_text_features(
                 self, regions.is_real, region_input_ids, region_text_attention_mask, region_text_states
             )
             if self.box_head is not None:
-                output.pred_boxes = self._find_boxes(tokens, output.region_text_embeds) * regions.is_real[..., None]
+                found = self._find_boxes(tokens, output.region_text_embeds)
+                output.pred_boxes = only_real(found, regions.is_real)
         if with_loss:
             boxes = self.loss_regions(region_boxes, region_masks)
             parts = self.compute_loss(output, boxes, region_attention_mask)
@@ -446,13 +472,14 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             # A text that several regions of the image have finds none of their boxes in particular.
             same = output.region_text_ids[:, :, None] == output.region_text_ids[:, None, :]
             found = (is_real & ((same & is_real[:, None, :]).sum(-1) == 1)).flatten()
+            pred_boxes = output.pred_boxes.flatten(0, 1).to(found.device)
             losses["grounding_l1"], losses["grounding_giou"] = grounding_losses(
-                output.pred_boxes.flatten(0, 1), region_boxes.flatten(0, 1), found, rows_per_rank(found, gather, ranks)
+                pred_boxes, region_boxes.flatten(0, 1), found, rows_per_rank(found, gather, ranks)
             )
         return losses
 
     def _find_boxes(self, tokens: ImageTokens, text_embeds: Tensor) -> Tensor:
-        return self.box_head(self.prompter.read_texts(text_embeds, tokens.placed))
+        return self.box_head(self.prompter(tokens.states, tokens.grid, text_embeds=text_embeds))
 
 
 __all__ = ["CLOCModel", "CLOCOutput", "CLOCGroundingOutput", "CLOCPreTrainedModel", "CLOCVisionModel"]

@@ -84,7 +84,8 @@ class Eva02VisionEmbeddings(nn.Module):
 
     def interpolate_pos_encoding(self, grid: tuple[int, int]) -> Tensor:
         """Positions `(1 + rows * columns, width)` of another grid, bicubic."""
-        positions = self.position_embedding.weight
+        # Looked up and not read, so that a hook that brings the weights from elsewhere is passed.
+        positions = self.position_embedding(torch.arange(self.side**2 + 1, device=self.class_embedding.device))
         if grid == (self.side, self.side):
             return positions
         patches = positions[1:].T.unflatten(-1, (self.side, self.side))[None]

@@ -12,7 +12,7 @@ from transformers import initialization as init
 from transformers.utils import logging
 
 from .modeling_adapters import AdapterRegistry
-from .modeling_text import TEXT_ADAPTERS
+from .modeling_text import TEXT_ADAPTERS, announce_own_code
 from .modeling_vision import VISION_ADAPTERS
 
 logger = logging.get_logger(__name__)
@@ -295,6 +295,8 @@ def model_from_towers(
         return model.eval()
     same = text == vision and text_source.hub_kwargs == vision_source.hub_kwargs
     text_tower = take_tower(text_source, whole if same else load_weights(text_source, dtype))
+    if kwargs.get("bidirectional") is None:
+        announce_own_code(text_tower.model, text_source.config, text)
     if dtype == "auto":
         dtype = torch.promote_types(vision_tower.model.dtype, text_tower.model.dtype)
     # Built in its dtype and not cast: a cast would take the rotary frequencies of an LLM along.

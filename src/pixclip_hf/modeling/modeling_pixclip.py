@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_pixclip import PixCLIPConfig
 from .configuration_region_text import check_choice
@@ -18,8 +19,11 @@ from .modeling_region_text import (
     RegionTextOutput,
     RegionTextPreTrainedModel,
     RegionTextVisionModel,
+    RegionVisionOutput,
     at_least_one,
+    check_arguments,
     gathered_contrastive_loss,
+    only_real,
     real_slots,
     region_text_features,
     rows_per_rank,
@@ -99,20 +103,25 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, use_mask: bool = True, **kwargs: Any
+        self,
+        pixel_values: Tensor,
+        use_mask: bool = True,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Whole-image features: the region is the image, so the mask is all ones.
 
         Args:
             pixel_values (`(B, 3, H, W)`).
             use_mask: False leaves the mask branch out, as in the CLIP that the weights came from.
+            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can.
 
         Returns:
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
             normalized.
         """
         masks = torch.ones_like(pixel_values[:, 0]) if use_mask else None
-        return self._encode(pixel_values, masks, **kwargs)
+        return self._encode(pixel_values, masks, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
 
     @can_return_tuple
     def get_region_features(
@@ -121,7 +130,8 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         region_attention_mask: Tensor | None = None,
         mode: str = "prompted",
-        **kwargs: Any,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Region features.
 
@@ -133,6 +143,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
             mode: with `"prompted"` the mask enters the tower, which takes one pass per region and sees the context;
                 without gradients it takes no more than `max_regions_per_forward` regions at a time. With `"pooled"`
                 the patch features of one image pass are pooled under the mask and sent through the same head.
+            interpolate_pos_encoding: see [`PixCLIPModel.get_image_features`].
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the tokens
@@ -149,21 +160,22 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
             return BaseModelOutputWithPooling(
                 pooler_output=pixel_values.new_zeros(*real.shape, self.config.projection_dim)
             )
+        kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
         if mode == "pooled":
-            outputs = self.get_image_features(pixel_values, return_dict=True, **kwargs)
-            features = self._pooled_features(outputs.last_hidden_state, pixel_values, region_masks) * real[..., None]
+            outputs = self.get_image_features(pixel_values, **kwargs)
+            features = self._pooled_features(outputs.last_hidden_state, pixel_values, region_masks)
         elif torch.compiler.is_compiling():
             # Compiled, padded regions go through the tower too: how many are real is not known to the graph.
             images = pixel_values.repeat_interleave(real.shape[1], dim=0)
             outputs = self._encode(images, region_masks.flatten(0, 1), **kwargs)
-            features = outputs.pooler_output.unflatten(0, real.shape) * real[..., None]
+            features = outputs.pooler_output.unflatten(0, real.shape)
         else:
             rows = at_least_one(real)
             outputs = self._encode_prompted(pixel_values, region_masks, rows, **kwargs)
-            features = scatter(outputs.pooler_output, rows) * real[..., None]
+            features = scatter(outputs.pooler_output, rows)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=features,
+            pooler_output=only_real(features, real),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -175,18 +187,33 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         region_attention_mask: Tensor | None = None,
         mode: str = "prompted",
-        **kwargs: Any,
-    ) -> PixCLIPOutput:
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RegionVisionOutput:
         """Normalized image embeddings and, with masks, region embeddings. Arguments as in [`PixCLIPModel`]."""
-        image = self.get_image_features(pixel_values, return_dict=True, **kwargs).pooler_output
-        output = PixCLIPOutput(image_embeds=unit(image))
+        image = self.get_image_features(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **(kwargs | {"return_dict": True})
+        )
+        region_embeds = None
         if region_masks is not None:
-            regions = self.get_region_features(
-                pixel_values, region_masks, region_attention_mask, mode, return_dict=True, **kwargs
+            regions = self._region_features(
+                pixel_values, region_masks, region_attention_mask, mode, interpolate_pos_encoding
             )
-            output.region_embeds = unit(regions.pooler_output)
-        # Built again because a `ModelOutput` keeps its fields in the order in which they were set.
-        return PixCLIPOutput(**output)
+            region_embeds = unit(regions)
+        return RegionVisionOutput(
+            image_embeds=unit(image.pooler_output),
+            region_embeds=region_embeds,
+            last_hidden_state=image.last_hidden_state,
+            hidden_states=image.hidden_states,
+            attentions=image.attentions,
+        )
+
+    def _region_features(
+        self, pixel_values: Tensor, masks: Tensor, real: Tensor | None, mode: str, interpolate_pos_encoding: bool
+    ) -> Tensor:
+        """Features (B, R, D) for `forward`, whose tower outputs are those of the image pass."""
+        options: Any = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
+        return self.get_region_features(pixel_values, masks, real, mode, **options).pooler_output
 
     def _encode_prompted(
         self, pixel_values: Tensor, masks: Tensor, rows: Tensor, **kwargs: Any
@@ -204,7 +231,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
     def _encode(self, pixel_values: Tensor, masks: Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The tower's output under masks (N, H, W), or without the mask branch; its pooled states projected."""
         if masks is not None:
-            scaled = (masks.to(pixel_values.dtype) - self.config.mask_mean) / self.config.mask_std
+            scaled = (masks.to(pixel_values) - self.config.mask_mean) / self.config.mask_std
             pixel_values = torch.cat([pixel_values, scaled[:, None]], dim=1)
         return super()._encode(pixel_values, **kwargs)
 
@@ -247,7 +274,10 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
         region_text_states: Tensor | None = None,
         mode: str = "prompted",
         return_loss: bool | None = None,
-        **kwargs: Any,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> PixCLIPOutput:
         """
         Args:
@@ -256,14 +286,17 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
             region_attention_mask (`(B, R)`): 1 for region slots that hold a region.
             crop_pixel_values (`(B, R, 3, h, w)`), crop_masks (`(B, R, h, w)`): crops around the regions, for the loss.
             mode: see [`PixCLIPModel.get_region_features`].
+            interpolate_pos_encoding: see [`PixCLIPModel.get_image_features`].
             The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:
-            [`PixCLIPOutput`]; a training pass that uses no whole-image embedding leaves `image_embeds` out.
+            [`PixCLIPOutput`]; a training pass that uses no whole-image embedding leaves `image_embeds` out. The
+            `vision_model_output` is that of the image pass.
 
         Raises:
             ValueError: see [`RegionTextModel`]; crops that do not fit the regions.
         """
+        check_arguments(kwargs)
         texts = input_ids if text_states is None else text_states
         region_texts = region_input_ids if region_text_states is None else region_text_states
         with_loss = wants_loss(return_loss, pixel_values, texts, region_texts)
@@ -271,15 +304,18 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
 
         output, image = PixCLIPOutput(), None
         if not with_loss or texts is not None or (with_crops and self.config.local_global_loss_weight):
-            image = self.get_image_features(pixel_values, return_dict=True, **kwargs)
-            output.image_embeds = unit(image.pooler_output)
-        if region_masks is not None:
-            regions = self.get_region_features(
-                pixel_values, region_masks, region_attention_mask, mode, return_dict=True, **kwargs
+            image = self.get_image_features(
+                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **(kwargs | {"return_dict": True})
             )
-            output.region_embeds = unit(regions.pooler_output)
+            output.image_embeds, output.vision_model_output = unit(image.pooler_output), image
+        if region_masks is not None:
+            regions = self._region_features(
+                pixel_values, region_masks, region_attention_mask, mode, interpolate_pos_encoding
+            )
+            output.region_embeds = unit(regions)
         if texts is not None:
-            self._set_texts(output, input_ids, attention_mask, text_states)
+            per_token: Any = {"position_ids": position_ids, "token_type_ids": token_type_ids}
+            self._set_texts(output, input_ids, attention_mask, text_states, **per_token, **kwargs)
         if region_texts is not None:
             trailing = tuple(pixel_values.shape[-2:])
             is_real = real_slots("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
@@ -289,11 +325,13 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
             if with_crops:
                 _check_crops(crop_pixel_values, crop_masks, is_real)
                 rows = at_least_one(is_real)
-                crops = self._encode(crop_pixel_values[rows], crop_masks[rows], **kwargs).pooler_output
-                output.crop_embeds = scatter(unit(crops), rows) * is_real[..., None]
+                crops = self._encode(
+                    crop_pixel_values[rows], crop_masks[rows], interpolate_pos_encoding=interpolate_pos_encoding
+                ).pooler_output
+                output.crop_embeds = only_real(scatter(unit(crops), rows), is_real)
             if with_crops and self.config.local_global_loss_weight and image is not None:
                 pooled = self._pooled_features(image.last_hidden_state, pixel_values, region_masks)
-                output.pooled_region_embeds = unit(pooled) * is_real[..., None]
+                output.pooled_region_embeds = only_real(unit(pooled), is_real)
         if with_loss:
             set_losses(output, self.compute_loss(output, region_masks, region_attention_mask), self.loss_weights())
         # Built again because a `ModelOutput` keeps its fields in the order in which they were set: the loss is first.
@@ -357,8 +395,8 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
             )
         else:
             losses["local_global"] = local_global_loss(
-                output.pooled_region_embeds.flatten(0, 1),
-                output.crop_embeds.flatten(0, 1),
+                output.pooled_region_embeds.flatten(0, 1).to(is_real.device),
+                output.crop_embeds.flatten(0, 1).to(is_real.device),
                 is_real.flatten(),
                 rows_per_rank(is_real.flatten(), gather, ranks),
             )

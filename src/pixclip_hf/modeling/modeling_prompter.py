@@ -50,12 +50,18 @@ class FourierPositions(nn.Module):
         self.scale = scale
         self.register_buffer("frequencies", torch.randn(2, width // 2) * scale)
 
-    def forward(self, points: Tensor) -> Tensor:
-        """(..., 2) to (..., width), float32."""
+    def forward(self, points: Tensor, extents: Tensor | None = None) -> Tensor:
+        """(..., 2) to (..., width), float32: features of points, or their means over boxes of these extents around
+        them."""
+        frequencies = self.frequencies.float()
         # Not a matrix product, which autocast would take to half precision.
-        angles = ((2 * points.float() - 1)[..., None] * self.frequencies.float()).sum(-2) * (2 * math.pi)
+        angles = ((2 * points.float() - 1)[..., None] * frequencies).sum(-2) * (2 * math.pi)
         # Sine and cosine of a frequency side by side: a head's slice of them holds both.
-        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+        features = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+        if extents is None:
+            return features
+        fall_off = torch.sinc(2 * extents[..., None] * frequencies).prod(-2)
+        return features * fall_off.repeat_interleave(2, dim=-1)
 
     def over_boxes(self, boxes: Tensor) -> Tensor:
         """Mean of the features over each box, at the length of a point's: xyxy (..., 4) to (..., width), float32.
@@ -63,19 +69,29 @@ class FourierPositions(nn.Module):
         Its product with a point's features is large inside the box and falls off around it.
         """
         corner, opposite = boxes.float().unflatten(-1, (2, 2)).unbind(-2)
-        cycles = 2 * (opposite - corner)[..., None] * self.frequencies.float()
-        fall_off = torch.sinc(cycles).prod(-2)
-        return self._as_point(self((corner + opposite) / 2) * fall_off.repeat_interleave(2, dim=-1))
+        return self._as_point(self((corner + opposite) / 2, opposite - corner))
 
     def over_patches(self, coverage: Tensor, grid: tuple[int, int]) -> Tensor:
         """Mean of the features of the patch centers under coverage (..., N), at the length of a point's: (..., width),
         float32; zeros where nothing is covered."""
         centers = self(patch_centers(grid, coverage.device))
         with full_precision(coverage):
-            return self._as_point(coverage.float() @ centers)
+            return self._as_point(coverage.float().to(centers.device) @ centers)
 
     def _as_point(self, means: Tensor) -> Tensor:
         return F.normalize(means, dim=-1) * (means.shape[-1] / 2) ** 0.5
+
+
+def attend(config: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Attention `(B, heads, R, d)` of a prompt layer with an additive or boolean `bias`, by the backend that the
+    configuration names: `"eager"` by its formula, any other by torch's `sdpa`. Flash attention takes no bias, and for
+    the few prompts of an image flex attention would compile more than it saves."""
+    if config is None or config._attn_implementation != "eager":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    logits = query @ key.transpose(-1, -2) * scale
+    if bias is not None:
+        logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
+    return logits.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager:
@@ -99,9 +115,11 @@ class CLOCPrompterLayer(nn.Module):
     one transformer layer and leaves this open.
     """
 
-    def __init__(self, width: int, num_heads: int, intermediate_size: int, prior: bool, texts: bool):
+    def __init__(
+        self, width: int, num_heads: int, intermediate_size: int, prior: bool, texts: bool, config: Any = None
+    ):
         super().__init__()
-        self.num_heads = num_heads
+        self.config, self.num_heads = config, num_heads
         self.norm1 = nn.LayerNorm(width)
         self.position_query = nn.Linear(width, width, bias=False)
         self.position_key = nn.Linear(width, width, bias=False)
@@ -130,6 +148,15 @@ class CLOCPrompterLayer(nn.Module):
         texts = [self.text_position_query] if hasattr(self, "text_position_query") else []
         return [self.content_query, self.prompt_proj, self.fc2, *texts]
 
+    def forward(self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor | None = None) -> Tensor:
+        """Prompts (B, R, D) to what each reads, (B, R, D): those of regions with a coverage, those of texts without.
+
+        Only through here do the hooks of a model on several devices find the layer's own weights.
+        """
+        if coverage is None:
+            return self.read_texts(prompts, tokens)
+        return self.read_regions(prompts, tokens, coverage)
+
     def read_regions(self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor) -> Tensor:
         """Prompts (B, R, D) of regions with their coverage (B, R, N) to what each reads, (B, R, D)."""
         prior = None
@@ -155,8 +182,7 @@ class CLOCPrompterLayer(nn.Module):
         query, key = (torch.cat([self._heads(half) for half in halves], dim=-1).float() for halves in (queries, keys))
         value = self._heads(values).float()
         with full_precision(query):
-            scale = value.shape[-1] ** -0.5
-            read = F.scaled_dot_product_attention(query, key, value, attn_mask=prior, scale=scale)
+            read = attend(self.config, query, key, value, prior, scale=value.shape[-1] ** -0.5)
         states = self.out_proj(read.to(prompts.dtype).transpose(-3, -2).flatten(-2)) + self.prompt_proj(prompts)
         return states + self.fc2(F.gelu(self.fc1(self.norm2(states))))
 
@@ -173,9 +199,10 @@ class CLOCFirstPrompterLayer(nn.Module):
     token instead.
     """
 
-    def __init__(self, width: int, num_heads: int, intermediate_size: int):
+    def __init__(self, width: int, num_heads: int, intermediate_size: int, config: Any = None):
         super().__init__()
-        self.num_heads = num_heads
+        self.config, self.num_heads = config, num_heads
+        self.scale = (width // num_heads) ** -0.5
         self.norm1 = nn.LayerNorm(width)
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
@@ -209,12 +236,8 @@ class CLOCFirstPrompterLayer(nn.Module):
         # A prompt sees the image and itself, never another prompt.
         own = torch.eye(regions, dtype=torch.bool, device=prompts.device)
         visible = torch.cat([own.new_ones(regions, patches), own], dim=1)
-        attended = F.scaled_dot_product_attention(
-            self._heads(self.q_proj(normed[:, patches:])),
-            self._heads(self.k_proj(normed)),
-            self._heads(self.v_proj(normed)),
-            attn_mask=visible,
-        )
+        query, key = self._heads(self.q_proj(normed[:, patches:])), self._heads(self.k_proj(normed))
+        attended = attend(self.config, query, key, self._heads(self.v_proj(normed)), visible, self.scale)
         return self._rest(prompts, attended)
 
     def read_all(self, prompts: Tensor, tokens: Tensor) -> Tensor:
@@ -222,9 +245,8 @@ class CLOCFirstPrompterLayer(nn.Module):
         tokens = tokens[:, None].expand(-1, prompts.shape[1], -1, -1)
         states = torch.cat([prompts[:, :, None], tokens], dim=2)
         normed = self.norm1(states)
-        attended = F.scaled_dot_product_attention(
-            self._heads(self.q_proj(normed)), self._heads(self.k_proj(normed)), self._heads(self.v_proj(normed))
-        )
+        query, key = self._heads(self.q_proj(normed)), self._heads(self.k_proj(normed))
+        attended = attend(self.config, query, key, self._heads(self.v_proj(normed)), None, self.scale)
         return self._rest(states, attended)
 
 
@@ -257,9 +279,31 @@ class CLOCPrompter(nn.Module):
         )
         self.layer: Any
         if self.first_edition:
-            self.layer = CLOCFirstPrompterLayer(*sizes)
+            self.layer = CLOCFirstPrompterLayer(*sizes, config=config)
         else:
-            self.layer = CLOCPrompterLayer(*sizes, prior=config.prompter_prior, texts=config.grounding)
+            self.layer = CLOCPrompterLayer(*sizes, prior=config.prompter_prior, texts=config.grounding, config=config)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        grid: tuple[int, int],
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """What each prompt reads of its image, `(B, R, D)`.
+
+        Args:
+            tokens (`(B, N, D)`): patch tokens of a tower.
+            grid: (rows, columns) of patches.
+            boxes (`(B, R, 4)`), masks (`(B, R, H, W)`), text_embeds (`(B, R, projection_dim)`): the prompts, one of
+                the three.
+        """
+        placed = self.place(tokens, grid)
+        if text_embeds is not None:
+            return self.read_texts(text_embeds, placed)
+        prompts = self.mask_prompts(masks, grid) if boxes is None else self.box_prompts(boxes, grid)
+        return self.read_regions(prompts, placed)
 
     def place(self, tokens: Tensor, grid: tuple[int, int]) -> PlacedTokens:
         """Image tokens (B, N, D) of a patch grid with their positions."""
@@ -278,9 +322,10 @@ class CLOCPrompter(nn.Module):
         """What each region reads of its image: (B, R, D)."""
         dtype = self.box_fc1.weight.dtype
         corners = self.positions(regions.boxes.unflatten(-1, (2, 2))).flatten(-2).to(dtype)
-        prompts = regions.positions.to(dtype) + self.box_fc2(F.gelu(self.box_fc1(corners)))
+        refined = self.box_fc2(F.gelu(self.box_fc1(corners)))
+        prompts = regions.positions.to(refined) + refined
         if not self.first_edition:
-            return self.layer.read_regions(prompts, tokens, regions.coverage)
+            return self.layer(prompts, tokens, regions.coverage)
         if self.readout == "mean":
             return self.layer.read_all(prompts, _added(tokens)).mean(2)
         return self.layer(prompts, _added(tokens))
@@ -289,12 +334,12 @@ class CLOCPrompter(nn.Module):
         """What texts (B, T, projection_dim) read of each image: (B, T, D)."""
         prompts = self.text_prompt(text_embeds)
         if not self.first_edition:
-            return self.layer.read_texts(prompts, tokens)
+            return self.layer(prompts, tokens)
         return self.layer(prompts, _added(tokens))
 
 
 def _added(tokens: PlacedTokens) -> Tensor:
-    return tokens.content + tokens.positions.to(tokens.content.dtype)
+    return tokens.content + tokens.positions.to(tokens.content)
 
 
 class CLOCBoxHead(nn.Module):

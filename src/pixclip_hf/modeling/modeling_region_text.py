@@ -3,6 +3,7 @@ what they return."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_region_text import RegionTextConfig
@@ -21,7 +23,7 @@ from .modeling_vision import VISION_ADAPTERS, VisionAdapter
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 
-TOWER_ARGUMENTS = {*TransformersKwargs.__annotations__, "interpolate_pos_encoding", "return_dict"}
+TOWER_ARGUMENTS = {*TransformersKwargs.__annotations__, "return_dict"}
 
 
 def derived() -> Any:
@@ -41,27 +43,56 @@ class RegionTextOutput(ModelOutput):
     Args:
         loss (scalar): weighted sum of `loss_parts`.
         loss_parts (`dict` of scalars): the parts by name, unweighted; those whose inputs are in the batch.
-        logits_per_region (`(B, R, T)`), logits_per_image (`(B, T)`): scaled cosine similarities to the texts.
+        logits_per_region (`(B, R, T)`), logits_per_image (`(B, T)`), logits_per_text (`(T, B)`): scaled cosine
+            similarities to the texts.
         region_embeds (`(B, R, D)`), image_embeds (`(B, D)`), text_embeds (`(T, D)`).
         region_text_embeds (`(B, R, D)`): embeddings of the region texts.
-        text_ids (`(T,)`), region_text_ids (`(B, R)`): identities of the texts, see [`text_ids`].
+        text_ids (`(T,)`), region_text_ids (`(B, R)`): identities of the texts, see [`text_ids`]; 0 for rows without.
+        vision_model_output, text_model_output (`BaseModelOutputWithPooling`): what the towers returned for the images
+            and the texts, with `hidden_states` and `attentions` where they were asked for; `pooler_output` is
+            projected.
     """
 
     loss: Tensor | None = derived()
     loss_parts: dict[str, Tensor] | None = derived()
     logits_per_region: Tensor | None = derived()
     logits_per_image: Tensor | None = derived()
+    logits_per_text: Tensor | None = derived()
     region_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     region_text_embeds: Tensor | None = None
     text_ids: Tensor | None = None
     region_text_ids: Tensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = derived()
+    text_model_output: BaseModelOutputWithPooling | None = derived()
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are set, in their order; those that are outputs themselves as tuples too."""
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
 
     @classmethod
     def representations(cls) -> tuple[str, ...]:
         """Names of the fields that a loss may read."""
         return tuple(entry.name for entry in fields(cls) if not entry.metadata.get("derived"))
+
+
+@dataclass
+class RegionVisionOutput(ModelOutput):
+    """
+    What the vision models return; shapes as in [`RegionTextOutput`].
+
+    Args:
+        image_embeds (`(B, D)`), region_embeds (`(B, R, D)`): L2-normalized; rows of padded region slots are zero.
+        last_hidden_state (`(B, N, width)`): the vision tower's tokens of the images.
+        hidden_states, attentions (tuples, one entry per layer): the tower's, where they were asked for.
+    """
+
+    image_embeds: Tensor | None = None
+    region_embeds: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 def check_arguments(kwargs: dict[str, Any]) -> None:
@@ -82,8 +113,18 @@ def unit(embeds: Tensor) -> Tensor:
 def scatter(rows: Tensor, real: Tensor) -> Tensor:
     """Rows of the real regions `(n, D)` into their slots `(B, R, D)`, zeros elsewhere."""
     slots = rows.new_zeros(*real.shape, rows.shape[-1])
-    slots[real] = rows
+    slots[real.to(rows.device)] = rows
     return slots
+
+
+def only_real(rows: Tensor, real: Tensor) -> Tensor:
+    """Rows of region slots `(B, R, ...)`, zeros where no region is real `(B, R)`."""
+    return rows * real.to(rows.device)[..., None]
+
+
+def scaled_similarity(logit_scale: Tensor, embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    """Logits `(..., T)` of embeddings `(..., D)` to texts `(T, D)`, on the device of the embeddings."""
+    return logit_scale.to(embeds.device) * embeds @ text_embeds.to(embeds.device).T
 
 
 def at_least_one(real: Tensor) -> Tensor:
@@ -169,8 +210,7 @@ def region_text_features(
         mask = mask[rows] if rows is real else torch.ones_like(texts[rows])
         ids = text_ids(texts[rows], mask)
         states = model.get_text_features(texts[rows], mask, return_dict=True).pooler_output
-    embeds = scatter(unit(states), rows) * real[..., None]
-    return embeds, scatter(ids[:, None], rows)[..., 0] * real
+    return only_real(scatter(unit(states), rows), real), scatter(ids[:, None], rows)[..., 0] * real
 
 
 def wants_loss(
@@ -216,7 +256,8 @@ def set_losses(output: Any, parts: dict[str, Tensor], weights: dict[str, float])
             f"No part of the loss can be computed: inputs are missing or their weight is 0, of {weights}."
         )
     output.loss_parts = parts
-    output.loss = sum(weights[name] * part for name, part in parts.items())
+    device = next(iter(parts.values())).device
+    output.loss = sum(weights[name] * part.to(device) for name, part in parts.items())
 
 
 def rows_per_rank(valid: Tensor, gather: Gather | None, ranks: int) -> Tensor:
@@ -237,9 +278,11 @@ def gathered_contrastive_loss(
     ranks: int = 1,
     tile_size: int | None = None,
 ) -> Tensor:
-    """[`contrastive_loss`] of this rank's rows against the rows of all ranks."""
+    """[`contrastive_loss`] of this rank's rows against the rows of all ranks, on the device of `embeds`."""
+    text_embeds, logit_scale, ids = (part.to(embeds.device) for part in (text_embeds, logit_scale, ids))
     if valid is None:
         valid = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
+    valid = valid.to(embeds.device)
     over_ranks: dict[str, Any] = {}
     if gather is not None:
         all_embeds, offset = gather(embeds)
@@ -275,9 +318,55 @@ class RegionTextPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Parts whose modules work on one device; the towers bring their own.
+    _no_split_modules: set[str] | list[str] | None = ["MLPAdapter"]
 
-    def get_input_embeddings(self) -> None:
-        """None: each tower has its own. Sharding asks the whole model, and would shard a part of a tower twice."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A registration is for the class that it names: saving a subclass from elsewhere would copy its module and die
+        # on what that imports. Sharding makes subclasses too, which are the same class in other clothes.
+        if not cls.__module__.startswith("torch."):
+            cls._auto_class = None
+
+    def post_init(self) -> None:
+        super().post_init()
+        # Sharding refuses names that the model does not have, and towers name the parts of their whole family.
+        self._no_split_modules = set(self._no_split_modules) & {type(module).__name__ for module in self.modules()}
+
+    def get_input_embeddings(self) -> nn.Embedding | None:
+        """None: there are no token embeddings on the image side."""
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Puts token embeddings into the text tower.
+
+        Raises:
+            ValueError: there is no text tower.
+        """
+        self._text_tower("set_input_embeddings").set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resizes the token embeddings of the text tower; arguments as in `PreTrainedModel.resize_token_embeddings`.
+
+        Raises:
+            ValueError: there is no text tower.
+        """
+        return self._text_tower("resize_token_embeddings").resize_token_embeddings(*args, **kwargs)
+
+    def _text_tower(self, method: str) -> PreTrainedModel:
+        text_model = getattr(self, "text_model", None)
+        if text_model is None:
+            raise ValueError(f"`{method}` needs a text tower, and this {type(self).__name__} has none.")
+        return text_model
+
+    @torch.no_grad()
+    @init.guard_torch_init_functions()
+    def initialize_weights(self) -> None:
+        # Each tower by itself first: in the custom code that this model is to it, transformers passes over modules
+        # without weights of their own, such as CLIP's MLPs, which initialize those of their layers.
+        for tower in self.children():
+            if isinstance(tower, PreTrainedModel):
+                tower.initialize_weights()
+        super().initialize_weights()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -308,17 +397,20 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
         return VISION_ADAPTERS.of(self.config.vision_config)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
         """Image features.
 
         Args:
             pixel_values (`(B, 3, H, W)`).
+            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can.
 
         Returns:
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
             normalized.
         """
-        return self._encode(pixel_values, **kwargs)
+        return self._encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
 
     def _encode(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The tower's output, its pooled states projected."""
@@ -326,9 +418,14 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
         outputs.pooler_output = self.visual_projection(outputs.pooler_output)
         return outputs
 
-    def _run_tower(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def _run_tower(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         check_arguments(kwargs)
-        return self.vision_model(pixel_values=pixel_values, **kwargs)
+        if interpolate_pos_encoding:
+            # Not every family of towers has the argument.
+            kwargs["interpolate_pos_encoding"] = True
+        return self.vision_model(pixel_values=pixel_values, **(kwargs | {"return_dict": True}))
 
 
 class RegionTextModel(RegionTextVisionModel):
@@ -336,7 +433,9 @@ class RegionTextModel(RegionTextVisionModel):
 
     The `forward` of both models takes texts alike:
 
-    - `input_ids`, `attention_mask` (`(T, L)`): texts to compare with; for the loss, the B image captions.
+    - `input_ids`, `attention_mask`, `position_ids`, `token_type_ids` (`(T, L)`): texts to compare with; for the loss,
+      the B image captions. A row whose mask is all padding (or whose state is all zeros, below) is no text: its image
+      has no caption. What is returned of it is zeros, and no loss counts it.
     - `region_input_ids`, `region_text_attention_mask` (`(B, R, L)`): one text per region, for the loss.
     - `text_states` (`(T, text_hidden_size)`), `region_text_states` (`(B, R, text_hidden_size)`): pooled states in
       place of tokens.
@@ -355,6 +454,12 @@ class RegionTextModel(RegionTextVisionModel):
         self.text_model = build_text_model(config)
         self.text_projection = build_text_projection(config)
         self.logit_scale = LogitScale(config.logit_scale_init_value)
+
+    def get_input_embeddings(self) -> nn.Embedding | None:
+        """The token embeddings of the text tower: None without one, and where they are sharded already, as a part of
+        the tower's embeddings, when accelerate asks for them to shard them by themselves."""
+        embeddings = None if self.text_model is None else self.text_model.get_input_embeddings()
+        return None if hasattr(getattr(embeddings, "weight", None), "device_mesh") else embeddings
 
     @classmethod
     def from_vision_text_pretrained(cls, vision: str, text: str | None, **kwargs: Any) -> Self:
@@ -406,20 +511,27 @@ class RegionTextModel(RegionTextVisionModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         text_states: Tensor | None = None,
-        **kwargs: Any,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Text features.
 
         Args:
             input_ids, attention_mask (`(T, L)`): tokens, padded on either side.
+            position_ids (`(T, L)`): their positions; counted from the first real token when not given.
+            token_type_ids (`(T, L)`): the segments that BERT's tokenizers return.
             text_states (`(T, text_hidden_size)`): pooled states in place of tokens.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(T, D)`, projected, not normalized.
         """
         check_arguments(kwargs)
-        outputs = text_features(self.text_model, self.config, input_ids, attention_mask, text_states, **kwargs)
+        per_token: Any = {"position_ids": position_ids, "token_type_ids": token_type_ids}
+        outputs = text_features(
+            self.text_model, self.config, input_ids, attention_mask, text_states, **per_token, **kwargs
+        )
         # States of a cache, or of a language model in another precision, may not have that of the projection.
         outputs.pooler_output = self.text_projection(outputs.pooler_output.to(self.dtype))
         return outputs
@@ -430,17 +542,44 @@ class RegionTextModel(RegionTextVisionModel):
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         text_states: Tensor | None,
+        **kwargs: Any,
     ) -> None:
-        """Puts the texts into an output that holds the images and regions: embeddings, identities and logits."""
-        features = self.get_text_features(input_ids, attention_mask, text_states, return_dict=True)
+        """Puts the texts into an output that holds the images and regions: embeddings, identities and logits; zeros
+        for rows that hold no text."""
+        is_text = None
+        if text_states is not None:
+            is_text = (text_states != 0).any(-1)
+        elif attention_mask is not None:
+            is_text = attention_mask.bool().any(-1)
+            # A tower must see something; what it gives for it is left out below.
+            attention_mask = torch.where(is_text[:, None], attention_mask, 1)
+        features = self.get_text_features(
+            input_ids, attention_mask, text_states=text_states, **(kwargs | {"return_dict": True})
+        )
+        output.text_model_output = features
         output.text_embeds = unit(features.pooler_output)
         if text_states is None:
             output.text_ids = text_ids(input_ids, attention_mask)
         else:
             output.text_ids = text_ids(text_states)
-        output.logits_per_image = self.logit_scale() * output.image_embeds @ output.text_embeds.T
+        if is_text is not None:
+            output.text_embeds = only_real(output.text_embeds, is_text)
+            output.text_ids = output.text_ids * is_text
+        output.logits_per_image = scaled_similarity(self.logit_scale(), output.image_embeds, output.text_embeds)
+        output.logits_per_text = output.logits_per_image.T
         if output.region_embeds is not None:
-            output.logits_per_region = self.get_logit_scale() * output.region_embeds @ output.text_embeds.T
+            output.logits_per_region = scaled_similarity(
+                self.get_logit_scale(), output.region_embeds, output.text_embeds
+            )
+
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """Saves the weights, the configuration and the code that it names; see `PreTrainedModel.save_pretrained`."""
+        if self.is_remote_code():
+            # Of one registration only one auto class is named.
+            code = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            named = {"AutoModelForZeroShotImageClassification": code}
+            self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | named
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def _image_text_loss(self, output: RegionTextOutput, gather: Gather | None, ranks: int) -> dict[str, Tensor]:
         """The part `image_text`, where the output has captions and the part a weight."""
@@ -451,6 +590,8 @@ class RegionTextModel(RegionTextVisionModel):
             output.text_embeds,
             self.logit_scale(),
             output.text_ids,
+            # Padding has no identity: see `_set_texts`.
+            output.text_ids != 0,
             gather=gather,
             ranks=ranks,
             tile_size=self.contrastive_tile_size,

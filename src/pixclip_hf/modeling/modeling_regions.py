@@ -72,9 +72,10 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def weighted_mean(tokens: Tensor, weights: Tensor) -> Tensor:
-    """Mean of tokens `(B, N, D)` under weights `(B, R, N)`: `(B, R, D)`; zeros where all weights are zero."""
+    """Mean of tokens `(B, N, D)` under weights `(B, R, N)`: `(B, R, D)` on the device of the tokens; zeros where all
+    weights are zero."""
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-6)
-    return weights.to(tokens.dtype) @ tokens
+    return weights.to(tokens) @ tokens
 
 
 def roi_align(tokens: Tensor, boxes: Tensor, grid: tuple[int, int], size: int = 7, samples: int = 2) -> Tensor:

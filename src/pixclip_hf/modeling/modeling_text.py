@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
 
 from .modeling_adapters import AdapterRegistry
+
+logger = logging.get_logger(__name__)
 
 MAX_LOG_SCALE = math.log(100)
 
@@ -159,16 +162,42 @@ def set_bidirectional(text_model: PreTrainedModel) -> None:
         module.is_causal = False
 
 
-def right_pad(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Moves the real tokens of each row to its front, in their order."""
+def announce_own_code(text_model: PreTrainedModel, config: Any, name: str) -> None:
+    """Warns of a checkpoint that comes with code of its own for its model, which is not run.
+
+    Such code often turns the causal attention of a language model off, and nothing in the configuration says so.
+
+    Args:
+        text_model: the tower that was loaded in its place.
+        config: the checkpoint's configuration.
+        name: the checkpoint.
+    """
+    own = {task: code for task, code in (getattr(config, "auto_map", None) or {}).items() if "AutoModel" in task}
+    if not own or hasattr(config, "text_pooling"):  # a region model's own code is this one
+        return
+    message = (
+        f"{name!r} comes with code of its own ({', '.join(map(str, own.values()))}), which is not run: its weights "
+        f"are loaded into {type(text_model).__name__} of transformers. "
+    )
+    if any(getattr(module, "is_causal", False) is True for module in text_model.modules()):
+        message += (
+            "The attention there is causal. If its own code lets every token see every other, as those of text "
+            "embeddings do, set `bidirectional=True` (`--config_overrides '{\"bidirectional\": true}'`); if not, "
+            "`bidirectional=False` silences this warning."
+        )
+    else:
+        message += "Whatever its own code does otherwise is lost."
+    logger.warning(message)
+
+
+def right_pad(input_ids: Tensor, attention_mask: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+    """Moves the real tokens of each row to its front, in their order, and what belongs to them in `more` (`(N, L)`)
+    along."""
     real = attention_mask.bool()
     # Counted rather than sorted: ONNX has no stable sort.
     padded = real.sum(-1, keepdim=True) + (~real).cumsum(-1)
     places = torch.where(real, real.cumsum(-1), padded) - 1
-    input_ids, attention_mask = (
-        torch.zeros_like(rows).scatter(-1, places, rows) for rows in (input_ids, attention_mask)
-    )
-    return input_ids, attention_mask
+    return tuple(torch.zeros_like(rows).scatter(-1, places, rows) for rows in (input_ids, attention_mask, *more))
 
 
 def pool_states(states: Tensor, attention_mask: Tensor, pooling: str, is_eos: Tensor | None = None) -> Tensor:
@@ -200,7 +229,13 @@ def pool_states(states: Tensor, attention_mask: Tensor, pooling: str, is_eos: Te
 
 
 def encode_text(
-    text_model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, pooling: str, **kwargs: Any
+    text_model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    pooling: str,
+    position_ids: Tensor | None = None,
+    token_type_ids: Tensor | None = None,
+    **kwargs: Any,
 ) -> BaseModelOutputWithPooling:
     """Runs a text tower and pools it.
 
@@ -209,16 +244,22 @@ def encode_text(
 
     Args:
         input_ids (`(N, L)`), attention_mask (`(N, L)`, 1 for real tokens; all real when None).
+        position_ids, token_type_ids (`(N, L)` or `(1, L)`): positions of the tokens, which the tower counts when None,
+            and the segments that BERT's tokenizers return.
 
     Returns:
         `pooler_output` `(N, D)`: pooled states, not projected.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
-    input_ids, attention_mask = right_pad(input_ids, attention_mask)
-    outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+    given = {"position_ids": position_ids, "token_type_ids": token_type_ids}
+    given = {name: values.expand_as(input_ids) for name, values in given.items() if values is not None}
+    input_ids, attention_mask, *moved = right_pad(input_ids, attention_mask, *given.values())
+    kwargs |= zip(given, moved, strict=True)
+    outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **(kwargs | {"return_dict": True}))
     states = outputs.last_hidden_state
-    is_eos = TEXT_ADAPTERS.of(text_model.config).is_eos(text_model.config, input_ids)
+    is_eos = TEXT_ADAPTERS.of(text_model.config).is_eos(text_model.config, input_ids).to(states.device)
+    attention_mask = attention_mask.to(states.device)
     return BaseModelOutputWithPooling(
         last_hidden_state=states,
         pooler_output=pool_states(states, attention_mask, pooling, is_eos),

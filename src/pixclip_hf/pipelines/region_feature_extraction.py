@@ -1,6 +1,7 @@
 """The `region-feature-extraction` pipeline, and what it shares with the other region pipeline."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from os import PathLike
@@ -10,13 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 _ITEM_KEYS = ("image", "boxes", "masks")
 # Batches that are read ahead and sorted by their images' number of regions.
 _BUCKET_BATCHES = 4
+# What a bad input raises, and what is raised again with its number.
+_NAMED_ERRORS = (FileNotFoundError, OSError, TypeError, ValueError)
 
 
 def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,6 +88,43 @@ class _BucketedOutputs:
         if not self.loader.num_workers:
             return item
         return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in item.items()}
+
+
+@contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    """Names the item in what a bad input raises."""
+    try:
+        yield
+    except _NAMED_ERRORS as error:
+        kind = next(kind for kind in _NAMED_ERRORS if isinstance(error, kind))
+        raise kind(f"image {number}: {error}") from error
+
+
+class _PreparedItems(Dataset):
+    """What `prepare` makes of each item; errors name the item by its index."""
+
+    def __init__(self, items: Any, prepare: Callable[[Any], dict[str, Any]]):
+        self.items, self.prepare = items, prepare
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with _numbered(index):
+            return self.prepare(self.items[index])
+
+
+class _PreparedStream(IterableDataset):
+    """As [`_PreparedItems`], of items that come one by one."""
+
+    def __init__(self, items: Iterable[Any], prepare: Callable[[Any], dict[str, Any]]):
+        self.items, self.prepare = items, prepare
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, item in enumerate(self.items):
+            with _numbered(number):
+                prepared = self.prepare(item)
+            yield prepared
 
 
 def _rows_of_batches(window: list[dict[str, Any]], size: int) -> Iterator[list[int]]:
@@ -194,10 +234,12 @@ class RegionPipeline(Pipeline):
         postprocess_params: dict[str, Any],
     ) -> Iterator:
         # Not the base class's own: it batches in the order of the images, and pads on the tokenizer's side.
+        prepare = partial(self.preprocess, **preprocess_params)
+        dataset: Dataset
         if isinstance(inputs, Sized):
-            dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
+            dataset = _PreparedItems(inputs, prepare)
         else:
-            dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
+            dataset = _PreparedStream(inputs, prepare)
             num_workers = min(num_workers, 1)
         loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
         outputs = _BucketedOutputs(loader, partial(self.forward, **forward_params), batch_size)
@@ -205,22 +247,26 @@ class RegionPipeline(Pipeline):
 
     def preprocess(self, inputs: Any, boxes: Any = None, masks: Any = None, **processor_kwargs: Any) -> dict[str, Any]:
         item = _region_item(inputs, boxes, masks)
-        processed = self.processor(
-            images=item["image"],
-            boxes=item.get("boxes"),
-            masks=item.get("masks"),
-            return_regions=True,
-            return_tensors="pt",
-            **processor_kwargs,
-        )
-        if not processed["regions"][0]:
-            raise ValueError("A region pipeline needs at least one region per image, got empty `boxes` or `masks`.")
+        regions = {name: item[name] for name in ("boxes", "masks") if item.get(name) is not None}
+        if all(isinstance(values, Sized) and not len(values) for values in regions.values()):
+            # A detector that found nothing. The processor, which takes images alone, refuses empty regions.
+            processed = self.processor(images=item["image"], return_tensors="pt")
+            processed["region_attention_mask"] = torch.zeros(1, 0, dtype=torch.long)
+            processed["regions"] = [[]]
+        else:
+            processed = self.processor(
+                images=item["image"], **regions, return_regions=True, return_tensors="pt", **processor_kwargs
+            )
         # Boxes and masks keep their own dtype: half precision has too few digits for a coordinate.
         processed["pixel_values"] = processed["pixel_values"].to(self.dtype)
         return dict(processed)
 
     def _forward(self, model_inputs: dict[str, Any], **model_kwargs: Any) -> dict[str, Any]:
         regions = model_inputs.pop("regions")
+        if not any(regions):
+            pixels = model_inputs["pixel_values"]
+            width = self.model.config.projection_dim
+            return {"per_region": pixels.new_zeros(len(pixels), 0, width, dtype=torch.float32), "regions": regions}
         features = self.model.get_region_features(**model_inputs, **model_kwargs).pooler_output
         return {"per_region": features.float(), "regions": regions}
 
@@ -256,7 +302,8 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
         Args:
             inputs: an image (path, URL, PIL image, array or tensor), a dict `{"image": ..., "boxes": ...}` or
                 `{"image": ..., "masks": ...}`, or a list, generator or dataset of either.
-            boxes: the image's boxes, (R, 4); for a list of images one such list per image.
+            boxes: the image's boxes, (R, 4); for a list of images one such list per image. It is empty where a
+                detector found nothing, and so is the result.
             masks: the image's R masks, in any form that the processor reads; for a list of images one such list
                 per image.
             box_format (`str`): `"xyxy"` (default), `"xywh"` or `"cxcywh"`.
@@ -276,7 +323,9 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
             generator or dataset, an iterator over them.
 
         Raises:
-            ValueError: an image without regions, or regions that do not fit their image or the number of images.
+            OSError, TypeError, ValueError: neither boxes nor masks for an image, or regions that do not fit their
+                image or the number of images. The message names the image of a list, generator or dataset by its
+                index.
         """
         return super().__call__(inputs, **kwargs)
 
@@ -312,9 +361,11 @@ def _zip_regions(images: list | tuple, regions: dict[str, Any]) -> list[Any]:
     for name, values in regions.items():
         if len(values) != len(images):
             raise ValueError(f"`{name}` must hold a list per image: got {len(values)} for {len(images)} images.")
-    return [
-        _region_item(image, **{name: values[i] for name, values in regions.items()}) for i, image in enumerate(images)
-    ]
+    items = []
+    for number, image in enumerate(images):
+        with _numbered(number):
+            items.append(_region_item(image, **{name: values[number] for name, values in regions.items()}))
+    return items
 
 
 __all__ = ["RegionFeatureExtractionPipeline", "RegionPipeline"]

@@ -23,6 +23,11 @@ class RegionImageProcessor(PilBackend):
     canvas beyond the image is 0 in `pixel_values`, which after normalization is the mean color.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A registration is for the class that it names, as in `RegionTextProcessor`.
+        cls._auto_class = None
+
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD

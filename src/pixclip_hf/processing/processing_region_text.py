@@ -12,7 +12,7 @@ from .image_processing_region import RegionImageProcessor
 from .processing_geometry import Geometry, place_boxes, sample_masks
 from .processing_images import is_batch, load_images
 from .processing_regions import Regions, check_call, choose_prompt, pad_regions, read_regions
-from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, encode_texts
+from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, encode_texts, position_limit
 
 # What carries the regions of a batch, by what prompts.
 REGION_INPUT_NAMES = {"box": "region_boxes", "mask": "region_masks"}
@@ -32,6 +32,12 @@ class RegionTextProcessor(OptionalTokenizer):
     prompts: ClassVar[tuple[str, ...]] = ()
     # Whether a call takes `return_crops`, for a model that trains on crops around its regions.
     has_crops: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A registration is for the class that it names: saving a subclass from elsewhere would copy its module and die
+        # on what that imports.
+        cls._auto_class = None
 
     def __init__(self, image_processor: Any, tokenizer: Any = None, text_model_name: str | None = None):
         super().__init__(image_processor, tokenizer)
@@ -85,7 +91,7 @@ class RegionTextProcessor(OptionalTokenizer):
         tokenizer = AutoTokenizer.from_pretrained(text, **text_kwargs)
         if max_position_embeddings is not None:
             tokenizer.model_max_length = max_position_embeddings
-        elif isinstance(limit := getattr(config, "max_position_embeddings", None), int):
+        elif (limit := position_limit(config)) is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token

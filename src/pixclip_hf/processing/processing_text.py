@@ -3,7 +3,10 @@
 from typing import Any
 
 import numpy as np
-from transformers import AutoImageProcessor
+import torch
+from torch import nn
+from transformers import MODEL_MAPPING, AutoImageProcessor, AutoModel
+from transformers import initialization as init
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
@@ -51,6 +54,29 @@ class OptionalTokenizer(ProcessorMixin):
 
 def _image_processor_only() -> list[str]:
     return ["image_processor"]
+
+
+def position_limit(config: Any) -> int | None:
+    """Tokens that a text tower has positions for; None without a limit.
+
+    RoBERTa and its relatives count positions from behind the id of their padding: of 514 rows they use 512.
+
+    Args:
+        config: the tower's configuration.
+    """
+    rows = getattr(config, "max_position_embeddings", None)
+    if not isinstance(rows, int):
+        return None
+    if type(config) not in MODEL_MAPPING:
+        return rows
+    # Only the tower knows. Built without memory.
+    with torch.device("meta"), init.no_init_weights():
+        tower = AutoModel.from_config(config)
+    for name, module in tower.named_modules():
+        positions = isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
+        if positions and module.num_embeddings == rows and module.padding_idx is not None:
+            return rows - module.padding_idx - 1
+    return rows
 
 
 def encode_texts(

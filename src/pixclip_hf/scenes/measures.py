@@ -207,6 +207,26 @@ def measure_scenes(
     return metrics, intervals
 
 
+def scene_chances(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What guessing gives of the measures of [`measure_scenes`], as far as that is known."""
+    names = [name.split()[1:] for name in all_descriptions()]
+    # Of the descriptions, each part alone is as frequent as its values are many.
+    parts = {part: 1 / len(set(values)) for part, values in zip(DESCRIBED, zip(*names, strict=True), strict=True)}
+    chances = {}
+    for name in metrics:
+        if name.endswith("_count"):
+            continue
+        if "_recall@1" in name:
+            chances[name] = 1 / metrics["image_count"]
+        elif "_description_exact" in name:
+            chances[name] = 1 / len(names)
+        elif name.startswith("region_description_"):
+            chances[name] = parts[name.removeprefix("region_description_")]
+        elif name != "grounding_accuracy":
+            chances[name] = 0.5  # one of a pair
+    return chances
+
+
 __all__ = [
     "CLIP_TOKENS",
     "description_accuracy",
@@ -214,4 +234,5 @@ __all__ = [
     "evaluate_scenes",
     "measure_scenes",
     "pair_accuracy",
+    "scene_chances",
 ]

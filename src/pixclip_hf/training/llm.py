@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
-from ..modeling.modeling_text import set_bidirectional
+from ..modeling.modeling_text import announce_own_code, set_bidirectional
 
 QUANTIZATIONS = ("4bit", "8bit")
 # What decides the states of a text: the weights, their configuration, the tokenizer.
@@ -93,6 +93,8 @@ def load_text_model(
     # The tower of a bidirectional composite comes out as it is needed.
     if bidirectional and getattr(tower.config, "is_causal", True):
         set_bidirectional(tower)
+    if not bidirectional:
+        announce_own_code(tower, loaded.config, name_or_path)
     return tower.eval()
 
 

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
-from ..data.collator import RegionDataset, sample_key
+from ..data.collator import RegionCollator, RegionDataset, sample_key
 from ..data.skipping import ReadableRecords
 from ..data.streaming import RecordStream, StreamLoader
 from ..evaluation.retrieval import retrieval_recall
@@ -87,6 +88,14 @@ class KeyedCollator:
         return {**self.collator(records), "sample_keys": [sample_key(record) for record in records]}
 
 
+def any_batch(collator: Any) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """The collator, for batches of records that have nothing to learn from too: all records were looked at before."""
+    if isinstance(collator, RegionCollator):
+        collator = copy(collator)
+        collator.allow_nothing = True
+    return collator
+
+
 class RegionTrainer(Trainer):
     """[`Trainer`] for [`CLOCModel`] and [`PixCLIPModel`].
 
@@ -98,6 +107,8 @@ class RegionTrainer(Trainer):
       `eval_text_to_region_recall@1`; regions with the same text count as right for each other.
     - `train_sampling_strategy="group_by_length"` puts records whose texts have similar lengths into a batch.
     - A loss that is not finite stops the training and names the records of its batch.
+    - Records that lack captions or regions train on what they have. A part of the loss is logged as the mean over the
+      steps that have it; `images_without_text` counts images that had neither.
     - A run resumes over another number of processes if its steps take as many images as before.
 
     Takes the arguments of `Trainer`; `data_collator` is a [`RegionCollator`]. Columns are kept, since the collator
@@ -109,7 +120,8 @@ class RegionTrainer(Trainer):
 
     Raises:
         ValueError: fewer than one chunk, or several with DeepSpeed; several GPUs in one process; in training, fewer
-            records than processes, or a checkpoint whose steps took another number of images.
+            records than processes, or a checkpoint whose steps took another number of images; records none of which
+            has anything to learn from.
         FloatingPointError: in training, a loss that is not finite.
     """
 
@@ -166,9 +178,10 @@ class RegionTrainer(Trainer):
             self.add_callback(SetStreamEpoch())
         self._throughput = Throughput()
         self._region_collator = self.data_collator
-        # Each part with its weight in the mean: as in `Trainer`, a step counts once, an evaluated image counts once.
-        self._parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
-        self._eval_parts: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+        # Each part with the number of its rows and its weight in the mean: as in `Trainer`, a step counts once, an
+        # evaluated image counts once.
+        self._parts: dict[str, list[tuple[Tensor, Tensor, int]]] = defaultdict(list)
+        self._eval_parts: dict[str, list[tuple[Tensor, Tensor, int]]] = defaultdict(list)
         self._eval_rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
@@ -196,12 +209,27 @@ class RegionTrainer(Trainer):
                 f"`train_dataset` has {len(self.train_dataset)} records for {self.args.world_size} processes: each "
                 "needs one of its own."
             )
-        collator, self.data_collator = self.data_collator, KeyedCollator(self.data_collator)
+        if isinstance(self.train_dataset, RegionDataset) and isinstance(self.data_collator, RegionCollator):
+            self.data_collator.check(self.train_dataset.records, "train_dataset")
+        collator, self.data_collator = self.data_collator, KeyedCollator(any_batch(self.data_collator))
         try:
             if isinstance(self.train_dataset, RecordStream):
                 self._stream = self._stream_loader()
                 return self._stream
             return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The loader of `Trainer`, over records some of which have something to evaluate."""
+        records = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(records, str):
+            records = self.eval_dataset[records]
+        if isinstance(self.data_collator, RegionCollator) and has_length(records):
+            self.data_collator.check(records, "eval_dataset")
+        collator, self.data_collator = self.data_collator, any_batch(self.data_collator)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = collator
 
@@ -213,6 +241,7 @@ class RegionTrainer(Trainer):
             rank=self.args.process_index,
             world_size=self.args.world_size,
             num_workers=self.args.dataloader_num_workers,
+            region_collator=self._region_collator if isinstance(self._region_collator, RegionCollator) else None,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
@@ -313,9 +342,16 @@ class RegionTrainer(Trainer):
             f"parts: { {name: part.item() for name, part in outputs.loss_parts.items()} }."
         )
 
-    def _keep_parts(self, collected: dict[str, list[tuple[Tensor, int]]], outputs: Any, weight: int) -> None:
+    def _stop_if_nothing_is_learned(self, why: str | None) -> None:
+        """Ranks stop together: as long as one of them learns, the run goes on."""
+        if int(self._sum_over_ranks(torch.tensor(int(why is not None)))) == self.args.world_size:
+            raise ValueError(f"Nothing can be learned from the records of the stream. {why}")
+
+    def _keep_parts(self, collected: dict[str, list[tuple[Tensor, Tensor, int]]], outputs: Any, weight: int) -> None:
         for name, part in outputs.loss_parts.items():
-            collected[name].append((part.detach(), weight))
+            # Padding has no identity. All parts but this one are about regions and their texts.
+            ids = outputs.text_ids if name == "image_text" else outputs.region_text_ids
+            collected[name].append((part.detach(), (ids != 0).sum(), weight))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict and vectors_to_scalars(state_dict, self._scalars))
@@ -327,6 +363,8 @@ class RegionTrainer(Trainer):
             logs.update(self._throughput.rates(self._sum_over_ranks))
             if self._stream is not None:
                 logs["corrupt_records"] = int(self._sum_over_ranks(torch.tensor(self._stream.corrupt)))
+        if self._stream is not None and ("loss" in logs or "train_runtime" in logs):
+            self._stop_if_nothing_is_learned(self._stream.why_nothing(ended="train_runtime" in logs))
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
@@ -339,9 +377,10 @@ class RegionTrainer(Trainer):
             regions, texts, ids = (torch.cat(columns) for columns in zip(*self._eval_rows, strict=True))
             if self.args.world_size > 1:
                 regions, texts, ids = (gather_rows(rows.to(self.args.device))[0] for rows in (regions, texts, ids))
-            forth, back = retrieval_recall(regions, texts, ids)
-            output.metrics[f"{metric_key_prefix}_region_to_text_recall@1"] = forth
-            output.metrics[f"{metric_key_prefix}_text_to_region_recall@1"] = back
+            if len(ids):
+                forth, back = retrieval_recall(regions, texts, ids)
+                output.metrics[f"{metric_key_prefix}_region_to_text_recall@1"] = forth
+                output.metrics[f"{metric_key_prefix}_text_to_region_recall@1"] = back
         self._eval_rows.clear()
         return output
 
@@ -358,10 +397,14 @@ class RegionTrainer(Trainer):
     def _sum_over_ranks(self, counts: Tensor) -> Tensor:
         return self.accelerator.reduce(counts.to(self.args.device)) if self.args.world_size > 1 else counts
 
-    def _mean_parts(self, collected: dict[str, list[tuple[Tensor, int]]], prefix: str) -> dict[str, float]:
+    def _mean_parts(self, collected: dict[str, list[tuple[Tensor, Tensor, int]]], prefix: str) -> dict[str, float]:
+        """The mean of each part over the batches that have rows of it, on any rank."""
         means = {}
         for name, parts in sorted(collected.items()):
-            mean: Any = sum(part * weight for part, weight in parts) / sum(weight for _, weight in parts)
+            rows = self._sum_over_ranks(torch.stack([count for _, count, _ in parts])).tolist()
+            kept = [(part, weight) for (part, _, weight), count in zip(parts, rows, strict=True) if count]
+            kept = kept or [(part, weight) for part, _, weight in parts]  # zeros
+            mean: Any = sum(part * weight for part, weight in kept) / sum(weight for _, weight in kept)
             if self.args.world_size > 1:
                 mean = self.accelerator.reduce(mean, "mean")
             means[prefix + name] = mean.item()

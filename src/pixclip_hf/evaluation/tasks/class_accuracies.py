@@ -1,11 +1,9 @@
 """Accuracies over items and over classes, of regions and of whole images."""
 
-from functools import partial
-
 import numpy as np
 from torch import Tensor
 
-from ..intervals import RESAMPLES, bootstrap_interval, mean_interval
+from ..intervals import RESAMPLES, class_mean_interval, mean_interval
 from ..metrics.region_classification.class_accuracy import class_mean, label_hits
 
 
@@ -32,6 +30,16 @@ def class_accuracies(
         metrics[name] = float(values.mean())
         intervals[name] = mean_interval(values, groups, resamples)
         metrics[f"class_mean_{name}"] = class_mean(values, numbers)
-        over_classes = partial(class_mean, values, numbers)
-        intervals[f"class_mean_{name}"] = bootstrap_interval(over_classes, groups, resamples)
+        intervals[f"class_mean_{name}"] = class_mean_interval(values, numbers, groups, resamples)
     return metrics, intervals
+
+
+def class_chances(classes: int) -> dict[str, float]:
+    """What guessing among so many classes gives of the measures of [`class_accuracies`]."""
+    first, five = 1 / classes, min(5, classes) / classes
+    return {
+        "accuracy": first,
+        "class_mean_accuracy": first,
+        "top5_accuracy": five,
+        "class_mean_top5_accuracy": five,
+    }

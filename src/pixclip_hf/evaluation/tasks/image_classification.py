@@ -12,7 +12,7 @@ from ..image_sets import LAYOUTS, Images
 from ..intervals import RESAMPLES
 from ..report import Result
 from .base import Task
-from .class_accuracies import class_accuracies
+from .class_accuracies import class_accuracies, class_chances
 
 
 def classify_images(
@@ -36,7 +36,10 @@ def classify_images(
     metrics, intervals = class_accuracies(embeds, classes, labels, np.arange(len(labels)), resamples)
     metrics |= {"image_count": len(embeds), "class_count": len(classes)}
     protocol = f"{len(templates)} template" + "s" * (len(templates) > 1)
-    return Result("zero-shot-classification", data.name, protocol, metrics, intervals, data.split, data.left_out)
+    chance = class_chances(len(classes))
+    return Result(
+        "zero-shot-classification", data.name, protocol, metrics, intervals, data.split, data.left_out, chance=chance
+    )
 
 
 class ImageClassification(Task):

@@ -63,6 +63,7 @@ def refer_by_similarity(
     texts = iter(encoder.encode_texts(expressions))
 
     hits, overlaps, bounds, groups = [], [], [], []
+    guessed_hits, guessed_overlaps = [], []
     for number, (record, rows) in enumerate(zip(records, regions, strict=True)):
         boxes = np.array([region["box"] for region in record["regions"]], dtype=np.float64).reshape(-1, 4)
         for expression in record["expressions"]:
@@ -77,8 +78,12 @@ def refer_by_similarity(
             hits.append((overlap[chosen] > IOU_THRESHOLD).mean())
             overlaps.append(overlap[chosen].mean())
             bounds.append(overlap.max() > IOU_THRESHOLD)
+            guessed_hits.append((overlap > IOU_THRESHOLD).mean())
+            guessed_overlaps.append(overlap.mean())
     metrics, intervals = _measures({"accuracy": hits, "mean_iou": overlaps, "upper_bound": bounds}, groups, resamples)
-    return Result("referring", data.name, protocol or "corrected", metrics, intervals, data.split, data.left_out)
+    chance = {"accuracy": float(np.mean(guessed_hits)), "mean_iou": float(np.mean(guessed_overlaps))}
+    protocol = protocol or "corrected"
+    return Result("referring", data.name, protocol, metrics, intervals, data.split, data.left_out, chance=chance)
 
 
 def refer_by_grounding(encoder: CachedEncoder, data: Images, resamples: int = RESAMPLES) -> Result:

@@ -15,7 +15,7 @@ from ..image_sets import LAYOUTS, Images
 from ..intervals import RESAMPLES
 from ..report import Result
 from .base import Option, Task
-from .class_accuracies import class_accuracies
+from .class_accuracies import class_accuracies, class_chances
 from .mask_sensitivity import measure_sensitivity
 
 # Regions that the sensitivity to their prompts is measured on beside the classification.
@@ -113,7 +113,8 @@ def classify_regions(
     groups = np.repeat(np.arange(len(labels)), [len(row) for row in labels])
     metrics, intervals = class_accuracies(embeds, classes, torch.tensor(sum(labels, [])), groups, resamples)
     metrics |= {"region_count": len(embeds), "class_count": len(classes)}
-    return Result("region-classification", data.name, name, metrics, intervals, data.split, left_out)
+    chance = class_chances(len(classes))
+    return Result("region-classification", data.name, name, metrics, intervals, data.split, left_out, chance=chance)
 
 
 def _show(view: str, encoder: Encoder) -> Any:

@@ -12,7 +12,7 @@ from ...encoders.cached import CachedEncoder
 from ..image_sets import DOCCI_FILE, LAYOUTS, Images
 from ..intervals import RESAMPLES
 from ..report import Result
-from ..retrieval import retrieval_measures, text_identities
+from ..retrieval import retrieval_chances, retrieval_measures, text_identities
 from .base import Option, Task
 
 # Of PixCLIP's published scripts: so many images, from the start of the file.
@@ -65,7 +65,8 @@ def retrieve_regions(
         resamples=resamples,
     )
     protocol = f"{text}, equal texts right for each other"
-    return Result("region-retrieval", data.name, protocol, metrics, intervals, data.split, left_out)
+    chance = retrieval_chances(ids, ids[first], ("region", "text"))
+    return Result("region-retrieval", data.name, protocol, metrics, intervals, data.split, left_out, chance=chance)
 
 
 def retrieve_images(
@@ -116,7 +117,9 @@ def retrieve_images(
         owners,
         resamples=resamples,
     )
-    return Result(task, data.name, protocol or "corrected", metrics, intervals, data.split, left_out)
+    chance = retrieval_chances(torch.arange(len(records)), owners)
+    protocol = protocol or "corrected"
+    return Result(task, data.name, protocol, metrics, intervals, data.split, left_out, chance=chance)
 
 
 class RegionRetrieval(Task):

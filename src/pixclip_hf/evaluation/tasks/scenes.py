@@ -5,7 +5,7 @@ from typing import Any
 
 from ...encoders.cached import CachedEncoder
 from ...scenes.dataset import make_scene
-from ...scenes.measures import measure_scenes
+from ...scenes.measures import measure_scenes, scene_chances
 from ..image_sets import parse_scenes, refuse_split
 from ..intervals import RESAMPLES
 from ..report import Result
@@ -38,9 +38,11 @@ class Scenes(Task):
             )
         metrics: dict[str, float] = {}
         intervals: dict[str, tuple[float, float]] = {}
+        chance: dict[str, float] = {}
         for setting, prefix in (("default", ""), ("hard", "hard_")):
             records = [make_scene(index, "test", seed, setting=setting) for index in range(number)]
             measured, ranges = measure_scenes(encoder, records, resamples)
             metrics |= {prefix + name: value for name, value in measured.items()}
+            chance |= {prefix + name: value for name, value in scene_chances(measured).items()}
             intervals |= {prefix + name: value for name, value in ranges.items()}
-        return [Result(self.name, "scenes", f"seed {seed}", metrics, intervals, split="test")]
+        return [Result(self.name, "scenes", f"seed {seed}", metrics, intervals, split="test", chance=chance)]
