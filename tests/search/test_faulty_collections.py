@@ -127,9 +127,10 @@ def test_another_model_is_refused(folder, tmp_path, tiny_cloc):
     assert Collection(folder, "exact", model=tmp_path / "moved").search("a star")
 
     weight = next(model.parameters())
+    kept = weight.data.clone()
     weight.data += 1
     model.save_pretrained(tmp_path / "moved")
-    weight.data -= 1
+    weight.data = kept
     with pytest.raises(ValueError, match="not the one that made the collection.*: its weights is"):
         Collection(folder, "exact", model=tmp_path / "moved").search("a star")
 

@@ -137,11 +137,9 @@ def test_negative_queries_filters_and_duplicates(folder, tiny_cloc):
         assert all(embeds[hit.id] @ embeds[other.id] < 0.5 + 1e-2 for other in some[:i])
 
 
-def test_overlapping_boxes_of_an_image_are_folded(folder):
-    embedding.main(["--source", "images", "folder=photos", *MODEL, "--grid", "1", "9", "--output", "out"])
-    collection = Collection("out", "exact")
-    assert same_box([0, 0, 10, 10], [0, 0, 10, 9]) and not same_box([0, 0, 10, 10], [5, 0, 15, 10])
-    assert len(collection.search("a star", top=1000)[0]) == len(collection.search("a star", top=1000, fold=1)[0])
+def test_boxes_that_overlap_show_the_same():
+    assert same_box([0, 0, 10, 10], [0, 0, 10, 7.5]) and not same_box([0, 0, 10, 10], [0, 0, 10, 6.5])
+    assert not same_box([0, 0, 10, 10], [20, 20, 30, 30])
 
 
 def test_the_sheet_tells_right_from_wrong_where_texts_are_known(folder, monkeypatch):
