@@ -26,15 +26,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pixclip_hf.annotation.engines import run_stages
 from pixclip_hf.annotation.longgrit import LongGritArguments, longgrit_stages
-from pixclip_hf.annotation.run import write_shard
+from pixclip_hf.annotation.passes import annotation_passes
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.stages import add_step, open_batch, pipeline_features
 from pixclip_hf.annotation.vesl import VeslRegions
 from pixclip_hf.annotation.vesl.captioning import CaptionColumn
 from pixclip_hf.annotation.vesl.detection import BoxRules, OpenVocabularyDetector, SimulatedDetector
 from pixclip_hf.annotation.vesl.phrases import NgramCandidates, PhraseCandidates
+from pixclip_hf.jobs import JobFolder, plan_shards, run_passes
+from pixclip_hf.jobs.passes import work
 
 REPEATS = 3
 IMAGES = 128
@@ -151,20 +152,23 @@ def longgrit_rates() -> dict[str, float]:
 
 
 def engine_times() -> dict[str, float]:
-    """Milliseconds a record of a plain loop over the same stages, and of each engine."""
+    """Milliseconds a record of a plain loop over the same stages, and of each engine, which writes what it makes."""
     stages = [OneScene(), *(StubModel() for _ in range(4))]
     features = pipeline_features(stages)
-    shards = {i: range(i * SHARD, (i + 1) * SHARD) for i in range(ENGINE_RECORDS // SHARD)}
+    plan = plan_shards([(ENGINE_RECORDS, None)], SHARD)
 
     def plain():
-        for positions in shards.values():
-            columns = {name: [None] * SHARD for name in features} | {"position": list(positions)}
+        for number in range(len(plan)):
+            columns = {name: [None] * SHARD for name in features} | {"position": list(plan[number].positions)}
             for stage in stages:
                 columns = call_in_batches(stage, columns)
 
     def engine(name):
-        rows = sum(len(rows) for _, rows in run_stages(name, stages, shards))
-        assert rows == ENGINE_RECORDS
+        with tempfile.TemporaryDirectory() as output:
+            folder = JobFolder(output, "run.json", ("data", "rejected"))
+            with folder.claimed({}):
+                run_passes(annotation_passes(stages, folder.path), plan, folder, engine=name, progress=False)
+            assert folder.done(len(plan)).all()
 
     ways = {"plain loop": plain, "local engine": lambda: engine("local")}
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -180,15 +184,15 @@ def engine_times() -> dict[str, float]:
 def memory_megabytes() -> dict[int, float]:
     """Resident memory of this process after so many records, written as a run writes them."""
     stages = [OneScene(), StubModel()]
-    shards = {i: range(i * SHARD, (i + 1) * SHARD) for i in range(RECORDS // SHARD)}
+    plan = plan_shards([(RECORDS, None)], SHARD)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("data", "rejected", "shards"):
             Path(folder, name).mkdir()
-        for shard, rows in run_stages("local", stages, shards):
-            write_shard(Path(folder), shard, shards[shard], rows)
-            Path(folder, "data", f"train-{shard:05d}.parquet").unlink()
-            done = (shard + 1) * SHARD
+        shards = (plan[number] for number in range(len(plan)))
+        for shard, _ in work(annotation_passes(stages, Path(folder)), Path(folder), shards):
+            Path(folder, "data", f"train-{shard.number:05d}.parquet").unlink()
+            done = shard.stop
             if done % (RECORDS // 5) == 0:
                 found[done] = psutil.Process().memory_info().rss / 2**20
     return found

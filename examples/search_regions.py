@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 
 from pixclip_hf import load_encoder
-from pixclip_hf.search.collection import Collection
-from pixclip_hf.search.index import build_index, embed_collection, find_regions
+from pixclip_hf.embedding.passes import EncoderChoice
+from pixclip_hf.embedding.run import embed
+from pixclip_hf.search.index import build_index, find_regions, open_images
 from pixclip_hf.search.sheet import draw_sheet
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -20,19 +21,17 @@ parser.add_argument("--output_dir", type=Path, default=Path("runs/search-example
 arguments = parser.parse_args()
 
 # 1. The regions of the collection, embedded into Parquet shards, and an exact index over them.
-encoder = load_encoder(arguments.model)
-collection = Collection(scenes=arguments.scenes)
-embed_collection(encoder, collection, arguments.output_dir)
+embed(f"scenes:{arguments.scenes}", EncoderChoice(arguments.model), arguments.output_dir, kinds=["region"])
 regions = build_index(arguments.output_dir)
 
 # 2. Texts are embedded into the same space: the nearest regions are the hits.
 queries = ["a plain red disc", "a striped blue star"]
-hits = find_regions(regions, encoder.encode_texts(queries), top=6)
+hits = find_regions(regions, load_encoder(arguments.model).encode_texts(queries), top=6)
 for query, found in zip(queries, hits, strict=True):
     print(query)
-    for name, box, score in zip(found["picture"], found["box"], found["score"], strict=True):
-        print(f"  {score:.3f}  scene {name}  {[round(side) for side in box]}")
+    for name, box, score in zip(found["image_id"], found["box"], found["score"], strict=True):
+        print(f"  {score:.3f}  {name}  {[round(side) for side in box]}")
 
 # 3. A sheet with the hits of each query.
-images = collection.open_images({name for found in hits for name in found["picture"]})
+images = open_images(arguments.output_dir, hits)
 draw_sheet(arguments.output_dir / "hits.png", images, queries, hits)

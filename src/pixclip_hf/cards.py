@@ -16,7 +16,10 @@ from .evaluation.tasks import TASKS
 # Built distributions carry the templates inside the package, a checkout (and an editable install of it) beside `src`.
 _TEMPLATE_FOLDERS = (Path(__file__).with_name("hub_cards"), Path(__file__).parents[2] / "hub_cards")
 MODEL_CARDS = ("cloc", "pixclip")
-DATASET_CARDS = ("longgrit", "vesl")
+DATASET_CARDS = ("embeddings", "longgrit", "vesl")
+_PRETTY_NAMES = {"longgrit": "LongGRIT", "vesl": "VESL"}
+# What `pixclip-hf embed` writes beside its shards.
+EMBEDDING_SETTINGS = "embeddings.json"
 # Fields of `TrainingArguments` that a card shows.
 TRAINING_FIELDS = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
@@ -146,7 +149,7 @@ def write_dataset_card(
     Args:
         folder: the shards, named `<split>-*.parquet`, there or below `data/`.
         repo_id: the name that the snippet loads.
-        kind: `"longgrit"` or `"vesl"`.
+        kind: `"longgrit"`, `"vesl"` or `"embeddings"`.
         sources: Hub ids of the datasets that the images come from.
         models: step of the annotation -> the model that made it.
         license, language: for the metadata.
@@ -165,12 +168,12 @@ def write_dataset_card(
     fields: dict[str, Any] = {
         "language": language,
         "license": license,
-        "pretty_name": {"longgrit": "LongGRIT", "vesl": "VESL"}[kind],
+        "pretty_name": _PRETTY_NAMES.get(kind),
         "size_categories": next((size for limit, size in _SIZES if rows < limit), "n>1T"),
         "source_datasets": sources,
         "annotations_creators": "machine-generated",
         "task_categories": ["zero-shot-image-classification", "image-feature-extraction"],
-        "tags": [kind, "regions", "masks", "long-captions"],
+        "tags": [kind, "regions", *(["clip"] if kind == "embeddings" else ["masks", "long-captions"])],
         "configs": [
             {
                 "config_name": "default",
@@ -187,10 +190,27 @@ def write_dataset_card(
         sources=sources,
         models=dict(models or {}),
         license=license,
+        **(_embedding_facts(folder) if kind == "embeddings" else {}),
     )
     path = folder / "README.md"
     card.save(path)
     return path
+
+
+def _embedding_facts(folder: Path) -> dict[str, Any]:
+    """What the card of embeddings says of their model, from the settings of the run."""
+    settings = _read_json(folder / EMBEDDING_SETTINGS)
+    model = settings.get("model")
+    names = ("model", "revision", "weights", "preprocessing", "prompt", "view", "precision", "decoded_sides", "source",
+             "items", "regions", "package_version", "format_version")  # fmt: skip
+    return {
+        "model": model,
+        "model_on_hub": is_hub_id(model),
+        "kinds": " and ".join(f"{kind}s" for kind in settings.get("kinds", ["region"])),
+        "width": settings.get("width"),
+        "dtype": settings.get("dtype"),
+        "settings": {name: settings[name] for name in names if settings.get(name) is not None},
+    }
 
 
 def _template(name: str) -> str:

@@ -44,7 +44,7 @@ COMMANDS = {
         extra="annotate",
         short_errors=False,
     ),
-    "embed": Command("pixclip_hf.search.command", "embed the regions of a collection", "embed", extra="search"),
+    "embed": Command("pixclip_hf.embedding.command", "embed the regions of a collection", extra="data"),
     "search": Command("pixclip_hf.search.command", "find embedded regions by text", "search", extra="search"),
     "convert": Command("pixclip_hf.conversion.command", "turn a public checkpoint into a model folder"),
     "publish": Command("pixclip_hf.hub", "push a trained model with its card to the Hub"),

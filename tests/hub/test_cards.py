@@ -222,7 +222,7 @@ def test_bad_input(tmp_path):
         hub.write_folder(model, processor, tmp_path / "out", "org/name", merge=True)
     with pytest.raises(ValueError, match="`model_type` must be one of cloc, pixclip, got None"):
         cards.write_card(tmp_path, "org/name")
-    with pytest.raises(ValueError, match="`kind` must be one of longgrit, vesl, got 'other'"):
+    with pytest.raises(ValueError, match="`kind` must be one of embeddings, longgrit, vesl, got 'other'"):
         cards.write_dataset_card(tmp_path, "org/name", "other")
     with pytest.raises(ValueError, match="`folder` must hold Parquet shards"):
         cards.write_dataset_card(tmp_path, "org/name", "vesl")

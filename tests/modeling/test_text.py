@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import EOS, TEXT_KINDS, build_config, build_model, build_texts, shake, text_tower_config
+from builders import EOS, TEXT_KINDS, build_batch, build_config, build_model, build_texts, shake, text_tower_config
 from transformers import AutoModel, CLIPTextModel
+from transformers.cache_utils import Cache
 
 from pixclip_hf.modeling.configuration_region_text import TEXT_POOLINGS
 from pixclip_hf.modeling.modeling_region_text import region_text_features
@@ -94,6 +95,29 @@ def test_an_embedding_depends_on_its_text_alone(kind, pooling):
         for rows in (slice(None), slice(1, 2)):
             pooled = encode_text(tower, torch.cat(columns, 1)[rows], torch.cat(mask_columns, 1)[rows], pooling)
             torch.testing.assert_close(pooled.pooler_output, expected[rows], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", TEXT_KINDS)
+@pytest.mark.parametrize("asked", [{}, {"use_cache": True}, {"use_cache": False}], ids=["not asked", "true", "false"])
+def test_no_key_value_cache_is_built(kind, asked, monkeypatch):
+    built = []
+    initialize = Cache.__init__
+    monkeypatch.setattr(
+        Cache, "__init__", lambda *args, **kwargs: (built.append(kind), initialize(*args, **kwargs))[1]
+    )
+    ids, mask = build_texts(2)
+    # A tower of a fresh configuration caches by default: what this test would miss otherwise.
+    tower = build_tower(kind)
+    tower(input_ids=ids, attention_mask=mask)
+    assert bool(built) == (kind == "llama")
+    built.clear()
+    model = build_model("cloc", "clip", kind)
+    features = model.get_text_features(ids, mask, **asked).pooler_output
+    batch = build_batch("cloc", counts=(1, 1))
+    output = model(**batch, **asked)
+    assert not built
+    assert torch.equal(features, model.get_text_features(ids, mask).pooler_output)
+    assert torch.equal(output.loss, model(**batch).loss)
 
 
 @pytest.mark.parametrize("eos", [EOS, 2])

@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 
 from ..command_help import HelpFormatter
 from ..hub import publish_dataset
-from .engines import ENGINES
+from ..jobs.passes import ENGINES
 from .longgrit import LongGritArguments, longgrit_models, longgrit_stages
 from .report import report
 from .run import annotate
@@ -70,8 +70,8 @@ class RunArguments:
         },
     )
     engine: str = field(default="local", metadata={"help": "What runs the stages.", "choices": list(ENGINES)})
-    workers: int = field(default=1, metadata={"help": "Ray actors per stage."})
-    shard_size: int = field(default=50, metadata={"help": "Images per shard."})
+    workers: int = field(default=1, metadata={"help": "Processes; with Ray, actors per group of stages."})
+    shard_size: int = field(default=50, metadata={"help": "Maximum number of images per shard."})
     seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn at random."})
     pictures: int = field(default=4, metadata={"help": "Number of records to draw for the report."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to push the finished dataset to."})

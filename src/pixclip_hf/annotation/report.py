@@ -8,6 +8,7 @@ from pathlib import Path
 from ..data.whole_files import whole_file
 from ..evaluation.report import markdown_table
 from ..images import open_image
+from ..jobs.folder import manifests
 from ..processing.processing_regions import decode_rle
 from ..visualization import draw_regions
 
@@ -22,8 +23,7 @@ def run_counts(output: str | os.PathLike) -> dict[str, Counter]:
     if not Path(output, "run.json").is_file():
         raise ValueError(f"`output` must be the folder of a run, got {str(output)!r}, which has no run.json.")
     sums = {name: Counter() for name in ("total", "counts", "rejected_records", "rejected_regions")}
-    for path in sorted(Path(output, "shards").glob("*.json")):
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+    for manifest in manifests(output):
         start, stop = manifest["positions"]
         sums["total"].update(shards=1, items=stop - start, records=manifest["records"], regions=manifest["regions"])
         for name in ("counts", "rejected_records", "rejected_regions"):
@@ -43,7 +43,7 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
     """
     output = Path(output)
     sums = run_counts(output)
-    settings = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    settings = json.loads((output / "run.json").read_text())
     total = sums["total"]
     rejected = sums["rejected_records"].total()
     lines = [
@@ -72,7 +72,7 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
     lines += ["", "The stages:", "", *(f"- `{stage}`" for stage in settings["stages"].values())]
     text = "\n".join(lines) + "\n"
     with whole_file(output / "report.md") as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text)
     return text
 
 

@@ -3,20 +3,13 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, ClassVar
 
-from ..data.sources import AnnotatedImage, Source, open_source
+from ..data.sources import AnnotatedImage, cached_source
 from ..data.sources.records import clean_text, clean_texts, read_image, read_regions
 from ..images import store_image
 from ..record import LeftOut, foreign
 from .stages import Batch, add_counts, open_batch, reject
-
-
-@lru_cache(maxsize=2)
-def cached_source(source: str | tuple[str, ...]) -> Source:
-    """[`open_source`], once per process."""
-    return open_source(source)
 
 
 def read_record(item: AnnotatedImage, kind: str) -> tuple[dict[str, Any], Counter]:

@@ -20,6 +20,7 @@ per image) and returns such a dict with every column of the batch, those that it
   and numbers of workers stay out of it (`field(repr=False)`), and must not change what is written.
 - What a stage draws at random comes from its seed and the row's `record_id` (`row_generator`), never from the order of
   calls. The rows of a batch must not influence each other.
+- A stage puts a new value in place of an old one; it never changes a list or dict that it was given.
 - A row with a `rejected_stage` is left alone (`RowStage` passes the others); no stage removes or reorders rows.
 - An answer that can't be used ends in `reject` (the whole record) or `reject_region` (one region of it), with the
   reason and the raw answer. What a stage leaves out by design, such as a phrase on the stop list, is counted.

@@ -81,6 +81,8 @@ class Index:
         notes = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in paths]
         tables = [MemoryMappedTable.from_file(str(path)) for path in paths]
         self.table = concat_tables(tables) if len(tables) > 1 else tables[0]
+        self.counts = [table.num_rows for table in tables]
+        """Number of rows in each file."""
         self.categories: list[str] = [name for note in notes for name in note["categories"]]
         self.position_of_category = {key: i for i, key in enumerate(key for n in notes for key in n["category_keys"])}
         self.left_out: Counter = sum((Counter(note["left_out"]) for note in notes), Counter())

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils import logging
 
-from ..pipelines.text_embeddings import EmbeddedTexts
+from ..pipelines.text_embeddings import EmbeddedTexts, input_device
+from .joint import Preparation, PreparedBatch
 from .preparation import Parts, as_images, batches, prepared
 from .protocol import Embeddings, Record
 from .templates import check_templates, fill_templates
@@ -203,6 +204,45 @@ class BaseEncoder:
             rows = F.normalize(rows, dim=-1)
         return _converted(rows[0] if one else rows, convert_to_tensor)
 
+    def preparation(self, regions: bool = True, images: bool = True) -> Preparation:
+        """What makes the inputs of [`BaseEncoder.encode_prepared`] out of opened images and their regions, in any
+        process.
+
+        Args:
+            regions, images: what is to be embedded.
+        """
+        return Preparation(
+            self._region_arguments(),
+            self._region_call(self.prompt) if regions else None,
+            self._image_call() if images else None,
+            by_image=self.view is not None,
+            shared=self.view is None,
+        )
+
+    @torch.no_grad()
+    def encode_prepared(self, batch: PreparedBatch, batch_size: int = 32) -> tuple[Tensor, Tensor | None]:
+        """Embeds regions and whole images of some images, in one pass of the model where it has one for both.
+
+        Args:
+            batch: made by [`BaseEncoder.preparation`].
+            batch_size: views of regions per pass, for an encoder that shows regions one by one.
+
+        Returns:
+            `(N, D)` of the N regions of all images, in their order, and `(B, D)` of whole images, None where they are
+            not asked for; float32, normalized, where the model computed them (the call may return before it has).
+        """
+        rows, whole = [torch.zeros(0, self.width, device=input_device(self.model))], None
+        for numbers, inputs in batch.parts:
+            if batch.joint:
+                features, whole = self._joint_features(inputs)
+            else:
+                features = self._region_features(inputs, batch_size, None)
+            rows += [row[: batch.counts[number]] for number, row in zip(numbers, features, strict=True)]
+        if batch.images is not None:
+            whole = self._image_features(batch.images["pixel_values"], False)
+        regions = F.normalize(torch.cat([row.float() for row in rows]), dim=-1)
+        return regions, None if whole is None else F.normalize(whole.float(), dim=-1)
+
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Cosine similarities of embeddings.
 
@@ -264,6 +304,14 @@ class BaseEncoder:
     def _region_call(self, prompt: str) -> Callable[..., Any]:
         """Takes `images`, `boxes` and `masks` as far as they are given, of one image or of a list, and returns what
         `_region_features` takes. Called in worker processes."""
+        raise NotImplementedError
+
+    def _region_arguments(self) -> Callable[..., Any]:
+        """From the regions of each image to the arguments of `_region_call`'s result. Called in worker processes."""
+        raise NotImplementedError
+
+    def _joint_features(self, inputs: Any) -> tuple[Tensor, Tensor]:
+        """`(B, R, D)` of regions and `(B, D)` of their images; only for an encoder without a view."""
         raise NotImplementedError
 
     def _image_call(self) -> Callable[..., Any]:

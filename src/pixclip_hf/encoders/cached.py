@@ -177,7 +177,7 @@ def fingerprint(encoder: Encoder) -> str:
     digest = hashlib.sha256()
     for part in (
         encoder.model.config.to_json_string(),
-        json.dumps(_processor_key(encoder.processor)),
+        json.dumps(processor_key(encoder.processor)),
         encoder.settings,
     ):
         digest.update(part.encode())
@@ -187,7 +187,8 @@ def fingerprint(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def _processor_key(processor: Any) -> list[str]:
+def processor_key(processor: Any) -> list[str]:
+    """All that decides what a processor makes of images and texts."""
     key = [processor.image_processor.to_json_string()]
     if (tokenizer := processor.tokenizer) is not None:
         backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -142,6 +142,13 @@ class RegionEncoder(BaseEncoder):
     def _region_call(self, prompt: str) -> Callable[..., Any]:
         return partial(self.processor, prompt=prompt, return_tensors="pt")
 
+    def _region_arguments(self) -> Callable[..., Any]:
+        return partial(region_inputs, prompt=self.prompt)
+
+    def _joint_features(self, inputs: Any) -> tuple[Tensor, Tensor]:
+        outputs = self.model(**self._moved(inputs))
+        return outputs.region_embeds, outputs.image_embeds
+
     def _image_call(self) -> Callable[..., Any]:
         return partial(self.processor, return_tensors="pt")
 
@@ -162,7 +169,7 @@ class RegionEncoder(BaseEncoder):
         return embed_texts(self.model, self.processor, texts, limit, batch_size, progress)
 
     def _moved(self, inputs: Any) -> Any:
-        inputs = inputs.to(input_device(self.model))
+        inputs = inputs.to(input_device(self.model), non_blocking=True)
         # Boxes and masks keep their own dtype: half precision has too few digits for a coordinate.
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs

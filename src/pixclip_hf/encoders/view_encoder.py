@@ -19,6 +19,7 @@ from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
 from ..processing.processing_regions import mask_box, read_mask
 from .base import BaseEncoder
+from .joint import boxes_and_masks
 from .preparation import batches
 from .protocol import Record
 from .region_encoder import RegionEncoder, load_model
@@ -131,6 +132,9 @@ class ViewEncoder(BaseEncoder):
         fill = tuple(round(255 * channel) for channel in self.mean_color)
         view: Any = self.view
         return partial(show_regions, self.region_processor, view, fill)
+
+    def _region_arguments(self) -> Callable[..., Any]:
+        return boxes_and_masks
 
     def _image_call(self) -> Callable[..., Any]:
         return partial(self.processor.image_processor, return_tensors="pt")

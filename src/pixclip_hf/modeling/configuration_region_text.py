@@ -71,7 +71,9 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model", optional=True),
     }
-    keys_to_ignore_at_inference = ["loss_parts", "vision_model_output", "text_model_output"]
+    # What `Trainer` does not gather for predictions: scalars, what the towers gave, and logits of as many regions and
+    # texts as a batch has, which cannot be padded along both.
+    keys_to_ignore_at_inference = ["loss_parts", "logits_per_region", "vision_model_output", "text_model_output"]
     # What may prompt a region, the usual one first.
     prompts: ClassVar[tuple[str, ...]] = ()
     # Fields of earlier versions that are settings of a run, not of a model, and what took their place.

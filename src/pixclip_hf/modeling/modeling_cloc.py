@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .configuration_region_text import check_choice
 from .modeling_losses import grounding_losses
+from .modeling_parallel import returns_loss, with_every_parameter
 from .modeling_prompter import (
     QUERY_GAIN,
     CLOCBoxHead,
@@ -369,6 +370,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         return CLOCGroundingOutput(pred_boxes=pred_boxes, scores=scores)
 
     @can_return_tuple
+    @returns_loss
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -429,6 +431,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             boxes = self.loss_regions(region_boxes, region_masks)
             parts = self.compute_loss(output, boxes, region_attention_mask)
             set_losses(output, parts, self.loss_weights())
+            output.loss = with_every_parameter(self, output.loss)
         # Built again because a `ModelOutput` keeps its fields in the order in which they were set: the loss is first.
         return CLOCOutput(**output)
 

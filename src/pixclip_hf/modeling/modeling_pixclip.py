@@ -13,6 +13,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_pixclip import PixCLIPConfig
 from .configuration_region_text import check_choice
 from .modeling_losses import local_global_loss
+from .modeling_parallel import returns_loss, with_every_parameter
 from .modeling_region_text import (
     Gather,
     RegionTextModel,
@@ -259,6 +260,7 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
         self.post_init()
 
     @can_return_tuple
+    @returns_loss
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -334,6 +336,7 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
                 output.pooled_region_embeds = only_real(unit(pooled), is_real)
         if with_loss:
             set_losses(output, self.compute_loss(output, region_masks, region_attention_mask), self.loss_weights())
+            output.loss = with_every_parameter(self, output.loss)
         # Built again because a `ModelOutput` keeps its fields in the order in which they were set: the loss is first.
         return PixCLIPOutput(**output)
 

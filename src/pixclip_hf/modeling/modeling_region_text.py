@@ -23,7 +23,7 @@ from .modeling_vision import VISION_ADAPTERS, VisionAdapter
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
 
-TOWER_ARGUMENTS = {*TransformersKwargs.__annotations__, "return_dict"}
+TOWER_ARGUMENTS = {*TransformersKwargs.__annotations__, "return_dict", "use_cache"}
 
 
 def derived() -> Any:
@@ -422,6 +422,8 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         check_arguments(kwargs)
+        # No vision tower has a key-value cache, and the text tower's is never used: see `encode_text`.
+        kwargs.pop("use_cache", None)
         if interpolate_pos_encoding:
             # Not every family of towers has the argument.
             kwargs["interpolate_pos_encoding"] = True

@@ -246,6 +246,7 @@ def encode_text(
         input_ids (`(N, L)`), attention_mask (`(N, L)`, 1 for real tokens; all real when None).
         position_ids, token_type_ids (`(N, L)` or `(1, L)`): positions of the tokens, which the tower counts when None,
             and the segments that BERT's tokenizers return.
+        kwargs: arguments of the tower. `use_cache` changes nothing: no key-value cache is ever built.
 
     Returns:
         `pooler_output` `(N, D)`: pooled states, not projected.
@@ -256,7 +257,10 @@ def encode_text(
     given = {name: values.expand_as(input_ids) for name, values in given.items() if values is not None}
     input_ids, attention_mask, *moved = right_pad(input_ids, attention_mask, *given.values())
     kwargs |= zip(given, moved, strict=True)
-    outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **(kwargs | {"return_dict": True}))
+    # Every token is read once. Left to their configurations, most language models would keep the keys and values of
+    # all layers for tokens to come.
+    kwargs |= {"use_cache": False, "return_dict": True}
+    outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
     states = outputs.last_hidden_state
     is_eos = TEXT_ADAPTERS.of(text_model.config).is_eos(text_model.config, input_ids).to(states.device)
     attention_mask = attention_mask.to(states.device)

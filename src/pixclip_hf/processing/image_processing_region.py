@@ -19,8 +19,9 @@ class RegionImageProcessor(PilBackend):
 
     By default the whole image is resized to a square of `size`, nothing is cropped, and CLIP's mean and standard
     deviation normalize it. `size={"shortest_edge": n}` with `do_center_crop` gives CLIP's own preprocessing, `do_pad`
-    pads below and on the right to `pad_size` or to the largest image of the batch. Every image is converted to RGB;
-    canvas beyond the image is 0 in `pixel_values`, which after normalization is the mean color.
+    pads below and on the right to `pad_size` or to the largest image of the batch. Every image is converted to RGB,
+    unless `do_convert_rgb` is off: then `pixel_values` have the channels of the images, with a mean and a standard
+    deviation for each. Canvas beyond the image is 0 in `pixel_values`, which after normalization is the mean color.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -43,9 +44,14 @@ class RegionImageProcessor(PilBackend):
     model_input_names = ["pixel_values"]
 
     def _prepare_image_like_inputs(
-        self, images: Any, *args: Any, input_data_format: str | None = None, **kwargs: Any
+        self,
+        images: Any,
+        *args: Any,
+        input_data_format: str | None = None,
+        do_convert_rgb: bool | None = True,
+        **kwargs: Any,
     ) -> list[Image.Image]:
-        return load_images(images, input_data_format)
+        return load_images(images, input_data_format, do_convert_rgb)
 
     def _preprocess(self, images: list[Image.Image], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         geometries = _geometries([(image.height, image.width) for image in images], **kwargs)
@@ -65,7 +71,8 @@ class RegionImageProcessor(PilBackend):
         return _geometries(image_sizes, **self._settings(**kwargs))
 
     def render(self, images: list[Image.Image], geometries: list[Geometry], **kwargs: Any) -> np.ndarray:
-        """Resample RGB images by their geometries (one output size) and normalize: (N, 3, H, W) float32."""
+        """Resample images by their geometries (one output size) and normalize: (N, 3, H, W) float32, or as many
+        channels as the images have."""
         return _render(images, geometries, **self._settings(**kwargs))
 
     def _settings(self, **kwargs: Any) -> dict[str, Any]:
@@ -185,22 +192,36 @@ def _render(
     image_std: Any,
     **kwargs: Any,
 ) -> np.ndarray:
-    mean = np.broadcast_to(np.asarray(image_mean if do_normalize else 0, dtype=np.float64), 3)
-    std = np.broadcast_to(np.asarray(image_std if do_normalize else 1, dtype=np.float64), 3)
+    channels = len(images[0].getbands())
+    for i, image in enumerate(images):
+        if len(image.getbands()) != channels:
+            raise ValueError(
+                f"image {i} has PIL mode {image.mode!r}, image 0 {images[0].mode!r}: the images of a batch must have "
+                "the same number of channels, which do_convert_rgb=True gives them"
+            )
+    mean = _per_channel("image_mean", image_mean if do_normalize else 0, channels)
+    std = _per_channel("image_std", image_std if do_normalize else 1, channels)
     scale = ((rescale_factor if do_rescale else 1) / std).astype(np.float32)[:, None, None]
     shift = (-mean / std).astype(np.float32)[:, None, None]
     height, width = geometries[0].output_size
-    pixel_values = np.zeros((len(images), 3, height, width), dtype=np.float32)
+    pixel_values = np.zeros((len(images), channels, height, width), dtype=np.float32)
     for canvas, image, geometry in zip(pixel_values, images, geometries, strict=True):
         part = _resample(image, geometry, resample)
         if part is None:
             continue
         pixels, (left, top) = part
         target = canvas[:, top : top + pixels.height, left : left + pixels.width]
-        target[:] = np.asarray(pixels).transpose(2, 0, 1)
+        target[:] = np.asarray(pixels).reshape(pixels.height, pixels.width, channels).transpose(2, 0, 1)
         target *= scale
         target += shift
     return pixel_values
+
+
+def _per_channel(name: str, values: Any, channels: int) -> np.ndarray:
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim > 1 or rows.size not in (1, channels):
+        raise ValueError(f"{name} must hold one number, or one for each of the {channels} channels, got {values!r}")
+    return np.broadcast_to(rows, channels)
 
 
 def _resample(image: Image.Image, geometry: Geometry, resample: int) -> tuple[Image.Image, tuple[int, int]] | None:

@@ -1,6 +1,10 @@
 """Processor of CLOC: images, region boxes or masks, and texts."""
 
-from .processing_region_text import RegionTextProcessor
+from .processing_region_text import RegionTextProcessor, RegionTextProcessorKwargs
+
+
+class CLOCProcessorKwargs(RegionTextProcessorKwargs, total=False):  # type: ignore[call-arg]
+    """What a call may say beside its images, texts and regions: see [`RegionTextProcessorKwargs`]."""
 
 
 class CLOCProcessor(RegionTextProcessor):
@@ -11,4 +15,5 @@ class CLOCProcessor(RegionTextProcessor):
         image_processor, tokenizer, text_model_name: see [`RegionTextProcessor`].
     """
 
+    valid_processor_kwargs = CLOCProcessorKwargs
     prompts = ("box", "mask")

@@ -1,6 +1,7 @@
 """Reads images in every form into RGB: files, addresses, PIL images, arrays and tensors."""
 
 import os
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -26,6 +27,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+Finish = Callable[[Image.Image, str], Image.Image]
 # What PIL keeps of a file's metadata: it may say again how to turn, and where the photograph was taken.
 _METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "photoshop", "comment")
 
@@ -35,19 +37,29 @@ def is_batch(images: Any) -> bool:
     return isinstance(images, list | tuple) or (isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4)
 
 
-def load_images(images: Any, input_data_format: str | None = None) -> list[Image.Image]:
+def is_nested(images: Any) -> bool:
+    """Whether `images` is a list of lists of images."""
+    return isinstance(images, list | tuple) and any(isinstance(entry, list | tuple) for entry in images)
+
+
+def load_images(
+    images: Any, input_data_format: str | None = None, convert_to_rgb: bool | None = True
+) -> list[Image.Image]:
     """
-    Read one image or a list of images into RGB PIL images.
+    Read one image or a list of images into PIL images.
 
     Args:
-        images: PIL image, array or tensor ((H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4), path, http(s) URL, or a
-            list of these. Arrays are uint8, uint16 or float in [0, 1]. Where the shape leaves the channel axis open,
-            numpy means the last one and torch the first; `input_data_format` decides it.
+        images: PIL image, array or tensor ((H, W), (H, W, C) or (C, H, W) with C in 1, 3, 4), path, http(s) URL, a
+            list of these, or a list of such lists, whose images are read one after the other. Arrays are uint8, uint16
+            or float in [0, 1]. Where the shape leaves the channel axis open, numpy means the last one and torch the
+            first; `input_data_format` decides it.
+        convert_to_rgb: makes every image RGB, with transparency laid over white; otherwise an image keeps its
+            channels.
 
-    Transparency is laid over white, 16-bit images are scaled to 8 bits, and of several frames the first one is read. A
-    file or URL is turned upright by its EXIF orientation; a tag that can't be read, or holds no number from 1 to 8,
-    means upright. A PIL image is used as it is, because its boxes and masks are given in the frame of its pixels
-    (`image.size`); where it carries an orientation, that is warned about.
+    16-bit images are scaled to 8 bits, and of several frames the first one is read. A file or URL is turned upright by
+    its EXIF orientation; a tag that can't be read, or holds no number from 1 to 8, means upright. A PIL image is used
+    as it is, because its boxes and masks are given in the frame of its pixels (`image.size`); where it carries an
+    orientation, that is warned about.
 
     A URL has 30 seconds and 100 MiB. `file:` URLs and hosts in private networks are read only where the environment
     variable `PIXCLIP_HF_LOCAL_ADDRESSES` is 1.
@@ -55,27 +67,37 @@ def load_images(images: Any, input_data_format: str | None = None) -> list[Image
     Raises:
         TypeError: an entry is none of these, or an array of another dtype.
         ValueError: no images, an image without pixels or with more than twice `PIL.Image.MAX_IMAGE_PIXELS`, a file
-            that cannot be read, values out of range, or PIL modes "I" and "F", whose value range is unknown.
+            that cannot be read, values out of range, or PIL modes "I" and "F", whose value range is unknown, and,
+            without conversion, those of palettes.
         FileNotFoundError: a path without a file.
         TimeoutError, ConnectionError: a URL that is slow or can't be reached.
     """
-    if not is_batch(images):
-        return [_load_image(images, "images", input_data_format)]
-    if len(images) == 0:
+    if is_nested(images):
+        named = []
+        for i, entries in enumerate(images):
+            if not isinstance(entries, list | tuple):
+                raise TypeError(f"images[{i}] must be a list of images like the others, got {type(entries).__name__}")
+            named += [(f"images[{i}][{j}]", image) for j, image in enumerate(entries)]
+    elif is_batch(images):
+        named = [(f"images[{i}]", image) for i, image in enumerate(images)]
+    else:
+        named = [("images", images)]
+    if not named:
         raise ValueError("images must hold at least one image, got an empty list")
-    return [_load_image(image, f"images[{i}]", input_data_format) for i, image in enumerate(images)]
+    finish = to_rgb if convert_to_rgb else to_8_bit
+    return [_load_image(image, name, input_data_format, finish) for name, image in named]
 
 
-def _load_image(image: Any, name: str, input_data_format: str | None) -> Image.Image:
+def _load_image(image: Any, name: str, input_data_format: str | None, finish: Finish) -> Image.Image:
     if isinstance(image, np.ndarray | torch.Tensor):
         _check_pixels(_sides(image), name)
-        return to_rgb(_array_to_pil(image, name, input_data_format), name)
+        return finish(_array_to_pil(image, name, input_data_format), name)
     if is_address(image):
-        return read_image(BytesIO(read_address(image, name)), name, image)
+        return read_image(BytesIO(read_address(image, name)), name, image, finish=finish)
     if isinstance(image, str | os.PathLike):
         if not os.path.isfile(image):
             raise FileNotFoundError(f"{name}: no such file or http(s) URL: {str(image)!r:.200}")
-        return read_image(image, name, image)
+        return read_image(image, name, image, finish=finish)
     if not isinstance(image, Image.Image):
         raise TypeError(
             f"{name} must be a PIL image, a numpy array, a torch tensor, a path or a URL, got {type(image).__name__}"
@@ -87,13 +109,19 @@ def _load_image(image: Any, name: str, input_data_format: str | None) -> Image.I
             f"{name} has EXIF orientation {orientation}; its pixels are used as stored, and boxes and masks must be "
             "in that frame. For the upright image pass its path, or call PIL.ImageOps.exif_transpose first."
         )
-    return to_rgb(image, name)
+    return finish(image, name)
 
 
-def read_image(file: Any, name: str = "image", source: Any = None, at_least: int | None = None) -> Image.Image:
+def read_image(
+    file: Any,
+    name: str = "image",
+    source: Any = None,
+    at_least: int | None = None,
+    finish: Finish | None = None,
+) -> Image.Image:
     """
-    The image of an encoded file: decoded, upright, RGB, without metadata. Whatever the decoder raises on foreign bytes
-    comes out as a ValueError.
+    The image of an encoded file: decoded, upright, in 8 bits, without metadata. Whatever the decoder raises on foreign
+    bytes comes out as a ValueError.
 
     Args:
         file: a path or an open binary file.
@@ -101,6 +129,7 @@ def read_image(file: Any, name: str = "image", source: Any = None, at_least: int
         source: where it comes from, for messages.
         at_least: a JPEG is decoded at a half, a quarter or an eighth of its sides as long as both keep so many pixels,
             which takes a fraction of the time; other images keep their size.
+        finish: what is done to its channels, `to_rgb` by default.
 
     Raises:
         ValueError: the file is no image, is damaged, or has too many pixels.
@@ -113,7 +142,7 @@ def read_image(file: Any, name: str = "image", source: Any = None, at_least: int
         turn = _TURNS.get(exif_orientation(image))
         # A copy in any case: the class of a file would read its tags again, and they would turn it a second time.
         plain = image.copy() if turn is None else image.transpose(turn)
-    plain = to_rgb(plain, name)
+    plain = (finish or to_rgb)(plain, name)
     plain.info = {key: value for key, value in plain.info.items() if key not in _METADATA}
     return plain
 
@@ -180,12 +209,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
     Raises:
         ValueError: no pixels, or PIL modes "I" and "F", whose value range is unknown; `name` is the image's in it.
     """
-    if 0 in image.size:
-        raise ValueError(f"{name} must have at least one pixel, got width x height = {image.size}")
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"{name} has PIL mode {image.mode!r}, whose value range is unknown; scale it to 8 bits (mode 'L') first"
-        )
+    _check_mode(image, name)
     transparency = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         values = np.asarray(image)
@@ -206,6 +230,32 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         return image.convert("RGB")
     except Exception as error:  # a palette or a transparency that is not what the header says
         raise ValueError(f"{name} has PIL mode {image.mode!r} and can't be converted to RGB: {error}") from error
+
+
+def to_8_bit(image: Image.Image, name: str) -> Image.Image:
+    """
+    An image with the channels that it has, 8 bits each.
+
+    Raises:
+        ValueError: as [`to_rgb`]; a palette, whose indices are no intensities.
+    """
+    _check_mode(image, name)
+    if image.mode in ("P", "PA"):
+        raise ValueError(
+            f"{name} has PIL mode {image.mode!r}, whose values are indices of a palette: it needs do_convert_rgb=True"
+        )
+    if image.mode.startswith("I;16"):
+        return _from_16_bit(np.asarray(image))
+    return image.convert("L") if image.mode == "1" else image
+
+
+def _check_mode(image: Image.Image, name: str) -> None:
+    if 0 in image.size:
+        raise ValueError(f"{name} must have at least one pixel, got width x height = {image.size}")
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"{name} has PIL mode {image.mode!r}, whose value range is unknown; scale it to 8 bits (mode 'L') first"
+        )
 
 
 def _from_16_bit(values: np.ndarray) -> Image.Image:

@@ -1,17 +1,29 @@
 """Processor of PixCLIP: images, region masks, crops around regions, and texts."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
-from transformers.feature_extraction_utils import BatchFeature
 
 from .processing_geometry import Geometry, crop_geometry, sample_masks
-from .processing_region_text import RegionTextProcessor
+from .processing_region_text import RegionTextProcessor, RegionTextProcessorKwargs
 from .processing_regions import Regions, pad_regions
 
 # Side of the square crop around a region, as a multiple of the longer side of its box.
 CROP_SCALE = 1.5
+
+
+class PixCLIPProcessorKwargs(RegionTextProcessorKwargs, total=False):  # type: ignore[call-arg]
+    """
+    What a call may say beside its images, texts and regions: see [`RegionTextProcessorKwargs`].
+
+    Attributes:
+        return_crops: add a square crop around each region, `crop_scale` x the longer side of its box, at the size of
+            the processed image: `crop_pixel_values` (B, R, 3, H, W) float32 and `crop_masks` (B, R, H, W) bool. Beyond
+            the image a crop is 0, the mean color.
+    """
+
+    return_crops: bool
 
 
 class PixCLIPProcessor(RegionTextProcessor):
@@ -24,8 +36,10 @@ class PixCLIPProcessor(RegionTextProcessor):
             (branch 2 of PixCLIP, arXiv 2511.04601; 1.5 is reconstructed).
     """
 
+    valid_processor_kwargs = PixCLIPProcessorKwargs
     prompts = ("mask",)
     has_crops = True
+    return_crops: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -38,56 +52,6 @@ class PixCLIPProcessor(RegionTextProcessor):
             raise ValueError(f"crop_scale must be a number of at least 1, got {crop_scale!r}")
         super().__init__(image_processor, tokenizer, text_model_name)
         self.crop_scale = crop_scale
-
-    def __call__(
-        self,
-        images: Any = None,
-        text: str | list[str] | None = None,
-        masks: Any = None,
-        boxes: Any = None,
-        region_text: list | None = None,
-        box_format: str = "xyxy",
-        normalized: bool = False,
-        return_crops: bool = False,
-        max_length: int | None = None,
-        padding: bool | str = True,
-        return_tensors: str | None = "pt",
-        return_regions: bool = False,
-        prompt: str | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        """
-        Prepare images, regions and texts for `PixCLIPModel`: a call of [`RegionTextProcessor`], with crops.
-
-        Args:
-            return_crops: add a square crop around each region, `crop_scale` x the longer side of its box, at the size
-                of the processed image. Beyond the image it is 0, the mean color.
-            All others: see [`RegionTextProcessor.__call__`].
-
-        Returns:
-            `BatchFeature` of [`RegionTextProcessor.__call__`] with, when asked for, `crop_pixel_values`
-            (B, R, 3, H, W) float32 and `crop_masks` (B, R, H, W) bool.
-
-        Raises:
-            TypeError, ValueError: bad input; the message names the argument with its index, the value, and what was
-                expected.
-        """
-        return super().__call__(
-            images,
-            text,
-            masks,
-            boxes,
-            region_text,
-            box_format,
-            normalized,
-            max_length,
-            padding,
-            return_tensors,
-            return_regions,
-            prompt,
-            return_crops=return_crops,
-            **kwargs,
-        )
 
     def _region_inputs(
         self,

@@ -1,21 +1,46 @@
 """What the processors of both models are: images, regions and texts read into one batch."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessingKwargs
 
 from .image_processing_region import RegionImageProcessor
 from .processing_geometry import Geometry, place_boxes, sample_masks
-from .processing_images import is_batch, load_images
-from .processing_regions import Regions, check_call, choose_prompt, pad_regions, read_regions
-from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, encode_texts, position_limit
+from .processing_images import is_batch, is_nested, load_images
+from .processing_regions import Regions, check_call, choose_prompt, flatten_like, pad_regions, read_regions
+from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, RegionTextKwargs, encode_texts, position_limit
 
 # What carries the regions of a batch, by what prompts.
 REGION_INPUT_NAMES = {"box": "region_boxes", "mask": "region_masks"}
+
+
+class RegionTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    """
+    What a call may say beside its images, texts and regions.
+
+    Attributes:
+        text_kwargs: see `RegionTextKwargs`; `images_kwargs`: settings of the image processor, such as `size`. Both may
+            be given flat as well, and what both know, `return_tensors`, in `common_kwargs`.
+        box_format: "xyxy" (the default), "xywh" or "cxcywh".
+        normalized: boxes are fractions of width and height in place of pixels.
+        prompt: what prompts the model, one of the processor's `prompts`: "box" (a mask becomes its tight box) or
+            "mask" (a box becomes a rectangle). May be left out where only masks or only boxes are given.
+        return_regions: add `regions`, plain Python: for each image a list of
+            `{"box": {"xmin", "ymin", "xmax", "ymax"}, "mask_area": int}` in original pixels.
+    """
+
+    text_kwargs: RegionTextKwargs
+    box_format: str
+    normalized: bool
+    prompt: str | None
+    return_regions: bool
 
 
 class RegionTextProcessor(OptionalTokenizer):
@@ -28,6 +53,11 @@ class RegionTextProcessor(OptionalTokenizer):
         text_model_name: the language model that a processor without a tokenizer expects those states from.
     """
 
+    valid_processor_kwargs = RegionTextProcessorKwargs
+    # Settings of a call where it says nothing.
+    box_format: ClassVar[str] = "xyxy"
+    normalized: ClassVar[bool] = False
+    return_regions: ClassVar[bool] = False
     # What may prompt a region, the usual one first.
     prompts: ClassVar[tuple[str, ...]] = ()
     # Whether a call takes `return_crops`, for a model that trains on crops around its regions.
@@ -104,20 +134,15 @@ class RegionTextProcessor(OptionalTokenizer):
         masks: Any = None,
         boxes: Any = None,
         region_text: list | None = None,
-        box_format: str = "xyxy",
-        normalized: bool = False,
-        max_length: int | None = None,
-        padding: bool | str = True,
-        return_tensors: str | None = "pt",
-        return_regions: bool = False,
-        prompt: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[RegionTextProcessorKwargs],  # type: ignore[misc]
     ) -> BatchFeature:
         """
         Prepare images, regions and texts for the model.
 
         One bare image takes one list of regions (and of region texts). A list of images takes a list for each image,
-        which is empty for an image without regions. Masks and boxes are in the pixels of the image as stored.
+        which is empty for an image without regions. Images in a list of lists take their regions and region texts
+        nested alike; the batch, and the indices of regions in messages, count them through. Masks and boxes are in the
+        pixels of the image as stored.
 
         Args:
             images: PIL image, array, tensor, path or URL, or a list of these (`load_images`).
@@ -125,16 +150,8 @@ class RegionTextProcessor(OptionalTokenizer):
             masks: the regions, as PIL images, arrays, tensors, RLE dicts or polygons (`read_mask`).
             boxes: the regions as boxes (R, 4). Where masks are given too, the counts must match.
             region_text: a text for each region.
-            box_format: "xyxy", "xywh" or "cxcywh".
-            normalized: boxes are fractions of width and height in place of pixels.
-            max_length: most tokens of a text; None is the tokenizer's own limit. A warning says how many were cut.
-            padding: True, "max_length", or False for texts of equal length.
-            return_tensors: "pt", "np", or None for numpy arrays.
-            return_regions: add `regions`, plain Python: for each image a list of
-                `{"box": {"xmin", "ymin", "xmax", "ymax"}, "mask_area": int}` in original pixels.
-            prompt: what prompts the model, one of `prompts`: "box" (a mask becomes its tight box) or "mask" (a box
-                becomes a rectangle). May be left out where only masks or only boxes are given.
-            kwargs: settings of the image processor for this call, such as `size`.
+            kwargs: settings of this call, see the class in `valid_processor_kwargs`: of boxes, texts and the image
+                processor, flat or by kind in `text_kwargs`, `images_kwargs` and `common_kwargs`.
 
         Returns:
             `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32; `region_boxes` (B, R, 4)
@@ -146,30 +163,93 @@ class RegionTextProcessor(OptionalTokenizer):
             TypeError, ValueError: bad input; the message names the argument with its index, the value, and what was
                 expected.
         """
-        asked = {"return_regions": return_regions}
-        if self.has_crops:
-            asked["return_crops"] = kwargs.pop("return_crops", False)
-        region_inputs = {"masks": masks, "boxes": boxes, "region_text": region_text}
-        check_call(self.image_processor, kwargs, images, text, region_inputs, asked)
+        settings, tensor_type = self._merge_settings(**kwargs)
+        image_settings = settings["images_kwargs"]
+        asked = {name: settings[name] for name in self._returns()}
+        check_call(images, text, {"masks": masks, "boxes": boxes, "region_text": region_text}, asked)
         data: dict[str, Any] = {}
         batched, counts = is_batch(images), []
         if images is not None:
-            loaded = load_images(images, kwargs.get("input_data_format"))
+            if is_nested(images):
+                masks, boxes, region_text = (
+                    flatten_like(images, values, name)
+                    for name, values in (("masks", masks), ("boxes", boxes), ("region_text", region_text))
+                )
+            convert = image_settings.get("do_convert_rgb", self.image_processor.do_convert_rgb)
+            loaded = load_images(images, image_settings.get("input_data_format"), convert)
             sizes = [(image.height, image.width) for image in loaded]
-            geometries = self.image_processor.get_geometries(sizes, **kwargs)
-            prompt = choose_prompt(prompt, masks, boxes, self.prompts)
+            geometries = self.image_processor.get_geometries(sizes, **image_settings)
+            prompt = choose_prompt(settings.get("prompt"), masks, boxes, self.prompts)
             use = "masks" if prompt == "mask" else "boxes"
-            regions = read_regions(masks, boxes, sizes, batched, use, box_format, normalized)
-            data["pixel_values"] = self.image_processor.render(loaded, geometries, **kwargs)
+            regions = read_regions(masks, boxes, sizes, batched, use, settings["box_format"], settings["normalized"])
+            data["pixel_values"] = self.image_processor.render(loaded, geometries, **image_settings)
             if regions is not None:
                 counts = [len(entry.names) for entry in regions]
-                data.update(self._region_inputs(loaded, geometries, regions, prompt, asked, kwargs))
+                data.update(self._region_inputs(loaded, geometries, regions, prompt, asked, image_settings))
             if asked["return_regions"] and regions is not None:
                 data["regions"] = [entry.describe() for entry in regions]
         data.update(
-            encode_texts(self.tokenizer, self.text_model_name, text, region_text, counts, max_length, padding, batched)
+            encode_texts(
+                self.tokenizer,
+                self.text_model_name,
+                text,
+                region_text,
+                counts,
+                batched,
+                settings["text_kwargs"],
+            )
         )
-        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["regions"])
+        return BatchFeature(data, tensor_type=tensor_type, skip_tensor_conversion=["regions"])
+
+    @classmethod
+    def _own_settings(cls) -> list[str]:
+        """Names of the settings that are neither of the texts nor of the image processor."""
+        return [
+            name for name in cls.valid_processor_kwargs.__annotations__ if name not in ProcessingKwargs.__annotations__
+        ]
+
+    @classmethod
+    def _returns(cls) -> list[str]:
+        """Those of them that ask for something of the regions."""
+        return [name for name in cls._own_settings() if name.startswith("return_")]
+
+    def _merge_settings(self, **kwargs: Any) -> tuple[dict[str, Any], str | None]:
+        """
+        The settings of a call by kind, as every processor of transformers merges them with those of the tokenizer, and
+        the type of the batch.
+
+        Raises:
+            TypeError: a name that is no setting.
+            ValueError: a value of the wrong type, a setting given flat and by kind, or two types for one batch.
+        """
+        known = {
+            "text_kwargs": set(RegionTextKwargs.__annotations__),
+            "images_kwargs": set(self.image_processor.valid_kwargs.__annotations__),
+        }
+        known["common_kwargs"] = known["text_kwargs"] & known["images_kwargs"]
+        flat = {*self._own_settings(), *known["text_kwargs"], *known["images_kwargs"]}
+        unknown = sorted(set(kwargs) - flat - set(known))
+        for kind in known:
+            given = kwargs.get(kind, {})
+            if not isinstance(given, dict):
+                raise TypeError(f"{kind} must be a dict of settings, got {given!r:.80}")
+            unknown += [f"{kind}[{name!r}]" for name in sorted(set(given) - known[kind])]
+        if unknown:
+            raise TypeError(f"unknown argument {', '.join(unknown)}: it is no argument or image processor setting")
+        initial = {} if self.tokenizer is None else self.tokenizer.init_kwargs
+        try:
+            settings = self._merge_kwargs(tokenizer_init_kwargs=initial, **kwargs)
+            validate_typed_dict(RegionTextKwargs, settings["text_kwargs"])  # type: ignore[type-var]
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(" ".join(str(error).split())) from error
+        types = {
+            kind: settings[kind].pop("return_tensors")
+            for kind in ("text_kwargs", "images_kwargs")
+            if "return_tensors" in settings[kind]
+        }
+        if len(set(types.values())) > 1:
+            raise ValueError(f"return_tensors must be one type for the whole batch, got {types}")
+        return settings, next(iter(types.values()), "pt")
 
     def _region_inputs(
         self,

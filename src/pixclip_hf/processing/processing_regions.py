@@ -328,6 +328,22 @@ def split_per_image(values: Any, name: str, num_images: int, batched: bool) -> l
     return [[] if value is None else value for value in values]
 
 
+def flatten_like(images: list[list], values: Any, name: str) -> list | None:
+    """
+    What the images of a list of lists bring along, nested as they are, as one list with an entry for each image.
+
+    Raises:
+        ValueError: not one list for each list of images, or not one entry for each of its images.
+    """
+    if values is None:
+        return None
+    rows = split_per_image(values, name, len(images), batched=True)
+    flat = []
+    for i, (entries, row) in enumerate(zip(images, rows, strict=True)):
+        flat += split_per_image(row, f"{name}[{i}]", len(entries), batched=True)
+    return flat
+
+
 def _count(values: Any, name: str, ndim: int) -> int:
     if isinstance(values, np.ndarray | torch.Tensor) and values.ndim != ndim and values.shape[0]:
         raise ValueError(f"{name} must have {ndim} dimensions, one row per region, got shape {tuple(values.shape)}")
@@ -431,8 +447,6 @@ def pad_regions(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_call(
-    image_processor: Any,
-    kwargs: dict,
     images: Any,
     text: Any,
     region_inputs: dict[str, Any],
@@ -442,12 +456,8 @@ def check_call(
     Refuse a combination of arguments that no reading of their values can make good.
 
     Raises:
-        TypeError: `kwargs` holds a name that the image processor does not know.
         ValueError: no input at all, regions or their texts without images, or region texts or outputs without regions.
     """
-    unknown = sorted(set(kwargs) - set(image_processor.valid_kwargs.__annotations__))
-    if unknown:
-        raise TypeError(f"unknown argument {', '.join(unknown)}: it is no argument or image processor setting")
     given = [name for name, value in region_inputs.items() if value is not None]
     if images is None and text is None and not given:
         raise ValueError("nothing to process: give images, text, or both")

@@ -1,6 +1,6 @@
 """Text inputs of a processor call, and processors that work without a tokenizer."""
 
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -17,6 +17,34 @@ logger = logging.get_logger(__name__)
 TEXT_INPUT_NAMES = ("input_ids", "attention_mask", "region_input_ids", "region_text_attention_mask")
 # A tokenizer without a limit reports int(1e30).
 UNLIMITED = 10**20
+# Ways to cut a text that has no second one.
+TRUNCATIONS = (True, False, "longest_first", "only_first", "do_not_truncate")
+
+
+class RegionTextKwargs(TypedDict, total=False):
+    """
+    What a call may say about its texts, those of the regions included; flat or in `text_kwargs`.
+
+    Attributes:
+        add_special_tokens: whether the tokenizer adds its special tokens; by default it does.
+        padding: True or "longest" (the default), "max_length", or False for texts of equal length.
+        truncation: True (the default) or a strategy of the tokenizer cuts longer texts to `max_length`, and a warning
+            says how many; False leaves them whole.
+        max_length: most tokens of a text, special ones included; None is the tokenizer's own limit.
+        pad_to_multiple_of: rounds the padded length up.
+        padding_side: "left" or "right"; by default the tokenizer's.
+        verbose: False silences the warning about cut texts.
+        return_tensors: the type of the whole batch: "pt" (the default), "np", or None for numpy arrays.
+    """
+
+    add_special_tokens: bool | None
+    padding: Any
+    truncation: Any
+    max_length: Any
+    pad_to_multiple_of: Any
+    padding_side: Literal["left", "right"] | None
+    verbose: bool | None
+    return_tensors: str | None
 
 
 class OptionalTokenizer(ProcessorMixin):
@@ -34,14 +62,18 @@ class OptionalTokenizer(ProcessorMixin):
         return output
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        if self.tokenizer is not None:
-            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        # The mixin saves every attribute that it lists and would ask the missing tokenizer to save itself.
-        self.get_attributes = _image_processor_only
+        mapped = hasattr(self, "auto_map")
+        if self.tokenizer is None:
+            # The mixin saves every attribute that it lists and would ask the missing tokenizer to save itself.
+            self.get_attributes = _image_processor_only
         try:
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         finally:
-            del self.get_attributes
+            self.__dict__.pop("get_attributes", None)
+            # Saving notes in the processor where the folder keeps its code. Left there, it would tell the processor
+            # apart from the one that the folder gives.
+            if not mapped:
+                self.__dict__.pop("auto_map", None)
 
     @classmethod
     def _get_arguments_from_pretrained(
@@ -85,9 +117,8 @@ def encode_texts(
     text: Any,
     region_text: list | None,
     region_counts: list[int],
-    max_length: int | None,
-    padding: bool | str,
     batched: bool,
+    settings: dict[str, Any],
 ) -> dict[str, np.ndarray]:
     """
     Tokenize the texts of a call.
@@ -96,10 +127,9 @@ def encode_texts(
         text: a text or a list of T texts, or None.
         region_text: a text for each of the R_i regions of an image: a list of lists, or one list for one bare image.
         region_counts: R_i of each image.
-        max_length: tokens per text, special ones included; None is the tokenizer's own limit. Longer texts are cut as
-            the tokenizer cuts them, and one warning says how many texts and tokens that were.
-        padding: True or "longest", "max_length", or False for texts of one length.
         batched: the images came as a list, so `region_text` is a list of lists.
+        settings: see `RegionTextKwargs`. Texts are cut as the tokenizer cuts them, and one warning says how many texts
+            and tokens that were.
 
     Returns:
         `input_ids`, `attention_mask` (T, L) and `region_input_ids`, `region_text_attention_mask` (B, R, L), int64.
@@ -107,8 +137,8 @@ def encode_texts(
 
     Raises:
         TypeError: a text is not a str.
-        ValueError: an empty text, no tokenizer or no pad token, counts that differ from the regions', or a bad
-            `max_length` or `padding`.
+        ValueError: an empty text, no tokenizer or no pad token, counts that differ from the regions', or settings that
+            are unknown or cannot make one tensor of these texts.
     """
     if text is None and region_text is None:
         return {}
@@ -137,25 +167,20 @@ def encode_texts(
             raise ValueError(
                 f"{name} must hold one text per region, got {len(groups[-1])} for {region_counts[i]} regions"
             )
-    limit = _limit(tokenizer, max_length)
     named = texts + [entry for group in groups for entry in group]
-    rows = _tokenize(tokenizer, named, limit)
-    length = None
-    if padding == "max_length":
-        if limit is None:
-            raise ValueError("padding='max_length' needs max_length, because the tokenizer has no limit of its own")
-        length = limit
-    elif padding not in (True, False, "longest", "do_not_pad"):
-        raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {padding!r}")
-    elif padding in (False, "do_not_pad") and (region_text is not None or len({len(row) for row in rows}) > 1):
-        raise ValueError(f"padding={padding!r} cannot make one tensor of texts of several lengths or of region_text")
+    limit = _limit(tokenizer, settings.get("max_length"))
+    rows = _tokenize(tokenizer, named, limit, settings)
+    # Texts and region texts are padded by themselves.
+    parts = [part for part in (slice(0, len(texts)), slice(len(texts), None)) if rows[part]]
+    length = _padded_length(named, rows, limit, bool(groups), settings)
+    padded = [_pad(tokenizer, rows[part], length, settings) for part in parts]
     data = {}
     if texts:
-        data["input_ids"], data["attention_mask"] = _pad(tokenizer, rows[: len(texts)], length)
+        data["input_ids"], data["attention_mask"] = padded[0]
     if groups:
         shape = (len(groups), max(region_counts))
         filled = np.arange(shape[1]) < np.array(region_counts)[:, None]
-        ids, mask = _pad(tokenizer, rows[len(texts) :], length)
+        ids, mask = padded[-1]
         region_ids = np.full((*shape, ids.shape[1]), tokenizer.pad_token_id, dtype=np.int64)
         region_mask = np.zeros_like(region_ids)
         region_ids[filled], region_mask[filled] = ids, mask
@@ -181,30 +206,84 @@ def _named_texts(texts: Any, name: str) -> list[tuple[str, str]]:
 def _limit(tokenizer: Any, max_length: int | None) -> int | None:
     if max_length is None:
         return tokenizer.model_max_length if tokenizer.model_max_length < UNLIMITED else None
-    if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1:
-        raise ValueError(f"max_length must be a positive integer, got {max_length!r}")
-    return max_length
+    return _positive("max_length", max_length)
 
 
-def _tokenize(tokenizer: Any, named: list[tuple[str, str]], limit: int | None) -> list[list[int]]:
+def _positive(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
+def _tokenize(
+    tokenizer: Any, named: list[tuple[str, str]], limit: int | None, settings: dict[str, Any]
+) -> list[list[int]]:
     texts = [text for _, text in named]
-    rows = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+    special = settings.get("add_special_tokens")
+    asked = {"return_attention_mask": False, "add_special_tokens": special is None or special}
+    rows = tokenizer(texts, verbose=False, **asked)["input_ids"]
     for (name, text), row in zip(named, rows, strict=True):
         if not row:
             raise ValueError(f"{name} gives no tokens, got {text!r:.80}")
+    truncation = settings.get("truncation")
+    if truncation is None:
+        truncation = True
+    if truncation not in TRUNCATIONS:
+        raise ValueError(f"truncation must be one of {TRUNCATIONS}, got {truncation!r}")
+    if truncation in (False, "do_not_truncate"):
+        return rows
     excess = [len(row) - limit for row in rows if limit is not None and len(row) > limit]
     if excess:
         # A second pass and not a slice: the tokenizer keeps its special tokens and its own truncation side.
-        rows = tokenizer(texts, truncation=True, max_length=limit, return_attention_mask=False)["input_ids"]
-        logger.warning(f"{len(excess)} of {len(rows)} texts exceed max_length={limit}: {sum(excess)} tokens were cut")
+        rows = tokenizer(texts, truncation=truncation, max_length=limit, **asked)["input_ids"]
+        if settings.get("verbose") is not False:
+            logger.warning(
+                f"{len(excess)} of {len(rows)} texts exceed max_length={limit}: {sum(excess)} tokens were cut"
+            )
     return rows
 
 
-def _pad(tokenizer: Any, rows: list[list[int]], length: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _padded_length(
+    named: list[tuple[str, str]],
+    rows: list[list[int]],
+    limit: int | None,
+    has_region_texts: bool,
+    settings: dict[str, Any],
+) -> int | None:
+    """The length that `padding` gives every text, None for that of the longest."""
+    padding = settings.get("padding")
+    if padding in (None, True, "longest"):
+        return None
+    if padding in (False, "do_not_pad"):
+        if has_region_texts or len({len(row) for row in rows}) > 1:
+            raise ValueError(
+                f"padding={padding!r} cannot make one tensor of texts of several lengths or of region_text"
+            )
+        if (multiple := settings.get("pad_to_multiple_of")) is not None:
+            raise ValueError(f"pad_to_multiple_of={multiple!r} needs padding, got padding={padding!r}")
+        return None
+    if padding != "max_length":
+        raise ValueError(f"padding must be True, False, 'longest' or 'max_length', got {padding!r}")
+    if limit is None:
+        raise ValueError("padding='max_length' needs max_length, because the tokenizer has no limit of its own")
+    for (name, _), row in zip(named, rows, strict=True):
+        if len(row) > limit:
+            raise ValueError(
+                f"{name} has {len(row)} tokens, more than padding='max_length' fills up, {limit}: set truncation=True"
+            )
+    return limit
+
+
+def _pad(
+    tokenizer: Any, rows: list[list[int]], length: int | None, settings: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
     length = length or max(len(row) for row in rows)
+    if (multiple := settings.get("pad_to_multiple_of")) is not None:
+        length += -length % _positive("pad_to_multiple_of", multiple)
+    side = settings.get("padding_side") or tokenizer.padding_side
     ids = np.full((len(rows), length), tokenizer.pad_token_id, dtype=np.int64)
     mask = np.zeros_like(ids)
     for i, row in enumerate(rows):
-        filled = slice(length - len(row), length) if tokenizer.padding_side == "left" else slice(0, len(row))
+        filled = slice(length - len(row), length) if side == "left" else slice(0, len(row))
         ids[i, filled], mask[i, filled] = row, 1
     return ids, mask

@@ -1,86 +1,26 @@
-"""Embeddings of regions on disk, an index over them, and what a text finds in it.
+"""A FAISS index over the regions of a folder of embeddings, and what a text finds in it."""
 
-Embeddings stream into Parquet shards, so that memory does not grow with the collection; FAISS, through `datasets`,
-indexes and searches them.
-"""
-
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import faiss
-import pyarrow as pa
-import pyarrow.parquet as pq
+from PIL import Image
 
-from ..encoders.protocol import Encoder
-from .collection import Collection
+from ..data.sources import cached_source
+from ..data.sources.records import read_image
+from ..embedding.folder import EmbeddingFolder, embedding_counts
+from ..record import LeftOut
 
 INDEX = "regions.faiss"
 
 
-def embed_collection(encoder: Encoder, collection: Collection, folder: str | Path, batch_size: int = 16) -> None:
-    """Writes the embeddings of all regions into `folder`, a row per region: `picture` (name of its image), `box`
-    (xyxy, pixels), `text` and `embedding` (float32, L2-normalized).
-
-    Args:
-        encoder: as [`load_encoder`] gives it.
-        collection: what to embed.
-        folder: made if it does not exist.
-        batch_size: images that are read, embedded and written at a time.
-
-    Raises:
-        ValueError: `folder` holds embeddings already.
-    """
-    folder = Path(folder)
-    if shards(folder):
-        raise ValueError(f"{str(folder)!r} holds embeddings already: name another folder or delete it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_shards(embedded_tables(encoder, collection.read(), batch_size), folder)
-
-
-def embedded_tables(encoder: Encoder, images: Iterator[dict[str, Any]], batch_size: int) -> Iterator[pa.Table]:
-    """The regions of `batch_size` images at a time, embedded: a row per region."""
-    while batch := list(islice(images, batch_size)):
-        batch = [image for image in batch if image["regions"]]
-        if not batch:
-            continue
-        embeddings = encoder.encode_records(batch, batch_size=batch_size, show_progress_bar=False)
-        rows = [
-            {"picture": image["name"], "box": region["box"], "text": region["text"], "embedding": embedding}
-            for image, of_image in zip(batch, embeddings, strict=True)
-            for region, embedding in zip(image["regions"], of_image, strict=True)
-        ]
-        schema = pa.schema(
-            {
-                "picture": pa.string(),
-                "box": pa.list_(pa.float32(), 4),
-                "text": pa.string(),
-                "embedding": pa.list_(pa.float32(), embeddings[0].shape[1]),
-            }
-        )
-        yield pa.Table.from_pylist(rows, schema)
-
-
-def write_shards(tables: Iterator[pa.Table], folder: Path, tables_per_shard: int = 64) -> None:
-    """Parquet files of so many tables each; one table is in memory at a time."""
-    for shard, first in enumerate(tables):
-        with pq.ParquetWriter(folder / f"regions-{shard:05d}.parquet", first.schema) as writer:
-            for table in chain([first], islice(tables, tables_per_shard - 1)):
-                writer.write_table(table)
-
-
-def shards(folder: str | Path) -> list[Path]:
-    """The Parquet files of a folder, in the order of their rows."""
-    return sorted(Path(folder).glob("regions-*.parquet"))
-
-
 def build_index(folder: str | Path, factory: str = "Flat") -> datasets.Dataset:
-    """The shards of a folder with a FAISS index of cosine similarities, which is saved beside them.
+    """The regions of a folder with a FAISS index of cosine similarities, which is saved beside them.
 
     Args:
-        folder: as [`embed_collection`] wrote it.
+        folder: as `pixclip-hf embed` wrote it.
         factory: index factory string of FAISS; `Flat` is exact, `IVF1024,PQ32` small.
 
     Raises:
@@ -98,7 +38,7 @@ def build_index(folder: str | Path, factory: str = "Flat") -> datasets.Dataset:
 
 
 def check_index(factory: str, width: int) -> None:
-    """Checks an index before anything is embedded for it.
+    """Checks an index before anything is read for it.
 
     Args:
         factory: index factory string of FAISS.
@@ -123,9 +63,7 @@ def open_index(folder: str | Path) -> datasets.Dataset:
     """
     regions = _rows(folder)
     if not Path(folder, INDEX).is_file():
-        raise FileNotFoundError(
-            f"{str(folder)!r} holds embeddings and no {INDEX}: embed them again, or `build_index`."
-        )
+        raise FileNotFoundError(f"{str(folder)!r} holds embeddings and no {INDEX}: call `build_index`.")
     regions.load_faiss_index("embedding", str(Path(folder, INDEX)))
     return regions
 
@@ -139,14 +77,39 @@ def find_regions(regions: datasets.Dataset, embeddings: Any, top: int = 6) -> li
         top: hits per row.
 
     Returns:
-        For each row its hits, best first, by column: `picture`, `box`, `text`, `embedding`, and `score`, the cosine.
+        For each row its hits, best first, by the columns of [`embedding_features`], and `score`, the cosine.
     """
     scores, hits = regions.get_nearest_examples_batch("embedding", embeddings, k=min(top, len(regions)))
     return [{**found, "score": row.tolist()} for found, row in zip(hits, scores, strict=True)]
 
 
+def open_images(folder: str | Path, hits: Iterable[dict[str, Any]]) -> dict[str, Image.Image]:
+    """The images of some hits by their `image_id`, RGB and upright.
+
+    Raises:
+        FileNotFoundError: an image is no longer where it was.
+    """
+    source = EmbeddingFolder.open(folder).settings["source"]
+    opened = cached_source(source if isinstance(source, str) else tuple(source))
+    images = {}
+    for found in hits:
+        for name, position in zip(found["image_id"], found["position"], strict=True):
+            if name not in images:
+                try:
+                    item = opened.read(position)
+                    images[name] = read_image(item)[1]
+                except (LeftOut, IndexError) as error:
+                    raise FileNotFoundError(f"The image {name!r} is no longer where it was embedded from.") from error
+                if item.name != name:
+                    raise FileNotFoundError(f"The image {name!r} is no longer where it was: {item.name!r} is there.")
+    return images
+
+
 def _rows(folder: str | Path) -> datasets.Dataset:
-    files = [str(path) for path in shards(folder)]
-    if not sum(pq.read_metadata(file).num_rows for file in files):
+    files = [str(path) for path in EmbeddingFolder.open(folder).shards()]
+    if not embedding_counts(folder)["regions"]:
         raise ValueError(f"A collection must hold at least one region, got none in {str(folder)!r}.")
-    return datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(Path(folder, "cache")))
+    cache = str(Path(folder, "cache"))
+    return datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=cache, filters=[("kind", "==", "region")]
+    )

@@ -28,7 +28,7 @@ def draw_sheet(
     rows = []
     for query, found in zip(queries, hits, strict=True):
         known = query in found["text"]
-        columns = zip(found["picture"], found["box"], found["score"], found["text"], strict=True)
+        columns = zip(found["image_id"], found["box"], found["score"], found["text"], strict=True)
         rows.append(
             [
                 (draw_hit(images[name], box), score, text == query if known else None)

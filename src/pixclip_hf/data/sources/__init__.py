@@ -9,6 +9,7 @@ import os
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ __all__ = [
     "KINDS",
     "AnnotatedImage",
     "Source",
+    "cached_source",
     "has_splits",
     "in_schema",
     "load_records",
@@ -91,6 +93,12 @@ def open_source(source: str | os.PathLike | Sequence[str], **arguments: Any) -> 
         ValueError, FileNotFoundError: as in [`load_records`].
     """
     return _make(*parse_source(source, **arguments))
+
+
+@lru_cache(maxsize=2)
+def cached_source(source: str | tuple[str, ...]) -> Source:
+    """[`open_source`], once per process; `cached_source.cache_clear()` forgets what was opened."""
+    return open_source(source)
 
 
 def parse_source(source: str | os.PathLike | Sequence[str], **arguments: Any) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IDS_PER_IMAGE = 2**16  # where regions have no ids of their own, those of an image start at its position times this
 
+_SAMPLED_FILES = 64
 NOT_READABLE = "region left out: not readable"
 
 KINDS: dict[str, type["Source"]] = {}
@@ -138,6 +139,11 @@ class Source(ABC):
         """Fingerprint of what is listed, in its order."""
         return digest([self.kind, *self.arguments().items()])
 
+    def units(self) -> Sequence[tuple[int, int | None]]:
+        """What is best read together, such as a tar: of each unit, in the order of the items, the number of items and
+        the bytes, None where they are unknown."""
+        return [(len(self), None)]
+
     def fingerprint(self) -> str:
         """Fingerprint of everything that decides the records, including the state of files."""
         return self.items_digest
@@ -224,6 +230,13 @@ class IndexedSource(Source):
     @property
     def items_digest(self) -> str:
         return self.index.digest
+
+    def units(self) -> Sequence[tuple[int, int | None]]:
+        # As many files as it takes to know their size by and large: asking for all of them would take minutes.
+        positions = np.unique(np.linspace(0, len(self) - 1, _SAMPLED_FILES).astype(np.int64))
+        states = [file_state(path) for at in positions.tolist() for path in self.item_files(self.index.row(at))]
+        size = sum(state[0] for state in states if state is not None)
+        return [(len(self), round(size / len(positions) * len(self)) or None)]
 
     def fingerprint(self) -> str:
         return digest([self.kind, *self.arguments().items(), self.items_digest, *self._states()])

@@ -1,5 +1,6 @@
 """Datasets in the record schema: saved to disk, Parquet shards, or on the Hub."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,16 @@ class RecordDataset(Source, kind="dataset"):
 
     def fingerprint(self) -> str:
         return self._records._fingerprint
+
+    def units(self) -> Sequence[tuple[int, int | None]]:
+        import pyarrow.parquet as pq
+
+        files = _parquet_files(Path(self.path), self.split)
+        if files is None:
+            return super().units()
+        footers = map(pq.read_metadata, files)
+        groups = (footer.row_group(number) for footer in footers for number in range(footer.num_row_groups))
+        return [(group.num_rows, group.total_byte_size) for group in groups]
 
     def dataset(self) -> "datasets.Dataset":
         return self._records

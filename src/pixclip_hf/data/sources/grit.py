@@ -49,6 +49,10 @@ class Grit(IndexedSource, kind="grit"):
         paths = [self._tar_index(path) for path in walk_files(self.folder, (".tar",))]
         return Index([*paths, list_index(self.rows)])
 
+    def units(self) -> Sequence[tuple[int, int | None]]:
+        sizes = [file_state(self._tar(path)) for path in walk_files(self.folder, (".tar",))]
+        return list(zip(self.index.counts, [*(size and size[0] for size in sizes), None], strict=True))
+
     def _tar_index(self, path: bytes) -> Path:
         key = digest([self.kind, path, file_state(self._tar(path))])
         return build_index(key, lambda notes: self._tar_rows(path, notes))

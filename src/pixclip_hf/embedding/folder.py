@@ -1,0 +1,131 @@
+"""The folder that `pixclip-hf embed` writes, which `datasets` loads and a store of `search` is built over.
+
+- `data/train-00000.parquet`, …: one row per embedding, with the columns of [`embedding_features`];
+- `embeddings.json`: what made them, and all that they depend on: see [`EmbeddingFolder`];
+- `shards/00000.json`, …: what became of a shard; written last, it says that the shard is done;
+- `README.md`: the dataset card, written when every shard is done.
+"""
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..jobs.folder import manifests
+
+if TYPE_CHECKING:
+    import datasets
+
+SETTINGS = "embeddings.json"
+FORMAT_VERSION = 1
+KINDS = ("region", "image", "text")
+DTYPES = ("float16", "float32")
+
+
+def embedding_features(width: int, dtype: str = "float16") -> "datasets.Features":
+    """The columns of an embedding.
+
+    - id: unique in the folder: `IMAGE_ID#REGION` for a region, `IMAGE_ID` for an image, `IMAGE_ID#text-N` for the
+      N-th caption;
+    - image_id: name of the image in its source, unique there;
+    - kind: `"region"`, `"image"` or `"text"`;
+    - embedding: `width` numbers of `dtype`, of unit length before they were rounded to it;
+    - box: [x0, y0, x1, y1] in pixels of the upright image, x1 and y1 exclusive; None for an image or a text;
+    - mask_area: pixels of the mask, None where the region has a box alone;
+    - category, text: the category and the known text of a region, or the caption; None where unknown;
+    - score: confidence of the region, None where unknown;
+    - image_path: of the image file in the source's folder of images, None where there is no such file (a tar, a
+      Parquet file, a scene);
+    - position: the image's index in the source, `open_source(settings["source"]).read(position)`;
+    - width, height: size of the upright image in pixels.
+
+    Args:
+        width: length of an embedding.
+        dtype: `"float16"` or `"float32"`.
+    """
+    from datasets import Features, List, Value
+
+    return Features(
+        {
+            "id": Value("string"),
+            "image_id": Value("string"),
+            "kind": Value("string"),
+            "embedding": List(Value(dtype), length=width),
+            "box": List(Value("float32"), length=4),
+            "mask_area": Value("float32"),
+            "category": Value("string"),
+            "text": Value("string"),
+            "score": Value("float32"),
+            "image_path": Value("string"),
+            "position": Value("int64"),
+            "width": Value("int32"),
+            "height": Value("int32"),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class EmbeddingFolder:
+    """A folder of embeddings.
+
+    Attributes:
+        path: the folder.
+        settings: `embeddings.json`, with
+            - format_version, package_version;
+            - model: folder or Hub id; revision: its commit on the Hub, None for a folder; weights: digest of a
+              folder's weights, None for a Hub id;
+            - preprocessing: digest of the processor's settings and tokenizer; prompt, view: how regions are shown;
+            - width, dtype: of the column `embedding`; kinds: which of `KINDS` it holds;
+            - source: the words of the source; items, items_digest: what it lists;
+            - regions: where regions come from.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "EmbeddingFolder":
+        """Reads the settings of a folder.
+
+        Raises:
+            ValueError: the folder holds no embeddings, or those of a newer version of the package.
+        """
+        path = Path(path)
+        if not (path / SETTINGS).is_file():
+            raise ValueError(f"{str(path)!r} must be a folder of `pixclip-hf embed`, and has no {SETTINGS}.")
+        settings = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+        version = settings.get("format_version")
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ValueError(
+                f"{str(path)!r} holds embeddings in format {version!r}, written by pixclip-hf "
+                f"{settings.get('package_version')}; this version reads formats up to {FORMAT_VERSION}."
+            )
+        return cls(path, settings)
+
+    @property
+    def features(self) -> "datasets.Features":
+        """The columns of this folder's shards."""
+        return embedding_features(self.settings["width"], self.settings["dtype"])
+
+    def shards(self) -> list[Path]:
+        """The Parquet files of the shards that are done, in the order of the source."""
+        done = (int(path.stem) for path in sorted(Path(self.path, "shards").glob("*.json")))
+        return [shard_path(self.path, number) for number in done]
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where a shard's rows lie."""
+    return folder / "data" / f"train-{number:05d}.parquet"
+
+
+def embedding_counts(output: str | os.PathLike) -> Counter:
+    """Sums over the shards that are done: `shards`, `items`, `images`, `regions`, `texts`, and what was left out, by
+    reason."""
+    sums: Counter = Counter()
+    for manifest in manifests(output):
+        start, stop = manifest["positions"]
+        numbers = {name: count for name, count in manifest.items() if isinstance(count, int)}
+        sums.update({"shards": 1, "items": stop - start, **numbers, **manifest["counts"]})
+    return sums
