@@ -20,6 +20,8 @@ LEAST_ROWS = 256
 SUB_VECTOR = 8
 # Hits are chosen among so many times as many candidates by their full vectors: the codes of an index only preselect.
 REFINE = 20
+# Rounds of k-means, and rows per partition (or code) that it sees: LanceDB's own 50 and 256 take minutes.
+TRAINING = {"max_iterations": 10, "sample_rate": 64}
 # An index is trained anew when there are so many times the rows that it was trained on.
 GROWTH = 4
 
@@ -58,7 +60,8 @@ class LanceStore:
         present = [index for index in self.table.list_indices() if index.columns == ["embedding"]]
         index = self.options.index
         if index == "auto":
-            index = "none" if rows < AUTO_ROWS else "IVF_PQ" if self.width % SUB_VECTOR == 0 else "IVF_FLAT"
+            # One bit per dimension, as small as product quantization and without its minutes of training.
+            index = "none" if rows < AUTO_ROWS else "IVF_RQ" if self.width % 8 == 0 else "IVF_FLAT"
         made = f"{index}-{self.options.partitions}-{self.options.sub_vectors}-"
         wanted = index != "none" and rows >= LEAST_ROWS
         kept = [
@@ -107,7 +110,7 @@ class LanceStore:
                 f"`index` 'IVF_PQ' does not fit a width of {self.width}, which {SUB_VECTOR} does not divide: give "
                 "`sub_vectors`, or take IVF_SQ or IVF_FLAT."
             )
-        if index in ("auto", "IVF_PQ") and sub_vectors is not None and self.width % sub_vectors:
+        if index == "IVF_PQ" and sub_vectors is not None and self.width % sub_vectors:
             raise ValueError(f"`sub_vectors` must divide the width of {self.width}, got {sub_vectors}.")
         if index == "IVF_RQ" and self.width % 8:
             raise ValueError(f"`index` 'IVF_RQ' does not fit a width of {self.width}, which 8 does not divide.")
@@ -121,7 +124,7 @@ class LanceStore:
             "IVF_HNSW_SQ": configs.HnswSq,
         }
         partitions = self.options.partitions or max(1, round(rows**0.5))
-        settings: dict[str, Any] = {"distance_type": "cosine", "num_partitions": min(partitions, rows)}
+        settings: dict[str, Any] = {"distance_type": "cosine", "num_partitions": min(partitions, rows), **TRAINING}
         if index == "IVF_PQ":
             settings["num_sub_vectors"] = self.options.sub_vectors or self.width // SUB_VECTOR
         if index == "IVF_HNSW_SQ" and self.options.partitions is None:
