@@ -237,7 +237,7 @@ def test_tars_of_other_content_are_refused(tmp_path):
 
 
 def test_an_annotation_run_writes_tables_of_any_size(tmp_path, monkeypatch):
-    from pixclip_hf.annotation.run import output_features
+    from pixclip_hf.annotation.passes import output_features
 
     monkeypatch.setattr(parquet_shards, "_GROUP_BYTES", 2_000)
     rows = [{**small(number), "record_id": str(number), "steps": []} for number in range(9)]

@@ -124,11 +124,16 @@ BOTH = [
 ]
 
 
+CONTRAST = {"local_global_objective": "contrastive"}
+
+
 @pytest.mark.parametrize(
-    "family, part", [(family, part) for family in builders.FAMILIES for part in PARTS[family] + BOTH]
+    "family, part, changes",
+    [(family, part, {}) for family in builders.FAMILIES for part in PARTS[family] + BOTH]
+    + [("pixclip", part, CONTRAST) for part in ("vision_model.post_layernorm", "visual_projection", "logit_scale")],
 )
-def test_part_on_another_device(family, part):
-    model, batch = builders.build_model(family), builders.build_batch(family)
+def test_part_on_another_device(family, part, changes):
+    model, batch = builders.build_model(family, **changes), builders.build_batch(family)
     with torch.no_grad():
         torch.manual_seed(0)
         expected = outputs_of(family, model, batch)

@@ -73,9 +73,10 @@ def start_from_towers(towers: Path, folder: Path) -> PixCLIPModel:
     Its mask projection is zero: at this step every region embedding is that of the whole image, bit for bit.
     """
     cloc = str(towers)
-    # Pooled features learn from the third branch alone.
-    weights = {"local_global_loss_weight": 4.0}
-    model = PixCLIPModel.from_vision_text_pretrained(cloc, cloc, text_projection="linear", **weights)
+    # Pooled features learn from the third branch alone: a distance to the crops, small once color and texture agree,
+    # would not teach them shapes.
+    branches = {"local_global_objective": "contrastive"}
+    model = PixCLIPModel.from_vision_text_pretrained(cloc, cloc, text_projection="linear", **branches)
     model.save_pretrained(folder)
     PixCLIPProcessor.from_vision_text_pretrained(cloc, cloc).save_pretrained(folder)
     return model
