@@ -240,7 +240,8 @@ def _is_path(value: str) -> bool:
 
 
 def _last_part(path: str) -> str:
-    return PureWindowsPath(path).name or path  # which takes both kinds of slash
+    name = PureWindowsPath(path).name or path  # which takes both kinds of slash
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _template(name: str) -> str:
