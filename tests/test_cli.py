@@ -78,18 +78,18 @@ def test_each_command_explains_itself(command, capsys, monkeypatch):
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
     def missing(name):
-        raise ModuleNotFoundError("No module named 'faiss'", name="faiss")
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
     monkeypatch.setattr(cli, "import_module", missing)
-    assert cli.main(["search", "--query", "a dog"]) == 1
-    assert capsys.readouterr().err == 'error: pixclip-hf search needs faiss: pip install "pixclip-hf[search]"\n'
+    assert cli.main(["search", "runs/photos", "a dog"]) == 1
+    assert capsys.readouterr().err == 'error: pixclip-hf search needs matplotlib: pip install "pixclip-hf[search]"\n'
 
     def broken(name):
         raise ModuleNotFoundError("No module named 'pixclip_hf.nothing'", name="pixclip_hf.nothing")
 
     monkeypatch.setattr(cli, "import_module", broken)
     with pytest.raises(ModuleNotFoundError, match="pixclip_hf.nothing"):
-        cli.main(["search", "--query", "a dog"])
+        cli.main(["search", "runs/photos", "a dog"])
 
 
 def test_arguments_and_status_go_through(monkeypatch, capsys):

@@ -46,7 +46,7 @@ COMMANDS = {
         short_errors=False,
     ),
     "embed": Command("pixclip_hf.embedding.command", "embed the regions of a collection", extra="data"),
-    "search": Command("pixclip_hf.search.command", "find embedded regions by text", "search", extra="search"),
+    "search": Command("pixclip_hf.search.command", "find regions by text, region or image", "search", extra="search"),
     "convert": Command("pixclip_hf.conversion.command", "turn a public checkpoint into a model folder"),
     "publish": Command("pixclip_hf.hub", "push a trained model with its card to the Hub"),
 }
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         result = function(argv[1:])
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         if not command.short_errors:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -1,20 +1,35 @@
-"""Collections with images that cannot be read, and indexes that cannot be made."""
+"""Collections with images that cannot be read, and stores that must not answer."""
+
+import json
+import sys
 
 import datasets
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
-from pixclip_hf.embedding.folder import embedding_counts
-from pixclip_hf.embedding.passes import EncoderChoice
-from pixclip_hf.embedding.regions import Grid
-from pixclip_hf.embedding.run import embed
-from pixclip_hf.search.index import check_index, open_images
+pytest.importorskip("lancedb", reason="needs pip install pixclip-hf[search]")
+pytest.importorskip("qdrant_client", reason="needs pip install pixclip-hf[search]")
+
+from pixclip_hf.embedding.folder import EmbeddingFolder, embedding_counts  # noqa: E402
+from pixclip_hf.embedding.passes import EncoderChoice  # noqa: E402
+from pixclip_hf.embedding.regions import Grid  # noqa: E402
+from pixclip_hf.embedding.run import embed  # noqa: E402
+from pixclip_hf.search import Collection, Filter, Query, StoreOptions  # noqa: E402
+from pixclip_hf.search.store import STORES, store_class  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_cloc):
+    for part in tiny_cloc:
+        part.save_pretrained(tmp_path / "model")
+    return embed("scenes:6", EncoderChoice(str(tmp_path / "model")), tmp_path / "out", progress=False).path
 
 
 def test_a_cut_photograph_is_left_out_and_counted(tmp_path, tiny_cloc):
@@ -34,13 +49,155 @@ def test_a_cut_photograph_is_left_out_and_counted(tmp_path, tiny_cloc):
     )
     rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "out/data/*.parquet"), split="train")
     assert rows["image_id"][:] == ["a.jpg", "c.jpg"] * 2 and set(rows["width"]) == {30} and set(rows["height"]) == {40}
-    hits = rows.select(range(2))[:]
-    assert [image.size for image in open_images(folder.path, [hits]).values()] == [(30, 40), (30, 40)]
+    collection = Collection(folder.path, "exact")
+    (hits,) = collection.search("a star")
+    assert [image.size for image in collection.open_images(hits).values()] == [(30, 40), (30, 40)]
     assert embedding_counts(folder.path)["image left out: not readable"] == 1
 
 
-def test_an_index_that_cannot_be_made_is_refused(tmp_path):
-    check_index("Flat", 128)
-    for factory in ("PQ60", "no such index"):
-        with pytest.raises(ValueError, match=f"`--index` must be an index of 128 dimensions, got '{factory}'"):
-            check_index(factory, 128)
+@pytest.mark.parametrize(
+    ("store", "options", "message"),
+    [
+        ("lance", {"index": "IVF_PQ", "sub_vectors": 7}, "`sub_vectors` must divide the width of 16, got 7"),
+        ("lance", {"index": "FLAT"}, "`index` of the store 'lance' must be one of"),
+        ("qdrant", {"index": "IVF_PQ"}, "`index` of the store 'qdrant' must be one of"),
+        ("exact", {"index": "IVF_PQ"}, "`index` of the store 'exact' must be one of"),
+        ("exact", {"url": "http://there"}, "`url` must be None"),
+    ],
+)
+def test_an_index_that_cannot_be_made_is_refused(folder, store, options, message):
+    with pytest.raises(ValueError, match=message):
+        Collection(folder, store, StoreOptions(**options))
+    assert not (folder / "stores" / store / "store.json").exists()
+
+
+def test_an_index_that_does_not_fit_the_width_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'IVF_PQ' does not fit a width of 20"):
+        store_class("lance")(tmp_path, "name", 20, "float16", StoreOptions(index="IVF_PQ"))
+    with pytest.raises(ValueError, match="`probes` must be at least 1, got 0"):
+        StoreOptions(probes=0)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_store_of_a_newer_version_or_of_other_embeddings_is_refused(folder, store):
+    Collection(folder, store).close()
+    path = folder / "stores" / store / "store.json"
+    stamp = json.loads(path.read_text())
+    path.write_text(json.dumps({**stamp, "format_version": 99}))
+    with pytest.raises(ValueError, match="has format 99, written by pixclip-hf"):
+        Collection(folder, store)
+    path.write_text(json.dumps({**stamp, "made": {**stamp["made"], "preprocessing": "another"}}))
+    with pytest.raises(ValueError, match="other embeddings: its preprocessing is 'another'"):
+        Collection(folder, store)
+    path.write_text(json.dumps({**stamp, "store": "another"}))
+    with pytest.raises(ValueError, match=f"of kind 'another', got '{store}'"):
+        Collection(folder, store)
+
+
+def test_two_writers_at_once(folder):
+    (folder / "stores/lance").mkdir(parents=True)
+    with FileLock(folder / "stores/lance/.lock"):
+        with pytest.raises(ValueError, match="is being written to by another process"):
+            Collection(folder)
+    first = Collection(folder, "qdrant")
+    with pytest.raises(ValueError, match="is open in another process"):
+        Collection(folder, "qdrant")
+    first.close()
+
+
+def test_an_empty_collection_is_refused(folder):
+    for manifest in (folder / "shards").glob("*.json"):
+        manifest.unlink()
+    with pytest.raises(ValueError, match="at least one embedding, got none"):
+        Collection(folder)
+
+
+def test_kinds_that_were_not_embedded_are_refused(folder):
+    with pytest.raises(ValueError, match="at least one text, got none"):
+        Collection(folder, "exact").search("a star", where=Filter(kinds=("text",)))
+
+
+def test_another_model_is_refused(folder, tmp_path, tiny_cloc):
+    model, processor = tiny_cloc
+    settings = EmbeddingFolder.open(folder).settings
+    assert Collection(folder, "exact", model=tmp_path / "model").search("a star")
+    # The same weights elsewhere are the same model.
+    for part in tiny_cloc:
+        part.save_pretrained(tmp_path / "moved")
+    assert Collection(folder, "exact", model=tmp_path / "moved").search("a star")
+
+    weight = next(model.parameters())
+    kept = weight.data.clone()
+    weight.data += 1
+    model.save_pretrained(tmp_path / "moved")
+    weight.data = kept
+    with pytest.raises(ValueError, match="not the one that made the collection.*: its weights is"):
+        Collection(folder, "exact", model=tmp_path / "moved").search("a star")
+
+    model.save_pretrained(tmp_path / "moved")
+    processor.image_processor.do_normalize = False
+    processor.save_pretrained(tmp_path / "moved")
+    with pytest.raises(ValueError, match="its preprocessing is"):
+        Collection(folder, "exact", model=tmp_path / "moved").search("a star")
+    with pytest.raises(ValueError, match="`model` must be the folder of the collection's model"):
+        Collection(folder, "exact", model="org/cloc").search("a star")
+
+    # Of the Hub: name and revision.
+    path = folder / "embeddings.json"
+    path.write_text(json.dumps({**settings, "model": "org/cloc", "weights": None, "revision": "1" * 40}))
+    with pytest.raises(ValueError, match="`model` must be 'org/cloc', which made the collection, got 'org/other'"):
+        Collection(folder, "exact", model="org/other", place=tmp_path / "own").search("a star")
+    encoder = EncoderChoice(str(tmp_path / "model")).load()
+    with pytest.raises(ValueError, match="its model is"):
+        Collection(folder, "exact", encoder=encoder, place=tmp_path / "own")
+    path.write_text(json.dumps({**settings, "weights": None, "revision": "1" * 40}))
+    with pytest.raises(ValueError, match="its revision is"):
+        Collection(folder, "exact", encoder=encoder, place=tmp_path / "own2")
+
+
+def test_a_store_without_its_library_names_the_extra(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    monkeypatch.delitem(sys.modules, "pixclip_hf.search.lance_store", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r'lancedb: pip install "pixclip-hf\[search\]"'):
+        Collection(folder)
+    assert len(Collection(folder, "exact"))
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({}, "one of text, image and id, got none"),
+        ({"text": "a", "id": "b"}, "got text, id"),
+        ({"text": " "}, "`text` must say something"),
+        ({"text": "a", "box": [0, 0, 1, 1]}, "need the `image`"),
+        ({"image": "x.jpg", "box": [0, 0, 1, 1], "mask": "m"}, "must not both be given"),
+    ],
+)
+def test_queries_that_say_nothing_are_refused(query, message):
+    with pytest.raises(ValueError, match=message):
+        Query(**query)
+
+
+def test_searches_that_cannot_be_answered_are_refused(folder):
+    collection = Collection(folder, "exact")
+    image = Image.new("RGB", (20, 10))
+    for query, message in (
+        ([], "`queries` must hold at least one query"),
+        (Query(id="nowhere#1"), "`id` must be one of the collection's, got 'nowhere#1'"),
+        (Query(image=image, box=[0, 0, 30, 10]), "inside of the image of 20 x 10 pixels"),
+        (Query(text="a", negative=(Query(text="b", negative=("c",)),)), "must not have negative queries"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collection.search(query)
+    with pytest.raises(ValueError, match="`top` must be at least 1, got 0"):
+        collection.search("a", top=0)
+    with pytest.raises(ValueError, match="`fold` must be a cosine"):
+        collection.search("a", fold=98)
+    with pytest.raises(ValueError, match="`kinds` must be some of"):
+        Filter(kinds=("regions",))
+    with pytest.raises(ValueError, match=r"`conditions\[0\]` must name one of"):
+        Filter(conditions=(("1=1; --", "in", [1]),))
+    with pytest.raises(ValueError, match=r"`conditions\[0\]` must use one of"):
+        Filter(conditions=(("side", "<", 1),))
+    with pytest.raises(ValueError, match="`store` must be one of"):
+        Collection(folder, "faiss")

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import datasets
@@ -13,12 +14,17 @@ from PIL import Image
 from pixclip_hf.data.sources import cached_source
 from pixclip_hf.scenes.dataset import make_scene
 
-pytest.importorskip("faiss", reason="needs pip install pixclip-hf[search]")
+pytest.importorskip("lancedb", reason="needs pip install pixclip-hf[search]")
+pytest.importorskip("qdrant_client", reason="needs pip install pixclip-hf[search]")
 
 from pixclip_hf import cli  # noqa: E402
 from pixclip_hf.embedding import command as embedding  # noqa: E402
 from pixclip_hf.encoders.region_encoder import RegionEncoder  # noqa: E402
-from pixclip_hf.search import command  # noqa: E402
+from pixclip_hf.processing.processing_regions import decode_rle  # noqa: E402
+from pixclip_hf.search import Collection, Filter, Query, command  # noqa: E402
+from pixclip_hf.search.collection import same_box  # noqa: E402
+from pixclip_hf.search.queries import NEGATIVE_WEIGHT  # noqa: E402
+from pixclip_hf.search.store import STORES  # noqa: E402
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "search.md").read_text()
 MODEL = ["--model", "runs/demo/cloc"]
@@ -43,24 +49,97 @@ def stored(folder):
     return rows.filter(lambda kind: kind == "region", input_columns="kind")
 
 
-def test_scenes(folder, tiny_cloc, monkeypatch):
-    sheets = []
-    monkeypatch.setattr(
-        command, "draw_sheet", lambda path, images, queries, hits, title: sheets.append((queries, hits))
+def embed_scenes(number=10):
+    embedding.main(
+        ["--source", f"scenes:{number}", *MODEL, "--batch_size", "2", "--shard_size", "4", "--output", "out"]
     )
-    embedding.main(["--source", "scenes:10", *MODEL, "--batch_size", "2", "--shard_size", "4", "--output", "out"])
-    report = command.search(["--index_dir", "out", "--top", "4"])
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_scenes(folder, tiny_cloc, store):
+    embed_scenes()
+    hits = command.search(["out", "--store", store, "--top", "4", "--output_dir", "sheets"])
     regions = stored(folder / "out")
-    assert report["regions"] == len(regions) and report["text_milliseconds_a_query"] > 0
-    assert json.loads((folder / "out/report.json").read_text()) == report
     # The hits are those of a plain product.
-    queries, hits = sheets[0]
+    lines = [json.loads(line) for line in (folder / "sheets/hits.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and Image.open(folder / "sheets/hits.png").width > 200
+    queries = list(dict.fromkeys(line["query"] for line in lines))
     assert len(queries) == 3 and set(queries) <= set(regions["text"])
     embeds = RegionEncoder(*tiny_cloc).encode_texts(queries)
     scores = embeds @ np.array(regions["embedding"], dtype=np.float32).T
-    for found, own in zip(hits, scores, strict=True):
+    for i, own in enumerate(scores):
         best = np.argsort(-own)[:4]
-        assert found["score"] == pytest.approx(own[best], abs=1e-5)
+        assert [hit.cosine for hit in hits[i]] == pytest.approx(own[best], abs=1e-3)
+        assert [(line["rank"], line["id"]) for line in lines[4 * i : 4 * i + 4]] == [
+            (rank, hit.id) for rank, hit in enumerate(hits[i], 1)
+        ]
+
+
+def test_regions_and_images_find_themselves(folder, tiny_cloc):
+    embed_scenes()
+    image = make_scene(3, size=64)
+    image["image"].save("query.png")
+    box, mask = image["regions"][0]["box"], decode_rle(image["regions"][0]["mask"])
+    Image.fromarray(mask.astype(np.uint8) * 255).save("mask.png")
+    found = command.search(["out", "--store", "exact", "--image", "query.png", "--box", *map(str, box)])
+    (by_mask,) = command.search(["out", "--store", "exact", "--image", "query.png", "--mask", "mask.png"])
+    encoder = RegionEncoder(*tiny_cloc)
+    own = encoder.encode_regions([image["image"]], boxes=[[box]])[0][0]
+    regions = stored(folder / "out")
+    scores = np.array(regions["embedding"], dtype=np.float32) @ own
+    assert [hit.cosine for hit in found[0]] == pytest.approx(np.sort(scores)[::-1][:6], abs=1e-3)
+    # CLOC is prompted by the tight box of a mask.
+    assert [hit.id for hit in by_mask] == [hit.id for hit in found[0]]
+    (whole,) = command.search(["out", "--store", "exact", "--image", "query.png", "--kinds", "image"])
+    assert whole[0].box is None and whole[0].kind == "image"
+    scores = np.array(regions["embedding"], dtype=np.float32) @ encoder.encode_images([image["image"]])[0]
+    (hits,) = command.search(["out", "--store", "exact", "--image", "query.png"])
+    assert [hit.cosine for hit in hits] == pytest.approx(np.sort(scores)[::-1][:6], abs=1e-3)
+
+    # An embedding of the collection is not among its own hits, and needs no model.
+    shutil.rmtree("runs/demo/cloc")
+    name = regions["id"][0]
+    (hits,) = command.search(["out", "--store", "exact", "--id", name, "--top", "1000"])
+    assert sorted([name, *(hit.id for hit in hits)]) == sorted(regions["id"])
+
+
+def test_negative_queries_filters_and_duplicates(folder, tiny_cloc):
+    embed_scenes()
+    collection = Collection("out", "exact")
+    encoder = RegionEncoder(*tiny_cloc)
+    text, negative = encoder.encode_texts(["a star", "red"])
+    (hits,) = collection.search(Query(text="a star", negative=("red",)), top=1000)
+    vector = text - NEGATIVE_WEIGHT * negative
+    regions = stored(folder / "out")
+    scores = np.array(regions["embedding"], dtype=np.float32) @ (vector / np.linalg.norm(vector))
+    assert [hit.cosine for hit in hits] == pytest.approx(np.sort(scores)[::-1], abs=1e-3)
+
+    where = Filter(categories=("star", "disc"), min_side=12)
+    (hits,) = collection.search("a star", top=1000, where=where)
+    expected = [
+        row["id"]
+        for row in regions
+        if row["category"] in ("star", "disc")
+        and min(row["box"][2] - row["box"][0], row["box"][3] - row["box"][1]) >= 12
+    ]
+    assert expected and sorted(hit.id for hit in hits) == sorted(expected)
+
+    # All regions are alike enough: one hit holds all others. And without any alike, none is folded.
+    (hits,) = collection.search("a star", top=3, fold=-1)
+    assert len(hits) == 1 and len(hits[0].duplicates) == len(regions) - 1
+    (hits,) = collection.search("a star", top=1000, fold=1)
+    embeds = dict(zip(regions["id"], np.array(regions["embedding"], dtype=np.float32), strict=True))
+    assert len(hits) + sum(len(hit.duplicates) for hit in hits) == len(regions)
+    # A fold that leaves few makes the search look further.
+    (some,) = collection.search("a star", top=5, fold=0.5)
+    assert len(some) == 5
+    for i, hit in enumerate(some):
+        assert all(embeds[hit.id] @ embeds[other.id] < 0.5 + 1e-2 for other in some[:i])
+
+
+def test_boxes_that_overlap_show_the_same():
+    assert same_box([0, 0, 10, 10], [0, 0, 10, 7.5]) and not same_box([0, 0, 10, 10], [0, 0, 10, 6.5])
+    assert not same_box([0, 0, 10, 10], [20, 20, 30, 30])
 
 
 def test_the_sheet_tells_right_from_wrong_where_texts_are_known(folder, monkeypatch):
@@ -68,7 +147,8 @@ def test_the_sheet_tells_right_from_wrong_where_texts_are_known(folder, monkeypa
     monkeypatch.setattr("pixclip_hf.search.sheet.draw_retrieval", lambda *given, title: drawn.append(given))
     embedding.main(["--source", "scenes:10", *MODEL, "--output", "out"])
     texts = list(stored(folder / "out")["text"])
-    command.search(["--index_dir", "out", "--top", "1000", "--query", texts[0], "nothing of the kind"])
+    # Texts may stand behind options.
+    command.search(["out", "--top", "1000", texts[0], "nothing of the kind"])
     ((path, queries, rows),) = drawn
     assert str(path) == "out/hits.png" and queries == [texts[0], "nothing of the kind"]
     assert len(rows[0]) == len(texts) and sum(known for _, _, known in rows[0]) == texts.count(texts[0])
@@ -77,23 +157,31 @@ def test_the_sheet_tells_right_from_wrong_where_texts_are_known(folder, monkeypa
 
 def test_grid(folder):
     embedding.main(["--source", "images", "folder=photos", *MODEL, "--grid", "1", "2", "--output", "out"])
-    with pytest.raises(ValueError, match="`--query` is needed"):
-        command.search(["--index_dir", "out"])
-    command.search(["--index_dir", "out", "--query", "a star", "--output_dir", "sheets"])
+    with pytest.raises(ValueError, match="A query is needed"):
+        command.search(["out"])
+    with pytest.raises(ValueError, match="need the `--image`"):
+        command.search(["out", "--box", "0", "0", "5", "5"])
+    command.search(["out", "a star", "--output_dir", "sheets"])
     assert Image.open(folder / "sheets/hits.png").width > 200
     (folder / "photos/a.png").unlink()
 
     cached_source.cache_clear()
     with pytest.raises(FileNotFoundError, match="The image '.*' is no longer where it was"):
-        command.search(["--index_dir", "out", "--query", "a star", "--top", "10"])
+        command.search(["out", "a star", "--top", "10"])
 
 
 def test_no_regions(folder):
     embedding.main(["--source", "images", "folder=photos", *MODEL, "--output", "out"])
     with pytest.raises(ValueError, match="at least one region"):
-        command.search(["--index_dir", "out", "--query", "a star"])
+        command.search(["out", "a star"])
     with pytest.raises(ValueError, match="'nowhere' must be a folder of `pixclip-hf embed`"):
-        command.search(["--index_dir", "nowhere", "--query", "a star"])
+        command.search(["nowhere", "a star"])
+
+
+def test_a_filter_that_nothing_meets(folder, capsys):
+    embed_scenes(2)
+    assert command.search(["out", "a star", "--category", "zebra"]) == [[]]
+    assert "nothing meets the filters" in capsys.readouterr().out
 
 
 def test_guide(folder):
@@ -109,4 +197,4 @@ def test_guide(folder):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", GUIDE, flags=re.S):
         exec(compile(block, "search.md", "exec"), names)
-    assert len(names["hits"]["box"]) == 5 and names["scores"][0] == pytest.approx(1, abs=1e-3)
+    assert len(names["hits"]) == 5 and len(names["alike"][0]) == 5

@@ -1,4 +1,4 @@
-"""`pixclip-hf search`: queries by text over a folder of embeddings."""
+"""`pixclip-hf search`: queries by text, region and image over a folder of embeddings."""
 
 import argparse
 import json
@@ -8,80 +8,153 @@ from pathlib import Path
 from typing import Any
 
 from ..command_help import HelpFormatter
-from ..embedding.folder import EmbeddingFolder
-from ..encoders.view_encoder import load_encoder
-from .index import INDEX, build_index, check_index, find_regions, open_images, open_index
+from ..data.whole_files import whole_file
+from ..embedding.folder import KINDS
+from .collection import Collection, Hit
+from .queries import Query
 from .sheet import draw_sheet
+from .store import STORES, Filter, StoreOptions
 
 SEARCH = """\
-Finds the regions of a collection that `pixclip-hf embed` has embedded, by text of any length.
+Finds the regions of a collection that `pixclip-hf embed` has embedded, by texts of any length, by regions of other
+images, by whole images, or by what the collection itself holds.
 
-  pixclip-hf search --query "a red mug with a chipped rim" --index_dir runs/photos
-  pixclip-hf search                                       # what three regions of runs/search are known to show
+  pixclip-hf search runs/photos "a red mug with a chipped rim" "a dog asleep on a sofa"
+  pixclip-hf search runs/photos --image desk.jpg --box 40 60 200 180
+  pixclip-hf search runs/photos --id "desk.jpg#3" --fold 0.98
+  pixclip-hf search runs/photos "a mug" --negative "a red mug" --min_side 32 --category cup mug
+  pixclip-hf search runs/photos                           # what three of its regions are known to show
 
-The first search of a folder indexes it. It prints the hits, draws them into hits.png, and writes its times to
-report.json.
+The first search of a folder builds its store, later ones add what was embedded since. It prints the hits, draws them
+into hits.png, and writes them to hits.jsonl.
 """
 
 
-def search(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def search(argv: Sequence[str] | None = None) -> list[list[Hit]]:
     """Answers the queries that the arguments hold.
 
     Args:
         argv: arguments of the command line; those of the process when None.
 
     Returns:
-        What report.json holds now: the times of this search.
+        The hits of each query.
 
     Raises:
-        ValueError: the folder holds no region, the index does not fit its embeddings,
-            or no query is given where nothing is known about the regions.
+        ValueError: as [`Collection`] and [`Collection.search`]; or no query is given where nothing is known about
+            the regions.
         FileNotFoundError: an image is no longer where it was embedded from.
     """
-    parser = argparse.ArgumentParser(prog="pixclip-hf search", description=SEARCH, formatter_class=HelpFormatter)
-    parser.add_argument("--index_dir", type=Path, default=Path("runs/search"), help="folder of `pixclip-hf embed`")
-    parser.add_argument("--query", nargs="+", help="texts; by default what three of the regions are known to show")
-    parser.add_argument("--top", type=int, default=6, help="hits per query")
-    parser.add_argument("--index", default="Flat", help="FAISS index factory; Flat is exact, IVF1024,PQ32 small")
-    parser.add_argument("--model", help="where the model of the embeddings is now; by default where it was")
-    parser.add_argument("--output_dir", type=Path, help="folder for hits.png; that of the index by default")
-    arguments = parser.parse_args(argv)
-    folder = arguments.index_dir
-    settings = EmbeddingFolder.open(folder).settings
-    check_index(arguments.index, settings["width"])
+    # Texts may stand behind options.
+    arguments = _parser().parse_intermixed_args(argv)
     began = time.perf_counter()
-    has_index = (folder / INDEX).is_file()
-    regions = open_index(folder) if has_index else build_index(folder, arguments.index)
-    opened = time.perf_counter()
-    queries = arguments.query or list(dict.fromkeys(filter(None, regions["text"])))[:3]
+    options = ("url", "index", "partitions", "sub_vectors", "probes")
+    collection = Collection(
+        arguments.folder,
+        arguments.store,
+        StoreOptions(**{name: getattr(arguments, name) for name in options}),
+        place=arguments.store_dir,
+        model=arguments.model,
+        revision=arguments.revision,
+    )
+    try:
+        opened = time.perf_counter()
+        queries = _queries(arguments, collection)
+        if any(query.id is None for query in queries) or arguments.negative:
+            _ = collection.encoder  # loads it, which is no part of the time of a query
+        asked = time.perf_counter()
+        where = Filter(
+            tuple(arguments.kinds),
+            tuple(arguments.category),
+            arguments.min_score,
+            arguments.min_side,
+            arguments.min_share,
+            arguments.max_share,
+        )
+        hits = collection.search(queries, arguments.top, where, arguments.fold)
+        answered = time.perf_counter()
+        print(f"{len(collection):,} embeddings, opened in {opened - began:.2f} s", end=", ")
+        print(f"{1e3 * (answered - asked) / len(queries):.1f} ms per query")
+        _write(arguments.output_dir or arguments.folder, collection, queries, hits)
+    finally:
+        collection.close()
+    return hits
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pixclip-hf search",
+        usage='pixclip-hf search DIR ["TEXT" ...] [--image FILE [--box X0 Y0 X1 Y1 | --mask FILE]] [--id ID ...] '
+        "[options]",
+        description=SEARCH,
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of `pixclip-hf embed`")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="a query each")
+    parser.add_argument("--image", help="image to look for, or that has the regions to look for")
+    parser.add_argument(
+        "--box", type=float, nargs=4, action="append", default=[], help="region of the image in pixels; repeatable"
+    )
+    parser.add_argument("--mask", action="append", default=[], help="file with a mask of the image; repeatable")
+    parser.add_argument("--id", nargs="+", default=[], help="ids of embeddings of the collection")
+    parser.add_argument("--negative", nargs="+", default=[], help="texts that hits of every query should be unlike")
+    parser.add_argument("--top", type=int, default=6, help="hits per query")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["region"], help="what may be a hit")
+    parser.add_argument("--category", nargs="+", default=[], help="categories that hits may have")
+    parser.add_argument("--min_score", type=float, help="least confidence of a region")
+    parser.add_argument("--min_side", type=float, help="least shorter side of a box in pixels")
+    parser.add_argument("--min_share", type=float, help="least area of a box as a share of its image")
+    parser.add_argument("--max_share", type=float, help="greatest area of a box as a share of its image")
+    parser.add_argument("--fold", type=float, help="cosine from which on a hit is a duplicate of a better one")
+    parser.add_argument("--store", choices=STORES, default="lance", help="what holds and searches the embeddings")
+    parser.add_argument("--store_dir", type=Path, help="folder of the store; by default in that of the embeddings")
+    parser.add_argument("--url", help="object storage of LanceDB, or server of Qdrant, in place of a local folder")
+    parser.add_argument("--index", default=StoreOptions.index, help="index type of the store; none is exact")
+    parser.add_argument("--partitions", type=int, help="partitions of LanceDB's index")
+    parser.add_argument("--sub_vectors", type=int, help="bytes per vector of IVF_PQ")
+    parser.add_argument("--probes", type=int, help="partitions (LanceDB) or candidates (Qdrant) that a query looks at")
+    parser.add_argument("--model", help="where the model of the embeddings is now; by default where it was")
+    parser.add_argument("--revision", help="of the model on the Hub; by default that of the embeddings")
+    parser.add_argument("--output_dir", type=Path, help="folder for hits.png and hits.jsonl; DIR by default")
+    return parser
+
+
+def _queries(arguments: argparse.Namespace, collection: Collection) -> list[Query]:
+    negative = tuple(arguments.negative)
+    if arguments.image is None and (arguments.box or arguments.mask):
+        raise ValueError("`--box` and `--mask` need the `--image` that they are in.")
+    queries = [Query(text=text, negative=negative) for text in arguments.texts]
+    image = arguments.image
+    queries += [Query(image=image, box=box, negative=negative) for box in arguments.box]
+    queries += [Query(image=image, mask=_open_mask(mask), negative=negative) for mask in arguments.mask]
+    if image is not None and not arguments.box and not arguments.mask:
+        queries.append(Query(image=image, negative=negative))
+    queries += [Query(id=name, negative=negative) for name in arguments.id]
+    queries = queries or [Query(text=text, negative=negative) for text in collection.known_texts(3)]
     if not queries:
-        raise ValueError("`--query` is needed: nothing is known about the windows of a grid.")
-    name = arguments.model or settings["model"]
-    encoder = load_encoder(name, settings["view"] or "crop", prompt=settings["prompt"])
+        raise ValueError("A query is needed, a text or `--image` or `--id`: the collection knows no texts of its own.")
+    return queries
 
-    asked = time.perf_counter()
-    embeds = encoder.encode_texts(queries, batch_size=len(queries), show_progress_bar=False)
-    searched = time.perf_counter()
-    hits = find_regions(regions, embeds, arguments.top)
-    answered = time.perf_counter()
 
-    images = open_images(folder, hits)
-    output = arguments.output_dir or folder
-    output.mkdir(parents=True, exist_ok=True)
-    draw_sheet(output / "hits.png", images, queries, hits, title=f"regions found by text, {name}")
-    report = {
-        "regions": len(regions),
-        "index_seconds": opened - began,
-        "index_bytes_a_region": (folder / INDEX).stat().st_size / len(regions),
-        "text_milliseconds_a_query": 1e3 * (searched - asked) / len(queries),
-        "search_milliseconds_a_query": 1e3 * (answered - searched) / len(queries),
-    }
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for query, found in zip(queries, hits, strict=True):
-        print(query)
-        for image, box, score in zip(found["image_id"], found["box"], found["score"], strict=True):
-            print(f"  {score:.3f}  {image}  {[round(side) for side in box]}")
-    for entry, value in report.items():
-        print(f"{entry:<28} {value:,.2f}" if isinstance(value, float) else f"{entry:<28} {value:,}")
-    print(f"written: {output / 'hits.png'}")
-    return report
+def _open_mask(path: str) -> Any:
+    from PIL import Image
+
+    with Image.open(path) as mask:
+        return mask.convert("L").point(lambda value: 255 * (value >= 128))
+
+
+def _write(folder: Path, collection: Collection, queries: Sequence[Query], hits: Sequence[Sequence[Hit]]) -> None:
+    """Prints the hits and writes them as a sheet and as lines of JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "hits.jsonl") as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        for query, found in zip(queries, hits, strict=True):
+            print(query.label)
+            for rank, hit in enumerate(found, 1):
+                box = "" if hit.box is None else [round(edge) for edge in hit.box]
+                folded = f"  and {len(hit.duplicates)} duplicates" if hit.duplicates else ""
+                print(f"  {hit.cosine:.3f}  {hit.id}  {box}  {hit.category or ''}{folded}".rstrip())
+                file.write(json.dumps({"query": query.label, "rank": rank, **hit.as_dict()}) + "\n")
+            if not found:
+                print("  nothing meets the filters")
+    images = collection.open_images(hit for found in hits for hit in found)
+    draw_sheet(folder / "hits.png", images, queries, hits, title=f"{collection.folder.path.name}, {len(collection):,}")
+    print(f"written: {folder / 'hits.png'}, {folder / 'hits.jsonl'}")

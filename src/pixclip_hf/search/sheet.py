@@ -2,44 +2,47 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw
 
 from ..visualization import draw_retrieval
+from .collection import Hit
+from .queries import Query
 
 
 def draw_sheet(
     path: str | Path,
     images: Mapping[str, Image.Image],
-    queries: Sequence[str],
-    hits: Sequence[Mapping[str, Any]],
+    queries: Sequence[Query],
+    hits: Sequence[Sequence[Hit]],
     title: str = "",
 ) -> None:
-    """The hits of each query with their scores; framed in green or red where the regions' texts tell right from wrong.
+    """The hits of each query with their cosines; green and red frames where the regions' texts tell right from wrong.
 
     Args:
         path: path of the PNG file.
         images: name -> image, RGB.
-        queries: texts.
-        hits: the hits of each query, as [`find_regions`] gives them.
+        queries: the queries.
+        hits: the hits of each query, as [`Collection.search`] gives them.
         title: above the sheet.
     """
     rows = []
     for query, found in zip(queries, hits, strict=True):
-        known = query in found["text"]
-        columns = zip(found["image_id"], found["box"], found["score"], found["text"], strict=True)
+        known = query.text is not None and query.text in [hit.text for hit in found]
         rows.append(
             [
-                (draw_hit(images[name], box), score, text == query if known else None)
-                for name, box, score, text in columns
+                (draw_hit(images[hit.image_id], hit.box), hit.cosine, hit.text == query.text if known else None)
+                for hit in found
             ]
         )
-    draw_retrieval(path, queries, rows, title=title)
+    draw_retrieval(path, [query.label for query in queries], rows, title=title)
 
 
-def draw_hit(image: Image.Image, box: Sequence[float], context: float = 0.5) -> Image.Image:
-    """What is around a box, on either side by `context` of its longer side, with the box drawn in."""
+def draw_hit(image: Image.Image, box: Sequence[float] | None, context: float = 0.5) -> Image.Image:
+    """What is around a box, on either side by `context` of its longer side, with the box drawn in; the whole image
+    without a box."""
+    if box is None:
+        return image.resize([max(1, round(side * 256 / max(image.size))) for side in image.size])
     x0, y0, x1, y1 = box
     margin = context * max(x1 - x0, y1 - y0)
     left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))

@@ -1,0 +1,186 @@
+"""The default store beside FAISS: how many of the true neighbors it finds, how fast, and in how much memory.
+
+Vectors of width 512 from a mixture of normal distributions, float16 on disk; queries from the same mixture. Recall@10
+is measured against exact search. Each store searches in a process of its own, whose anonymous memory is read after
+the queries, less what it has before the store is opened; FAISS holds its vectors there, LanceDB on disk. Runs without
+arguments on 100,000 vectors; `--vectors 1000000` takes some ten minutes and 5 GB of disk. Prints a table and, last,
+one line of JSON.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pixclip_hf.embedding.folder import EmbeddingFolder, embedding_features, shard_path
+from pixclip_hf.search.store import StoreOptions
+from pixclip_hf.search.store_folder import open_store
+
+WIDTH, QUERIES, TOP, SHARD = 512, 200, 10, 50_000
+# Rows share a direction by cluster, and each cluster varies in few directions of its own: as embeddings of a trained
+# model do, whose spread is far below their width.
+CLUSTERS, DIRECTIONS, SPREAD, NOISE = 1000, 24, 0.6, 0.15
+
+
+class Mixture:
+    """Vectors of unit length from a mixture of `CLUSTERS` normal distributions."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self.centers = generator.standard_normal((CLUSTERS, WIDTH), dtype=np.float32)
+        self.centers /= np.linalg.norm(self.centers, axis=1, keepdims=True)
+        self.axes = generator.standard_normal((CLUSTERS, DIRECTIONS, WIDTH), dtype=np.float32) / WIDTH**0.5
+
+    def draw(self, count: int, seed: int) -> np.ndarray:
+        generator = np.random.default_rng(seed)
+        clusters = np.sort(generator.integers(0, CLUSTERS, count))
+        vectors = generator.standard_normal((count, WIDTH), dtype=np.float32) * (NOISE / WIDTH**0.5)
+        starts = np.searchsorted(clusters, np.arange(CLUSTERS + 1))
+        for number, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+            along = generator.standard_normal((stop - start, DIRECTIONS), dtype=np.float32)
+            vectors[start:stop] += self.centers[number] + SPREAD / DIRECTIONS**0.5 * along @ self.axes[number]
+        generator.shuffle(vectors)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def write_folder(path: Path, vectors: np.ndarray) -> None:
+    """The vectors as regions in a folder of embeddings."""
+    for name in ("data", "shards"):
+        (path / name).mkdir(parents=True)
+    settings = {"format_version": 1, "width": WIDTH, "dtype": "float16", "kinds": ["region"]}
+    (path / "embeddings.json").write_text(json.dumps(settings))
+    schema = embedding_features(WIDTH).arrow_schema
+    for number, start in enumerate(range(0, len(vectors), SHARD)):
+        part = vectors[start : start + SHARD].astype(np.float16)
+        count = len(part)
+        names = [str(start + i) for i in range(count)]
+        known = {
+            "id": pa.array(names),
+            "image_id": pa.array(names),
+            "kind": pa.array(["region"] * count),
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), WIDTH),
+            "position": pa.array(range(start, start + count), pa.int64()),
+            "width": pa.array([640] * count, pa.int32()),
+            "height": pa.array([480] * count, pa.int32()),
+        }
+        columns = [known.get(field.name, pa.nulls(count, field.type)) for field in schema]
+        pq.write_table(pa.table(columns, schema=schema), shard_path(path, number))
+        (path / "shards" / f"{number:05d}.json").write_text("{}")
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that are no file's."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+
+def measure(open_it: Callable[[], Callable[[np.ndarray], list[int]]], queries: np.ndarray) -> dict[str, Any]:
+    """What a search finds, with milliseconds per query and the memory that it takes."""
+    before = anonymous_memory()
+    search = open_it()
+    search(queries[0])  # opens the index
+    found, times = [], []
+    for query in queries:
+        start = time.perf_counter()
+        found.append(search(query))
+        times.append(time.perf_counter() - start)
+    return {
+        "found": found,
+        "milliseconds": 1e3 * statistics.median(times),
+        "memory": max(anonymous_memory() - before, 0),
+    }
+
+
+def store_search(path: Path, name: str, options: StoreOptions) -> Callable[[np.ndarray], list[int]]:
+    store = open_store(EmbeddingFolder.open(path), name, options)
+    return lambda query: store.search(query[None], TOP)[0]["position"].to_pylist()
+
+
+def run_store(path: Path, name: str, options: StoreOptions, queries: np.ndarray) -> dict[str, Any]:
+    return measure(lambda: store_search(path, name, options), queries)
+
+
+def run_faiss(path: Path, factory: str, queries: np.ndarray) -> dict[str, Any]:
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+
+    def open_it() -> Callable[[np.ndarray], list[int]]:
+        index = faiss.index_factory(WIDTH, factory, faiss.METRIC_INNER_PRODUCT)
+        start = time.perf_counter()
+        for shard in EmbeddingFolder.open(path).shards():
+            column = pq.read_table(shard, columns=["embedding"])["embedding"].combine_chunks()
+            index.add(column.flatten().to_numpy().reshape(-1, WIDTH).astype(np.float32))
+        built.append(time.perf_counter() - start)
+        return lambda query: index.search(query[None], TOP)[1][0].tolist()
+
+    built: list[float] = []
+    return {**measure(open_it, queries), "build": built[0]}
+
+
+def build(path: Path, options: StoreOptions) -> None:
+    open_store(EmbeddingFolder.open(path), "lance", options)
+
+
+def apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vectors", type=int, default=100_000)
+    parser.add_argument("--index", default="auto", help="index of LanceDB")
+    parser.add_argument("--probes", type=int, default=40, help="partitions that a query looks at")
+    arguments = parser.parse_args()
+    mixture = Mixture()
+    options = StoreOptions(index=arguments.index, probes=arguments.probes)
+    size = arguments.vectors * WIDTH * 2
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "embeddings")
+        vectors = mixture.draw(arguments.vectors, 1)
+        write_folder(path, vectors)
+        queries = mixture.draw(QUERIES, 2)
+        # What float16 keeps of the vectors is what every side searches.
+        stored = vectors.astype(np.float16).astype(np.float32)
+        stored /= np.linalg.norm(stored, axis=1, keepdims=True)
+        truth = np.argsort(-(queries @ stored.T), axis=1)[:, :TOP]
+        del vectors, stored
+        start = time.perf_counter()
+        apart(build, path, options)
+        built = time.perf_counter() - start
+        results = {f"LanceDB {arguments.index}": {**apart(run_store, path, "lance", options, queries), "build": built}}
+        start = time.perf_counter()
+        apart(run_store, path, "exact", StoreOptions(), queries[:1])
+        built = time.perf_counter() - start
+        results["exact (numpy)"] = {**apart(run_store, path, "exact", StoreOptions(), queries[:20]), "build": built}
+        results["FAISS flat"] = apart(run_faiss, path, "Flat", queries)
+        results["FAISS HNSW32"] = apart(run_faiss, path, "HNSW32", queries)
+    print(f"{arguments.vectors:,} vectors of width {WIDTH}, {size / 2**20:,.0f} MiB as float16")
+    print(f"{'':<18}{'recall@10':>10}{'ms a query':>12}{'memory / vectors':>18}{'build s':>10}")
+    for name, result in results.items():
+        pairs = zip(result["found"], truth, strict=False)
+        result["recall"] = statistics.mean(len(set(found) & set(best.tolist())) / TOP for found, best in pairs)
+        columns = f"{result['recall']:>10.3f}{result['milliseconds']:>12.2f}{result['memory'] / size:>18.2f}"
+        print(f"{name:<18}{columns}{result['build']:>10.1f}")
+    own = next(iter(results.values()))
+    line = {
+        "recall_at_10": round(own["recall"], 4),
+        "memory_over_vectors": round(own["memory"] / size, 3),
+        "milliseconds_a_query": round(own["milliseconds"], 2),
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
