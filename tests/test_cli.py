@@ -1,5 +1,6 @@
 """The command `pixclip-hf`: what it lists, what each part says of itself, and how it fails."""
 
+import io
 import re
 import subprocess
 import sys
@@ -113,3 +114,13 @@ def test_arguments_and_status_go_through(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["app"])
     assert "invalid choice: 'app'" in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_lacks_end_no_run(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(pixclip_hf, "says", lambda arguments: print("wrote 写真"), raising=False)
+    monkeypatch.setitem(cli.COMMANDS, "say", cli.Command("pixclip_hf", "says something", "says"))
+    assert cli.main(["say"]) == 0
+    stream.flush()
+    assert stream.buffer.getvalue().rstrip() == b"wrote \\u5199\\u771f"

@@ -96,3 +96,24 @@ def test_the_guide_for_contributors_names_what_exists():
     for path in re.findall(r"`([\w./]*(?:/|\.py))`", text):
         assert any((place / path).exists() for place in places), path
     assert set(re.findall(r"^### … an? (\w+ ?\w*)", text, flags=re.M)) >= {"vision tower", "loss", "evaluation task"}
+
+
+def test_text_files_are_utf_8_whatever_the_locale():
+    """Every call that opens text says so; `open` in a binary mode and methods of other kinds of file do not."""
+    names = {"open", "fdopen", "read_text", "write_text", "NamedTemporaryFile", "TemporaryFile"}
+    lacking = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            plain = node.func.id if isinstance(node.func, ast.Name) else None
+            name = plain or getattr(node.func, "attr", "")
+            if name not in names or (name == "open" and plain is None):
+                continue
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            mode = given.get("mode", " ".join(map(ast.unparse, node.args[1:2])))
+            if name.endswith("TemporaryFile") and not mode:
+                mode = "w+b"
+            if "encoding" not in given and not ("b" in mode and "text" not in name):
+                lacking.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not lacking

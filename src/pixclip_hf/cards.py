@@ -2,10 +2,11 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
@@ -20,6 +21,7 @@ DATASET_CARDS = ("embeddings", "longgrit", "vesl")
 _PRETTY_NAMES = {"longgrit": "LongGRIT", "vesl": "VESL"}
 # What `pixclip-hf embed` writes beside its shards.
 EMBEDDING_SETTINGS = "embeddings.json"
+_QUOTED_PATH = re.compile(r"'((?:/|~|\.|[A-Za-z]:)[^']*)'")
 # Fields of `TrainingArguments` that a card shows.
 TRAINING_FIELDS = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
@@ -199,7 +201,7 @@ def write_dataset_card(
 
 def _embedding_facts(folder: Path) -> dict[str, Any]:
     """What the card of embeddings says of their model, from the settings of the run."""
-    settings = _read_json(folder / EMBEDDING_SETTINGS)
+    settings = public_settings(folder)
     model = settings.get("model")
     names = ("model", "revision", "weights", "preprocessing", "prompt", "view", "precision", "decoded_sides", "source",
              "items", "regions", "package_version", "format_version")  # fmt: skip
@@ -211,6 +213,35 @@ def _embedding_facts(folder: Path) -> dict[str, Any]:
         "dtype": settings.get("dtype"),
         "settings": {name: settings[name] for name in names if settings.get(name) is not None},
     }
+
+
+def public_settings(folder: str | PathLike) -> dict[str, Any]:
+    """The settings of a folder of embeddings without the paths of this machine: of each, its last part."""
+    settings = _read_json(Path(folder, EMBEDDING_SETTINGS))
+    if "model" in settings and not is_hub_id(settings["model"]):
+        settings["model"] = _last_part(settings["model"])
+    if (source := settings.get("source")) is not None:
+        words = [_public_word(word) for word in ([source] if isinstance(source, str) else source)]
+        settings["source"] = words[0] if isinstance(source, str) else words
+    if settings.get("regions") is not None:  # the repr of what finds them, which may name a model
+        settings["regions"] = _QUOTED_PATH.sub(lambda found: repr(_last_part(found[1])), settings["regions"])
+    return settings
+
+
+def _public_word(word: str) -> str:
+    name, equals, value = word.partition("=")
+    if not equals:
+        return word if is_hub_id(word) or not _is_path(word) else _last_part(word)
+    return f"{name}={_last_part(value)}" if _is_path(value) else word
+
+
+def _is_path(value: str) -> bool:
+    return "/" in value or "\\" in value
+
+
+def _last_part(path: str) -> str:
+    name = PureWindowsPath(path).name or path  # which takes both kinds of slash
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _template(name: str) -> str:

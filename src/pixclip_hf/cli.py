@@ -5,6 +5,7 @@ without its package, so that `pixclip-hf --help` answers at once.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the subcommand and its arguments; those of the process when None.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal's encoding does not have must not end a run that is done.
+            stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     command = COMMANDS[build_parser().parse_args(argv[:1]).command]
     try:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModel, AutoProcessor
 
-from .cards import EMBEDDING_SETTINGS, PAGE, dataset_shards, is_hub_id, write_card, write_dataset_card
+from .cards import EMBEDDING_SETTINGS, PAGE, dataset_shards, is_hub_id, public_settings, write_card, write_dataset_card
 from .command_help import HelpFormatter
 
 DESCRIPTION = """\
@@ -103,9 +103,11 @@ def publish_dataset(
     """
     folder = Path(folder)
     paths = [write_dataset_card(folder, repo_id, kind, **options), *dataset_shards(folder)]
+    contents = {}
     if kind == "embeddings":
         paths.append(folder / EMBEDDING_SETTINGS)
-    return _push(folder, paths, repo_id, "dataset", private, token, revision, commit_message)
+        contents[EMBEDDING_SETTINGS] = (json.dumps(public_settings(folder), indent=1) + "\n").encode("utf-8")
+    return _push(folder, paths, repo_id, "dataset", private, token, revision, commit_message, contents)
 
 
 def _push(
@@ -117,12 +119,16 @@ def _push(
     token: str | bool | None,
     revision: str | None,
     commit_message: str,
+    contents: Mapping[str, bytes] | None = None,
 ) -> CommitInfo:
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
+    files: dict[str, Path | bytes] = {
+        path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()
+    }
+    files |= contents or {}
     present = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
     stale = set(filter_repo_objects(present, allow_patterns=STALE_FILES[repo_type])) - files.keys()
     # Not `upload_folder`: it may split a large folder into several commits, and readers would see a part of it.

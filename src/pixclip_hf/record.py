@@ -2,6 +2,7 @@
 
 import errno
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -213,6 +214,69 @@ def _read_runs(counts: str) -> list[int]:
     if not runs or shift:
         raise ValueError("it is empty or cut off")
     return runs
+
+
+def without_faults(record: Mapping[str, Any]) -> tuple[dict[str, Any], Counter]:
+    """A record without the regions, masks and texts that can't be used, and how many of them there were, by reason.
+
+    Boxes are clipped to the image, as where sources are read. A region whose box has no area there, or that has no id
+    of its own, is left out; one whose mask can't be read keeps its box.
+
+    Args:
+        record: `width`, `height`, `captions` and `regions` in the schema, as far as they can be used.
+    """
+    left_out: Counter = Counter()
+    size = record["width"], record["height"]
+    captions = [text for text in record["captions"] or () if _is_text(text)]
+    left_out["caption left out: empty or no text"] = len(record["captions"] or ()) - len(captions)
+    regions: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for given in record["regions"] or ():
+        try:
+            with foreign("region left out: not readable"):
+                region = _usable_region(given, *size, left_out)
+                if region["id"] in seen:
+                    raise LeftOut("region left out: id twice")
+        except LeftOut as error:
+            left_out[str(error)] += 1
+        else:
+            seen.add(region["id"])
+            regions.append(region)
+    return {**record, "captions": captions, "regions": regions}, +left_out
+
+
+def _usable_region(region: Mapping[str, Any], width: int, height: int, left_out: Counter) -> dict[str, Any]:
+    _check_whole(region["id"], "id")
+    usable = dict(region)
+    for field in ("category", "caption", "long_caption", "source"):
+        if usable.get(field) is not None and not _is_text(usable[field]):
+            usable[field] = None
+            left_out["text left out: empty or no text"] += 1
+    if usable.get("score") is not None:
+        _check_number(usable["score"], "score")
+    edges = np.asarray(region["box"], dtype=np.float64)
+    if edges.shape != (4,) or not np.isfinite(edges).all():
+        raise LeftOut("region left out: no box")
+    clipped = np.clip(edges, 0, (width, height, width, height))
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        raise LeftOut("region left out: no area on the image")
+    if (clipped != edges).any():
+        usable["box"] = clipped.tolist()
+    if usable.get("mask") is not None:
+        try:
+            with foreign("mask left out: empty or not readable"):
+                _check_mask(usable["mask"], width, height, "mask")
+        except LeftOut as error:
+            usable["mask"] = None
+            left_out[str(error)] += 1
+    return usable
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that says something and that a file can hold."""
+    return (
+        isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    )
 
 
 def validate_record(record: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from typing import Any, ClassVar
@@ -228,6 +229,16 @@ def test_rejected_regions_and_bad_records(tmp_path):
     counts = run_counts(folder)
     assert counts["rejected_regions"] == {"drops/because": len(regions)}
     assert counts["total"]["items"] == 4 and counts["total"]["records"] == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere take names in Unicode alone")
+def test_a_folder_whose_name_is_no_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    run(tmp_path / "run", ["images", f"folder={folder}"], [])
+    report(tmp_path / "run")
+    assert "caf\\udce9" in (tmp_path / "run/report.md").read_text(encoding="utf-8")
 
 
 def test_report(whole):

@@ -6,10 +6,13 @@ import os
 import pickle
 import tarfile
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
@@ -19,6 +22,7 @@ from pixclip_hf.annotation.stages import pipeline_features
 from pixclip_hf.data.collator import RegionCollator, RegionDataset
 from pixclip_hf.data.skipping import ReadableRecords
 from pixclip_hf.data.sources import open_source
+from pixclip_hf.data.streaming import RecordStream, stream_records
 from pixclip_hf.images import check_image, inside, open_image, store_image, stored_bytes
 from pixclip_hf.record import LeftOut, foreign, validate_record
 
@@ -259,6 +263,9 @@ def test_no_annotation_file_reads_what_lies_elsewhere(kind, tmp_path):
         assert set(reasons) == {"image missing"} and len(reasons) == 1
     else:
         assert len(found) == 4 and set(reasons) == {"image outside of its folder"}
+    # Planning a run asks for the sizes of files, and leaves these alone too.
+    source = open_source(kind, **arguments)
+    assert sum(count for count, _ in source.units()) == len(source) and source.fingerprint()
 
 
 def test_hidden_files_are_passed_over_and_other_names_are_names(tmp_path):
@@ -444,6 +451,62 @@ def test_training_goes_past_records_that_cannot_be_read(tmp_path, tiny_pixclip, 
     with pytest.raises(IndexError):
         dataset[6]
     assert len(list(ReadableRecords(records))) == 6
+
+
+def stored_with(change, tmp_path):
+    """Records in Parquet, the second of which was changed by others."""
+    (shard,) = save_records(tiny_records(tmp_path, 3), tmp_path / "data")
+    table = pq.read_table(shard)
+    rows = table.to_pylist()
+    change(rows[1])
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), shard)
+    return load_records(str(tmp_path / "data"), "train")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("box", [1, 1, 1, 9], "region left out: no area on the image"),
+        ("box", [90, 1, 99, 9], "region left out: no area on the image"),
+        ("box", [float("nan"), 1, 9, 9], "region left out: no box"),
+        ("box", None, "region left out: no box"),
+        ("id", None, "region left out: not readable"),
+        ("id", 7, "region left out: id twice"),
+        ("mask", {"size": [30, 40], "counts": "zz"}, "mask left out: empty or not readable"),
+        ("mask", {"size": [3, 4], "counts": "0<"}, "mask left out: empty or not readable"),
+        ("caption", " ", "text left out: empty or no text"),
+    ],
+)
+@pytest.mark.parametrize("reader", ["dataset", "stream"])
+def test_a_faulty_region_of_a_record_costs_itself_alone_in_training(
+    reader, field, value, reason, tmp_path, tiny_pixclip, caplog
+):
+    def change(row):
+        good = {**row["regions"][0], "id": 7}
+        row["regions"] = [good, {**good, "id": 8, field: value}]
+
+    records = stored_with(change, tmp_path)
+    if reader == "dataset":
+        dataset = RegionDataset(records)
+        found, left_out, corrupt = [dataset[index] for index in range(3)], dataset.left_out, dataset.corrupt
+    else:
+        stream = RecordStream(stream_records(str(tmp_path / "data"), "train"))
+        read = list(islice(stream.read(), 3))
+        found, (left_out, corrupt) = [row for row, _ in read], (read[-1][1]["left_out"], read[-1][1]["corrupt"])
+        found.sort(key=lambda row: row["captions"])
+    assert (left_out, corrupt) == (1, 0) and any(f"{reason} (1)" in message for message in caplog.messages)
+    kept = [region["id"] for region in found[1]["regions"]]
+    assert kept == ([7] if reason.startswith("region") else [7, 8])
+    batch = RegionCollator(tiny_pixclip[1], regions_per_image=2)(found)
+    assert batch["region_attention_mask"].sum() == 3 + (field == "mask")
+
+
+def test_a_record_of_a_dataset_without_its_image_or_of_another_size_is_skipped(tmp_path, caplog):
+    dataset = RegionDataset(stored_with(lambda row: row.update(image=None), tmp_path))
+    assert [dataset[index]["image"].size for index in range(3)] == [SIZE] * 3 and dataset.corrupt
+    assert any("record 1: image missing" in message for message in caplog.messages)
+    dataset = RegionDataset(stored_with(lambda row: row.update(width=99), tmp_path / "other"))
+    assert dataset[1]["width"] == 40 and any("its record says (99, 30)" in message for message in caplog.messages)
 
 
 def test_too_many_of_them_end_the_training(tmp_path):

@@ -218,7 +218,7 @@ def write_rows(folder, rows):
     datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
 
 
-@pytest.mark.parametrize("break_row", (break_image, break_mask, break_box, turn_image))
+@pytest.mark.parametrize("break_row", (break_image, turn_image))
 def test_corrupt_records_are_skipped_counted_and_named(break_row, warnings, tmp_path):
     rows = [encoded(small_record(i), f"image{i}.png") for i in range(6)]
     break_row(rows[3])
@@ -228,6 +228,18 @@ def test_corrupt_records_are_skipped_counted_and_named(break_row, warnings, tmp_
     assert Counter(found) == dict.fromkeys((0, 1, 2, 4, 5), 2)
     assert batches.corrupt == 2 and len(warnings) == 2
     assert "Skipped a corrupt record" in warnings[0] and "image3.png" in warnings[0] and "regions [3]" in warnings[0]
+
+
+@pytest.mark.parametrize(("break_row", "left_out"), [(break_mask, 1), (break_box, 0)])
+def test_a_broken_mask_costs_the_mask_and_boxes_are_clipped(break_row, left_out, warnings, tmp_path):
+    rows = [encoded(small_record(i), f"image{i}.png") for i in range(6)]
+    break_row(rows[3])
+    write_rows(tmp_path / "data", rows)
+    batches = loader(tmp_path / "data", batch_size=1)
+    assert Counter(flat(take(batches, 6))) == dict.fromkeys(range(6), 1)
+    assert (batches.corrupt, batches.left_out) == (0, left_out)
+    reason = "mask left out: empty or not readable (1)"
+    assert warnings == [f"Left out of image 'image3.png' with regions [3]: {reason}"] * left_out
 
 
 @pytest.mark.parametrize("workers", (0, 1))

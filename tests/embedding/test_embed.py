@@ -346,3 +346,26 @@ def test_the_command_and_its_card(cloc, tmp_path, monkeypatch, capsys):
     assert cli.main([*arguments, "--push_to_hub", "org/name", "--license", "mit"]) == 0
     names = [path.relative_to(tmp_path / "run").as_posix() for path in pushed]
     assert names == ["README.md", *(f"data/train-{i:05d}.parquet" for i in range(3)), SETTINGS]
+
+
+def test_no_path_of_this_machine_is_published(tmp_path, monkeypatch):
+    content = {
+        "model": str(tmp_path / "models/mine"),
+        "source": ["coco", "annotations=/home/me/a b/i.json", "images=C:\\me\\val2017", "captions=c.json"],
+        "regions": "Detector(model='/home/me/detector', batch_size=8, name='org/name')",
+        "width": 16,
+    }
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / SETTINGS).write_text(json.dumps(content))
+    monkeypatch.setattr(hub, "write_dataset_card", lambda folder, *others, **options: folder / "README.md")
+    pushed = []
+    monkeypatch.setattr(hub, "_push", lambda *arguments: pushed.extend(arguments))
+    hub.publish_dataset(folder, "org/name", "embeddings")
+    assert json.loads(pushed[-1][SETTINGS]) == {
+        "model": "mine",
+        "source": ["coco", "annotations=i.json", "images=val2017", "captions=c.json"],
+        "regions": "Detector(model='detector', batch_size=8, name='org/name')",
+        "width": 16,
+    }
+    assert json.loads((folder / SETTINGS).read_text()) == content  # what this machine goes on with

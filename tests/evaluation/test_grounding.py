@@ -101,7 +101,8 @@ def test_by_the_grounding_head(tiny_cloc):
     assert found.metrics["accuracy"] == 0.5 and found.protocol == "grounding-head"
     assert found.metrics["mean_iou"] == pytest.approx(0.5, abs=0.01)
     # One image, so that every draw is the same.
-    assert found.intervals["mean_iou"] == pytest.approx((found.metrics["mean_iou"],) * 2)
+    low, high = found.intervals["mean_iou"]  # of one image, which says little of others
+    assert low < 0.1 and high > 0.9
 
 
 def test_bad_input(tiny_pixclip):

@@ -63,6 +63,33 @@ def test_mean_of_overlaps_on_a_long_tail():
     assert 0.93 <= coverage(draw, mean_interval, 0.1, lambda values, _: values.mean()) <= 0.97
 
 
+@pytest.mark.parametrize("per_image", (1, 4))
+@pytest.mark.parametrize("mean", (0.03, 0.5))
+def test_class_mean_on_long_tails_that_are_drawn(mean, per_image):
+    """Each repeat draws its own sizes and accuracies of classes, very uneven both of them. With classes that are drawn
+    once, an accuracy that only rare classes have would be unknowable: intervals hold it as far as others tell it."""
+    held = 0
+    for seed in range(REPEATS):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat(np.arange(60), np.minimum(rng.pareto(1.0, 60) + 1, 300).astype(int))
+        accuracies = rng.beta(2 * mean, 2 * (1 - mean), 60)
+        hits = (rng.random(len(labels)) < accuracies[labels]).astype(float)
+        groups = rng.integers(len(labels) // per_image, size=len(labels)) if per_image > 1 else np.arange(len(labels))
+        low, high = class_mean_interval(hits, labels, groups)
+        held += low <= accuracies.mean() <= high
+    assert 0.93 <= held / REPEATS <= 0.97
+
+
+@pytest.mark.parametrize("images", (1, 2, 3, 4))
+def test_a_few_images_say_little(images):
+    """All right, all wrong, or some: never that the accuracy is known."""
+    groups = np.repeat(np.arange(images), 2)
+    for share in (0.0, 0.5, 1.0):
+        hits = np.repeat([1.0, 0.0], [round(share * len(groups)), len(groups) - round(share * len(groups))])
+        low, high = mean_interval(hits, groups)
+        assert low <= share <= high and high - low > 0.4
+
+
 def test_a_class_mean_of_few_hits():
     """One hit in 41 classes that occur once: a bootstrap over images would leave classes out, and the estimate with
     them."""

@@ -117,9 +117,16 @@ def test_metrics_need_no_package(folder):
 
 def test_bootstrap_draws_whole_groups():
     values = np.array([1.0, 1, 1, 1, 0])
-    low, high = mean_interval(values, np.array([7, 7, 7, 7, 3]), resamples=200)
+
+    def mean(weights):
+        return float(np.average(values, weights=weights))
+
+    low, high = bootstrap_interval(mean, np.array([7, 7, 7, 7, 3]), resamples=200)
     assert (low, high) == (0, 1)  # one of two groups is drawn alone in every fourth draw
-    assert mean_interval(values, np.zeros(5), resamples=20) == pytest.approx((0.8, 0.8))
+    assert bootstrap_interval(mean, np.zeros(5), resamples=20) == pytest.approx((0.8, 0.8))
+    # Too few groups for a bootstrap: the interval of a share says how little they tell.
+    low, high = mean_interval(values, np.zeros(5))
+    assert low < 0.2 and high > 0.95
 
 
 def test_bootstrap_covers_the_mean_of_a_normal():

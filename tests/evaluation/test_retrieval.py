@@ -168,10 +168,10 @@ def test_five_captions_an_image():
         "text_to_image_median_rank": 1,
         "text_count": 5,
     }
-    assert intervals["image_to_text_recall@1"] == (0, 1)
+    low, high = intervals["image_to_text_recall@1"]  # of two images
+    assert 0 <= low < 0.15 and 0.85 < high <= 1
     low, high = intervals["text_to_image_recall@1"]
-    # Drawn by image: two thirds where only image 0 was drawn, all where only image 1 was.
-    assert low == pytest.approx(2 / 3) and high == 1
+    assert 0.2 < low < 2 / 3 and 0.9 < high <= 1
 
 
 def test_text_identities():

@@ -43,7 +43,7 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
     """
     output = Path(output)
     sums = run_counts(output)
-    settings = json.loads((output / "run.json").read_text())
+    settings = json.loads((output / "run.json").read_text(encoding="utf-8"))
     total = sums["total"]
     rejected = sums["rejected_records"].total()
     lines = [
@@ -72,7 +72,8 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
     lines += ["", "The stages:", "", *(f"- `{stage}`" for stage in settings["stages"].values())]
     text = "\n".join(lines) + "\n"
     with whole_file(output / "report.md") as unfinished:
-        unfinished.write_text(text)
+        # The name of a folder may be no UTF-8.
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     return text
 
 

@@ -1,5 +1,6 @@
 """Records that a run goes past: named, counted, and not too many of them."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from ..images import open_image
-from ..record import LeftOut, foreign
+from ..record import LeftOut, foreign, without_faults
 
 logger = logging.get_logger(__name__)
 
@@ -50,11 +51,24 @@ def report_skipped(
         )
 
 
+def report_left_out(name: str, left_out: Counter, warn: Callable[[str], object]) -> None:
+    """Says what was left out of a record that is used.
+
+    Args:
+        name: what the record is found by.
+        left_out: how much, by reason.
+        warn: where the message goes.
+    """
+    reasons = "; ".join(f"{reason} ({number})" for reason, number in sorted(left_out.items()))
+    warn(f"Left out of {name}: {reasons}")
+
+
 class ReadableRecords(Dataset):
     """Records by their index, their images decoded; in the place of one that can't be read comes another.
 
     Batches keep their size that way, on every rank. Which one comes is drawn from the index alone: a run that resumes
-    sees it again. Every record that is skipped is counted and logged with its index.
+    sees it again. Every record that is skipped is counted and logged with its index; so is a region, a mask or a text
+    that cannot be used, which costs itself alone.
 
     Args:
         records: anything indexable that yields records of [`record_features`], such as a `datasets.Dataset`.
@@ -65,13 +79,18 @@ class ReadableRecords(Dataset):
         self.records = records
         self.max_corrupt_share = max_corrupt_share
         self._encoded = _with_encoded_images(records)
-        # Of all workers: seen, corrupt.
-        self._counts = torch.zeros(2, dtype=torch.long).share_memory_()
+        # Of all workers: records seen and corrupt; parts that were left out.
+        self._counts = torch.zeros(3, dtype=torch.long).share_memory_()
 
     @property
     def corrupt(self) -> int:
         """Records that were skipped so far, each time that they came."""
         return int(self._counts[1])
+
+    @property
+    def left_out(self) -> int:
+        """Regions, masks and texts that were left out of records so far, each time that they came."""
+        return int(self._counts[2])
 
     def __len__(self) -> int:
         return len(self.records)
@@ -96,14 +115,29 @@ class ReadableRecords(Dataset):
                     record = self._encoded[at]
                     if isinstance(record, Mapping) and isinstance(record.get("image"), Mapping):
                         record = {**record, "image": open_image(record["image"])}
-                    return record, at
+                    return self._usable(record, at), at
             except LeftOut as error:
                 self._counts[1] += 1
-                seen, corrupt = self._counts.tolist()
+                seen, corrupt, _ = self._counts.tolist()
                 who = "the workers of this process"
                 report_skipped(f"record {at}", error, corrupt, seen, self.max_corrupt_share, who, logger.warning)
                 at = int(rng.integers(len(self)))
         raise ValueError(f"{_TRIES} records in a row can't be read, the last of them record {at}.")
+
+    def _usable(self, record: Any, index: int) -> Any:
+        if not (isinstance(record, Mapping) and {"image", "captions", "regions"} <= set(record)):
+            return record  # of another schema, for a collator of its own
+        if record["image"] is None:
+            raise LeftOut("image missing")
+        size = tuple(record["image"].size)
+        stated = record.get("width", size[0]), record.get("height", size[1])
+        if stated != size:
+            raise LeftOut(f"the image is {size} (width, height), its record says {stated}")
+        usable, left_out = without_faults({**record, "width": size[0], "height": size[1]})
+        if left_out:
+            self._counts[2] += left_out.total()
+            report_left_out(f"record {index}", left_out, logger.warning)
+        return {**record, "captions": usable["captions"], "regions": usable["regions"]}
 
 
 def _with_encoded_images(records: Any) -> Any:

@@ -5,6 +5,7 @@ where it stopped, records that cannot be read, and a share of the stream for eve
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
 from ..images import encoded_orientation, open_image, stored_bytes
-from ..record import LeftOut, foreign, validate_record
+from ..record import LeftOut, foreign, validate_record, without_faults
 from .collator import RegionCollator, content_key
-from .skipping import report_skipped
+from .skipping import report_left_out, report_skipped
 from .sources import in_schema
 from .stream_shards import BROKEN_SHARD, shard_reader, tar_record
 
@@ -58,7 +59,8 @@ class RecordStream(IterableDataset):
     random order. A block's order is drawn from seed, pass and place: a position in the stream is a few numbers, and
     continuing from it reads at most one block again.
 
-    A record that cannot be decoded, or that breaks the schema, is skipped, counted and logged with its id.
+    A record that cannot be decoded, or that breaks the schema, is skipped, counted and logged with its id. A region, a
+    mask or a text that cannot be used costs itself alone, and is counted and logged too.
 
     Args:
         records: what [`stream_records`] returns.
@@ -125,13 +127,17 @@ class RecordStream(IterableDataset):
                     at["index"] += 1
                     at["seen"] += 1
                     try:
-                        record = _decode(block[index], self.folder)
+                        record, left_out = _decode(block[index], self.folder)
                     except LeftOut as error:
                         at["corrupt"] += 1
                         reader = f"worker {worker} of rank {rank}"
                         counts = at["corrupt"], at["seen"], self.max_corrupt_share
                         report_skipped(_name(block[index]), error, *counts, reader, logger.warning)
                         continue
+                    if left_out:
+                        # Not in the positions of checkpoints of earlier versions.
+                        at["left_out"] = at.get("left_out", 0) + left_out.total()
+                        report_left_out(_name(block[index]), left_out, logger.warning)
                     record["sample_key"] = (at["epoch"], *content_key(record))
                     # For messages.
                     record["file"] = (block[index].get("image") or {}).get("path")
@@ -142,8 +148,9 @@ class RecordStream(IterableDataset):
             at |= {"epoch": at["epoch"] + 1, "block": 0, "start": None}
 
 
-def _decode(row: Mapping[str, Any], folder: str | os.PathLike | None) -> dict[str, Any]:
-    """
+def _decode(row: Mapping[str, Any], folder: str | os.PathLike | None) -> tuple[dict[str, Any], Counter]:
+    """The record of a row, and what is left out of it, by reason.
+
     Raises:
         LeftOut: the row is no record.
     """
@@ -159,8 +166,9 @@ def _decode(row: Mapping[str, Any], folder: str | os.PathLike | None) -> dict[st
                 "the image is not stored upright: it has an EXIF orientation, which its regions do not follow"
             )
         record["image"] = open_image({"bytes": data})
+        record, left_out = without_faults(record)
         validate_record(record)
-    return record
+    return record, left_out
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -241,6 +249,11 @@ class StreamLoader:
     def corrupt(self) -> int:
         """Records that were skipped on this rank."""
         return sum(position["corrupt"] for position in self.positions if position is not None)
+
+    @property
+    def left_out(self) -> int:
+        """Regions, masks and texts that were left out of records on this rank."""
+        return sum(position.get("left_out", 0) for position in self.positions if position is not None)
 
     def state_dict(self) -> dict[str, Any]:
         """The place behind the last batch that was taken, as plain values."""

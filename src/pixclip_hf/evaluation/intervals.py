@@ -19,11 +19,11 @@ RESAMPLES = 1000
 LEVEL = 0.95
 # The weight of the model beside the linearized variance, in groups that decide.
 MODEL_GROUPS = 20
-# Fewer groups than these say nothing about a variance: the range of bootstrap draws is shown.
-FEWEST_GROUPS = 5
 # Of the variance of classes that occur in one image, no more than this share is taken for differences between classes,
 # which are no error: that share is known from other classes alone.
 MOST_BETWEEN = 0.5
+# Few such classes tell that share badly, and never too small: it counts as if this many more had shown none of it.
+ALIKE_CLASSES = 5
 
 
 def bootstrap_interval(
@@ -71,8 +71,8 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, resamples: int = RESAM
     """Interval of the mean of `values`, which contains it.
 
     Args:
-        values (`(N,)`): hits, shares of hits, overlaps: anything in [0, 1] gets a score interval. Others, and values
-            of fewer than five groups, get [`bootstrap_interval`].
+        values (`(N,)`): hits, shares of hits, overlaps: anything in [0, 1] gets a score interval. Others get
+            [`bootstrap_interval`].
         groups (`(N,)`): identity of each item's group.
         resamples: the number of resamples of the bootstrap; 0 gives (nan, nan).
 
@@ -81,15 +81,16 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, resamples: int = RESAM
     """
     values = np.asarray(values, dtype=np.float64)
     index = np.unique(groups, return_inverse=True)[1].reshape(-1)
-    if not len(values) or resamples < 1 or index.max() + 1 < FEWEST_GROUPS or values.min() < 0 or values.max() > 1:
+    if not len(values) or resamples < 1 or values.min() < 0 or values.max() > 1:
         return bootstrap_interval(lambda weights: float(np.average(values, weights=weights)), groups, resamples)
     if values.min() == values.max() and 0 < values[0] < 1:
         return float(values[0]), float(values[0])
     count = np.bincount(index).astype(np.float64)
     share, mean = count / len(values), np.bincount(index, weights=values) / count
     estimate, spread = float(values.mean()), float(values.var())
-    terms = share * (mean - estimate) / np.sqrt(1 - share)
-    rho = _correlation(values, index) if spread else 1.0
+    several = len(count) > 1  # one group says nothing of others
+    terms = share * (mean - estimate) / np.sqrt(1 - share) if several else np.zeros(1)
+    rho = _correlation(values, index) if spread and several else 1.0
     modeled = spread * float((share**2 * (rho + (1 - rho) / count)).sum())
     variance = _blended(terms, modeled)
     number = estimate * (1 - estimate) / variance if variance else 1 / float((share**2).sum())
@@ -132,7 +133,8 @@ def class_mean_interval(
     several = number[own] > 1
     terms = np.where(several, share * (said - accuracy[own]) / np.sqrt(np.where(several, 1 - share, 1)), 0) / classes
     squares = np.bincount(own, weights=share**2) / classes**2
-    between = min(_correlation(said, own), MOST_BETWEEN)
+    telling = int((number > 1).sum())
+    between = min(_correlation(said, own), MOST_BETWEEN) * telling / (telling + ALIKE_CLASSES)
     modeled = estimate * (1 - estimate) * (1 - between) * squares
     alone = number == 1
     variance = _blended(np.bincount(of_group, weights=terms), float(modeled[~alone].sum())) + float(

@@ -139,7 +139,7 @@ def write_results(
             sections.append("Left out: " + ", ".join(f"{n} {why}" for why, n in result.left_out.items()) + ".\n")
         sections += [f"{note}\n" for note in result.notes]
     sections += [f"![{Path(name).stem}]({name})\n" for name in pictures]
-    (folder / "results.md").write_text("\n".join(sections), encoding="utf-8")
+    (folder / "results.md").write_text("\n".join(sections), encoding="utf-8", errors="backslashreplace")
 
 
 def _plain(value: object) -> object:

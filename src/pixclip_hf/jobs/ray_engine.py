@@ -34,7 +34,7 @@ class _Actor:
         for shard in map(Shard, *columns):
             # Ray calls an actor's tasks again when it dies; what it had finished by then is done.
             if (path := manifest_path(self.output, shard.number)).exists():
-                yield _row(shard, json.loads(path.read_text()))
+                yield _row(shard, json.loads(path.read_text(encoding="utf-8")))
             else:
                 shards.append(shard)
         for shard, manifest in work([self.pass_], self.output, iter(shards), self.finish):

@@ -363,6 +363,7 @@ class RegionTrainer(Trainer):
             logs.update(self._throughput.rates(self._sum_over_ranks))
             if self._stream is not None:
                 logs["corrupt_records"] = int(self._sum_over_ranks(torch.tensor(self._stream.corrupt)))
+                logs["left_out_parts"] = int(self._sum_over_ranks(torch.tensor(self._stream.left_out)))
         if self._stream is not None and ("loss" in logs or "train_runtime" in logs):
             self._stop_if_nothing_is_learned(self._stream.why_nothing(ended="train_runtime" in logs))
         super().log(logs, start_time)

@@ -234,16 +234,16 @@ class IndexedSource(Source):
     def units(self) -> Sequence[tuple[int, int | None]]:
         # As many files as it takes to know their size by and large: asking for all of them would take minutes.
         positions = np.unique(np.linspace(0, len(self) - 1, _SAMPLED_FILES).astype(np.int64))
-        states = [file_state(path) for at in positions.tolist() for path in self.item_files(self.index.row(at))]
+        states = [state for at in positions.tolist() for _, state in self._states([self.index.row(at)])]
         size = sum(state[0] for state in states if state is not None)
         return [(len(self), round(size / len(positions) * len(self)) or None)]
 
     def fingerprint(self) -> str:
-        return digest([self.kind, *self.arguments().items(), self.items_digest, *self._states()])
+        return digest([self.kind, *self.arguments().items(), self.items_digest, *self._states(self.index.rows())])
 
-    def _states(self) -> Iterator[Any]:
-        """The state of every file that an item is read from."""
-        for row in self.index.rows():
+    def _states(self, rows: Iterable[Row]) -> Iterator[Any]:
+        """Path and state of every file that the items of these rows are read from."""
+        for row in rows:
             try:
                 with foreign("annotation not readable"):
                     paths = [os.fspath(path) for path in self.item_files(row)]

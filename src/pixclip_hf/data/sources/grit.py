@@ -89,10 +89,9 @@ class Grit(IndexedSource, kind="grit"):
             if image is not None:
                 yield Row(readable(stem), image)
 
-    def _states(self) -> Iterator[Any]:
-        for path in walk_files(self.folder, (".tar",)):
-            yield path, file_state(self._tar(path))
-        yield from super()._states()
+    def fingerprint(self) -> str:
+        tars = [(path, file_state(self._tar(path))) for path in walk_files(self.folder, (".tar",))]
+        return digest([super().fingerprint(), *tars])
 
     def item_files(self, row: Row) -> Iterable[Path]:
         if row.image is None:
