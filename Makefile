@@ -52,7 +52,7 @@ dist: $(STAMP)
 	$(RUN) -m build --no-isolation
 	$(RUN) -m twine check --strict dist/*
 
-# Three seeds of every arm: about three hours on two cores; goes on where it was stopped.
+# Three seeds of every arm: many hours on two cores; goes on where it was stopped.
 ablation: $(STAMP)
 	$(RUN) benchmarks/ablation.py
 	$(RUN) benchmarks/vesl.py
