@@ -37,6 +37,7 @@ from .modeling_region_text import (
     set_losses,
     slots_of,
     unit,
+    vision_output,
     wants_loss,
 )
 from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights, roi_align
@@ -245,13 +246,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         if region_boxes is not None or region_masks is not None:
             regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
         image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
-        return RegionVisionOutput(
-            image_embeds=unit(image.pooler_output),
-            region_embeds=region_embeds,
-            last_hidden_state=image.last_hidden_state,
-            hidden_states=image.hidden_states,
-            attentions=image.attentions,
-        )
+        return vision_output(image, region_embeds)
 
     def _embed(
         self, pixel_values: Tensor, regions: PromptedRegions | None, interpolate_pos_encoding: bool, **kwargs: Any

@@ -32,6 +32,7 @@ from .modeling_region_text import (
     set_losses,
     slots_of,
     unit,
+    vision_output,
     wants_loss,
 )
 from .modeling_regions import mask_patch_weights
@@ -201,13 +202,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
                 pixel_values, region_masks, region_attention_mask, mode, interpolate_pos_encoding
             )
             region_embeds = unit(regions)
-        return RegionVisionOutput(
-            image_embeds=unit(image.pooler_output),
-            region_embeds=region_embeds,
-            last_hidden_state=image.last_hidden_state,
-            hidden_states=image.hidden_states,
-            attentions=image.attentions,
-        )
+        return vision_output(image, region_embeds)
 
     def _region_features(
         self, pixel_values: Tensor, masks: Tensor, real: Tensor | None, mode: str, interpolate_pos_encoding: bool

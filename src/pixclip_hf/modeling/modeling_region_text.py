@@ -110,6 +110,17 @@ def unit(embeds: Tensor) -> Tensor:
     return F.normalize(embeds, dim=-1, eps=torch.finfo(embeds.dtype).tiny)
 
 
+def vision_output(image: BaseModelOutputWithPooling, region_embeds: Tensor | None) -> RegionVisionOutput:
+    """What a vision model returns, from its image features and the normalized embeddings of its regions."""
+    return RegionVisionOutput(
+        image_embeds=unit(image.pooler_output),
+        region_embeds=region_embeds,
+        last_hidden_state=image.last_hidden_state,
+        hidden_states=image.hidden_states,
+        attentions=image.attentions,
+    )
+
+
 def scatter(rows: Tensor, real: Tensor) -> Tensor:
     """Rows of the real regions `(n, D)` into their slots `(B, R, D)`, zeros elsewhere."""
     slots = rows.new_zeros(*real.shape, rows.shape[-1])
