@@ -1,7 +1,7 @@
 """What all encoders have in common: lists and single items, batches, progress, remembered texts, forms of results."""
 
 import logging as python_logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -105,9 +105,9 @@ class BaseEncoder:
         call = self._region_call(prompt or self.prompt)
         found: dict[int, Tensor] = {}
         inputs_of_parts = prepared(call, parts, num_workers, self._shows(show_progress_bar), "regions")
-        for part, inputs in zip(parts.numbers, inputs_of_parts, strict=True):
-            features = self._region_features(inputs, batch_size, mode).float().cpu()
-            for number, rows in zip(part, features, strict=True):
+        features_of_parts = self._features_of_parts(inputs_of_parts, batch_size, mode)
+        for part, features in zip(parts.numbers, features_of_parts, strict=True):
+            for number, rows in zip(part, features.float().cpu(), strict=True):
                 found[number] = rows[: counts[number]]
         rows = [found[number] if number in found else torch.zeros(0, self.width) for number in range(len(items))]
         if normalize_embeddings:
@@ -232,11 +232,14 @@ class BaseEncoder:
             not asked for; float32, normalized, where the model computed them (the call may return before it has).
         """
         rows, whole = [torch.zeros(0, self.width, device=input_device(self.model))], None
-        for numbers, inputs in batch.parts:
-            if batch.joint:
-                features, whole = self._joint_features(inputs)
-            else:
-                features = self._region_features(inputs, batch_size, None)
+        found: Iterable[Tensor]
+        if batch.joint:
+            ((_, inputs),) = batch.parts
+            features, whole = self._joint_features(inputs)
+            found = [features]
+        else:
+            found = self._features_of_parts((inputs for _, inputs in batch.parts), batch_size, None)
+        for (numbers, _), features in zip(batch.parts, found, strict=True):
             rows += [row[: batch.counts[number]] for number, row in zip(numbers, features, strict=True)]
         if batch.images is not None:
             whole = self._image_features(batch.images["pixel_values"], False)
@@ -321,6 +324,10 @@ class BaseEncoder:
     def _region_features(self, inputs: Any, batch_size: int, mode: str | None) -> Tensor:
         """`(B, R, D)` of a part of images; rows beyond an image's regions are padding."""
         raise NotImplementedError
+
+    def _features_of_parts(self, parts: Iterable[Any], batch_size: int, mode: str | None) -> Iterator[Tensor]:
+        """`_region_features` of some parts, in their order."""
+        return (self._region_features(inputs, batch_size, mode) for inputs in parts)
 
     def _image_features(self, pixel_values: Tensor, unscaled_mask: bool) -> Tensor:
         """`(B, D)` of whole images."""
