@@ -87,7 +87,7 @@ class First:
 
     def __call__(self, shards):
         for shard in shards:
-            path = between_path(self.output, 0, shard.number, ".json")
+            path = between_path(self.output, 0, shard.number)
             if not path.exists():
                 with open(self.calls, "a") as file:
                     file.write(f"first {shard.number}\n")
@@ -108,7 +108,7 @@ class Second:
         for shard in shards:
             if shard.number == self.stop_at:
                 raise KeyboardInterrupt
-            numbers = json.loads(between_path(self.output, 0, shard.number, ".json").read_text())
+            numbers = json.loads(between_path(self.output, 0, shard.number).read_text())
             with whole_file(self.output / "data" / f"{shard.number:05d}.json") as unfinished:
                 unfinished.write_text(json.dumps([2 * number for number in numbers]))
             yield shard, {"items": len(shard)}

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         raise
     if os.name == "posix":  # elsewhere a folder can't be opened
         _sync(path.parent, os.O_RDONLY)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that a disk is full; libraries that are not written in Python say so in words alone."""
+    return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -145,7 +145,7 @@ class ProposalPass:
 
     def __call__(self, shards: Iterator[Shard]) -> Iterator[tuple[Shard, dict[str, Any]]]:
         for shard in shards:
-            path = between_path(self.output, self.number, shard.number, ".parquet")
+            path = between_path(self.output, self.number, shard.number)
             if not path.exists():
                 found = [self._propose(position) for position in shard.positions]
                 columns = {"position": list(shard.positions), "regions": found}
@@ -170,5 +170,5 @@ def _schema() -> pa.Schema:
 
 @lru_cache(maxsize=2)
 def _read_proposals(output: Path, shard: int) -> dict[int, list[Region]]:
-    columns = pq.read_table(between_path(output, 0, shard, ".parquet")).to_pydict()
+    columns = pq.read_table(between_path(output, 0, shard)).to_pydict()
     return dict(zip(columns["position"], columns["regions"], strict=True))

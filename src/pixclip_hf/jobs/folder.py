@@ -47,8 +47,8 @@ class JobFolder:
 
     def _start_or_continue(self, settings: Mapping[str, Any]) -> None:
         for folder in (self.path, *(self.path / name for name in self.folders)):
-            for leftover in folder.glob(f"*{UNFINISHED}"):  # of a run that was killed
-                leftover.unlink(missing_ok=True)
+            for leftover in [name for name in file_names(folder) if name.endswith(UNFINISHED)]:  # of a run that died
+                (folder / leftover).unlink(missing_ok=True)
         path = self.path / self.settings_name
         if not path.exists():
             write_json(path, settings)
@@ -70,12 +70,24 @@ class JobFolder:
     def done(self, shards: int) -> np.ndarray:
         """Which of so many shards are done: `(S,)` bool."""
         found = np.zeros(shards, dtype=bool)
-        with os.scandir(self.path / MANIFESTS) as entries:
-            for entry in entries:
-                name, suffix = os.path.splitext(entry.name)
-                if suffix == ".json" and not name.startswith("."):
-                    found[int(name)] = True
+        found[done_shards(self.path)] = True
         return found
+
+
+def file_names(folder: Path) -> Iterator[str]:
+    """The names of the files and folders in a folder, one after another: a list of a million takes 100 MB. None where
+    the folder does not exist."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry.name
+
+
+def done_shards(output: str | os.PathLike) -> np.ndarray:
+    """The numbers of the shards that are done, ascending: `(D,)` int64."""
+    names = (os.path.splitext(name) for name in file_names(Path(output, MANIFESTS)))
+    numbers = (int(name) for name, suffix in names if suffix == ".json" and not name.startswith("."))
+    return np.sort(np.fromiter(numbers, dtype=np.int64))
 
 
 def manifest_path(output: Path, number: int) -> Path:
@@ -91,5 +103,5 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def manifests(output: str | os.PathLike) -> Iterator[dict[str, Any]]:
     """The manifests of the shards that are done, in their order."""
-    for path in sorted(Path(output, MANIFESTS).glob("*.json"), key=lambda path: int(path.stem)):
-        yield json.loads(path.read_text(encoding="utf-8"))
+    for number in done_shards(output):
+        yield json.loads(manifest_path(Path(output), int(number)).read_text(encoding="utf-8"))
