@@ -29,18 +29,22 @@ class ExactStore:
     INDEXES = ("auto", "none")
 
     def __init__(self, place: Path, name: str, width: int, dtype: str, options: StoreOptions):
-        if options.index not in self.INDEXES:
-            raise ValueError(f"`index` of the store 'exact' must be one of {self.INDEXES}, got {options.index!r}.")
-        if options.url is not None:
-            raise ValueError(f"`url` must be None for the store 'exact', which is a folder, got {options.url!r}.")
+        self.check(width, options)
         self.place, self.schema, self.width = place, store_schema(width, dtype), width
         place.mkdir(parents=True, exist_ok=True)
         self._tables: list[pa.Table] | None = None
 
+    @classmethod
+    def check(cls, width: int, options: StoreOptions) -> None:
+        if options.index not in cls.INDEXES:
+            raise ValueError(f"`index` of the store 'exact' must be one of {cls.INDEXES}, got {options.index!r}.")
+        if options.url is not None:
+            raise ValueError(f"`url` must be None for the store 'exact', which is a folder, got {options.url!r}.")
+
     def __len__(self) -> int:
         return sum(len(table) for table in self._opened())
 
-    def add(self, shard: int, rows: pa.Table) -> None:
+    def add(self, shard: int, rows: pa.Table, again: bool) -> None:
         with whole_file(self.place / f"{shard:05d}.arrow") as unfinished:
             with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, self.schema) as writer:
                 writer.write_table(rows.cast(self.schema), max_chunksize=BLOCK)
