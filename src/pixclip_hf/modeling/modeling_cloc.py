@@ -41,7 +41,7 @@ from .modeling_region_text import (
     wants_loss,
 )
 from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights, roi_align
-from .modeling_text import LogitScale, ScaledLinear
+from .modeling_text import ScaledLinear, build_logit_scale
 
 
 @dataclass
@@ -318,13 +318,17 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
 
     def __init__(self, config: CLOCConfig):
         super().__init__(config)
-        self.region_logit_scale = LogitScale(config.logit_scale_init_value)
+        self.region_logit_scale = build_logit_scale(config)
         self.box_head = CLOCBoxHead(config.vision_config.hidden_size) if config.grounding else None
         self.post_init()
 
     def get_logit_scale(self) -> Tensor:
         """Scalar: the inverse temperature between regions and texts."""
         return self.region_logit_scale()
+
+    def get_logit_bias(self) -> Tensor | None:
+        """Scalar: the bias of the logits between regions and texts; None with `contrastive_objective="softmax"`."""
+        return self.region_logit_scale.get_bias()
 
     @can_return_tuple
     def ground(
