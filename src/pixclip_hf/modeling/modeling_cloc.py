@@ -167,7 +167,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             region_masks (`(B, R, H, W)`): 1 inside the region. A mask prompts by its own pixels if
                 `config.prompts_by_coverage` is true, and by its tight box otherwise.
             prompt: `"box"` or `"mask"`, which of the two prompts; it may be left out where only one is given.
-            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can.
+            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
+                multiples of its patch size.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the image

@@ -435,7 +435,8 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
 
         Args:
             pixel_values (`(B, 3, H, W)`).
-            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can.
+            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
+                multiples of its patch size.
 
         Returns:
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
@@ -456,6 +457,13 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
         # No vision tower has a key-value cache, and the text tower's is never used: see `encode_text`.
         kwargs.pop("use_cache", None)
         if interpolate_pos_encoding:
+            patch = self.config.vision_config.patch_size
+            if pixel_values.shape[-2] % patch or pixel_values.shape[-1] % patch:
+                # No patch would cover the rest, and boxes and masks would lie beside their patches.
+                raise ValueError(
+                    f"`pixel_values` must have sides that are multiples of the patch size {patch}, got "
+                    f"{tuple(pixel_values.shape[-2:])}."
+                )
             # Not every family of towers has the argument.
             kwargs["interpolate_pos_encoding"] = True
         return self.vision_model(pixel_values=pixel_values, **(kwargs | {"return_dict": True}))
