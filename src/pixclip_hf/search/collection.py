@@ -217,7 +217,9 @@ class Collection:
                 item = opened.read(hit.position)
                 images[name] = read_image(item)[1]
             except (LeftOut, IndexError) as error:
-                raise FileNotFoundError(f"The image {name!r} is no longer where it was embedded from.") from error
+                raise FileNotFoundError(
+                    f"The image {name!r} is no longer where it was: `source` may say where it is now."
+                ) from error
             if item.name != name:
                 raise FileNotFoundError(f"The image {name!r} is no longer where it was: {item.name!r} is there.")
         return images
