@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..data.sources import name_source
-from ..data.whole_files import write_text
+from ..data.whole_files import write_utf8
 from ..evaluation.report import markdown_table
 from ..images import open_image
 from ..jobs.folder import manifests
@@ -79,7 +79,7 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
     ]
     text = "\n".join(lines) + "\n"
     # The name of a folder may be no UTF-8.
-    write_text(output / "report.md", text, errors="backslashreplace")
+    write_utf8(output / "report.md", text, errors="backslashreplace")
     return text
 
 

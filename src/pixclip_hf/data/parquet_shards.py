@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, table_cast
 from filelock import FileLock
+from pyarrow.parquet import ParquetFile
 from transformers.utils import logging
 
 from ..images import store_image, stored_bytes
@@ -116,14 +117,17 @@ class ParquetShards:
         return path
 
     def _write_arrow(self, shard: int, part: Path) -> None:
+        path = self.paths[shard]
+        # The one that reads compares the checksums of pages.
         with (
-            pq.ParquetFile(self.paths[shard], page_checksum_verification=True) as file,
+            pq.ParquetFile(path) as footer,
+            ParquetFile(path, metadata=footer.metadata, page_checksum_verification=True) as file,
             pa.ipc.new_stream(str(part), record_features().arrow_schema) as writer,
         ):
             for group in range(file.num_row_groups):
                 size = rows_within(file.metadata.row_group(group), _GROUP_BYTES)
                 for batch in file.iter_batches(size, row_groups=[group]):
-                    writer.write_table(in_record_schema(pa.Table.from_batches([batch]), self.paths[shard]))
+                    writer.write_table(in_record_schema(pa.Table.from_batches([batch]), path))
 
 
 def _whole_table(path: Path, rows: int) -> MemoryMappedTable | None:

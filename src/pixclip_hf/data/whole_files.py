@@ -81,7 +81,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def write_text(path: str | os.PathLike, text: str, errors: str = "strict") -> None:
+def write_utf8(path: str | os.PathLike, text: str, errors: str = "strict") -> None:
     """Writes a file of UTF-8, whole or not at all; `errors` as in `str.encode`."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors=errors)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ..data.whole_files import write_json, write_text
+from ..data.whole_files import write_json, write_utf8
 from ..outgoing import markdown_code, plain_markdown
 
 
@@ -148,7 +148,7 @@ def write_results(
             sections.append(f"Left out: {plain_markdown(left_out)}.\n")
         sections += [f"{plain_markdown(note)}\n" for note in result.notes]
     sections += [f"![{Path(name).stem}]({name})\n" for name in pictures]
-    write_text(folder / "results.md", "\n".join(sections), errors="backslashreplace")
+    write_utf8(folder / "results.md", "\n".join(sections), errors="backslashreplace")
 
 
 def _plain(value: object) -> object:
