@@ -38,9 +38,10 @@ _PATH = re.compile(
     r"""(?<![\w.~:/\\<-])(?:file://)?(?:/|~/|[A-Za-z]:[\\/]|\\\\)(?:[^\s/\\'"`<>|,;()\[\]{}]+[\\/])+[^\s/\\'"`<>|,;()\[\]{}]*"""
 )
 _NUMBERS = (".safetensors", ".bin", ".parquet", ".arrow", ".gguf", ".onnx")  # shards are looked at by column
-# A backslash before them makes them text; "@" only where a mail address would become a link.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # which hold words of any text
-_MARKUP = re.compile(r"([\\<>\[\]|]|@(?=[\w-]+\.\w))")
+# A backslash before them makes them text. A backslash itself only where it would do that to what follows, "@" only
+# where a mail address would become a link.
+_MARKUP = re.compile(r"(\\(?=[!-/:-@\[-`{-~]|$)|[<>\[\]|]|@(?=[\w-]+\.\w))")
 
 
 def is_hub_id(name: Any) -> bool:

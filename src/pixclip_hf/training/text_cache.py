@@ -154,7 +154,8 @@ class TextEmbeddingCache:
         if missing:
             self._compute(missing, batch_size, texts_per_file, state)
         for path in self._damaged:
-            path.unlink(missing_ok=True)
+            for file in (path, path.with_suffix(".json")):
+                file.unlink(missing_ok=True)
         state.wait_for_everyone()
         self._open()
         return len(missing)
