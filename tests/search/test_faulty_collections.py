@@ -15,13 +15,13 @@ pytest.importorskip("lancedb", reason="needs pip install pixclip-hf[search]")
 pytest.importorskip("qdrant_client", reason="needs pip install pixclip-hf[search]")
 
 from pixclip_hf.cards import public_settings  # noqa: E402
+from pixclip_hf.data.whole_files import write_json  # noqa: E402
 from pixclip_hf.embedding import command as embedding  # noqa: E402
 from pixclip_hf.embedding.encoder_choice import EncoderChoice  # noqa: E402
 from pixclip_hf.embedding.folder import EmbeddingFolder, embedding_counts  # noqa: E402
 from pixclip_hf.embedding.reading import Reader  # noqa: E402
 from pixclip_hf.embedding.regions import Grid  # noqa: E402
 from pixclip_hf.embedding.run import embed  # noqa: E402
-from pixclip_hf.jobs.folder import write_json  # noqa: E402
 from pixclip_hf.search import Collection, Filter, Query, StoreOptions, store_folder  # noqa: E402
 from pixclip_hf.search.store import STORES, store_class  # noqa: E402
 

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("lancedb", reason="needs pip install pixclip-hf[search]")
 pytest.importorskip("qdrant_client", reason="needs pip install pixclip-hf[search]")
 
+from pixclip_hf.data.whole_files import write_json  # noqa: E402
 from pixclip_hf.embedding.folder import EmbeddingFolder, embedding_features, shard_path  # noqa: E402
-from pixclip_hf.jobs.folder import write_json  # noqa: E402
 from pixclip_hf.search import StoreOptions, lance_store  # noqa: E402
 from pixclip_hf.search import store_folder as store_folders  # noqa: E402
 from pixclip_hf.search.store import STORES, Filter  # noqa: E402

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from transformers.utils import logging
 
-from ..data.whole_files import UNFINISHED, whole_file
+from ..data.whole_files import UNFINISHED, file_fault, only_writer, write_json
+
+logger = logging.get_logger(__name__)
 
 MANIFESTS = "shards"
+SIZES = "bytes"
+"""Entry of a manifest: the files of its shard, and how large they are."""
 BETWEEN = "between"
 
 
@@ -38,12 +42,9 @@ class JobFolder:
         """
         for name in self.folders:
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                self._start_or_continue(settings)
-                yield
-        except Timeout as error:
-            raise ValueError(f"`output` {str(self.path)!r} is being written to by another process.") from error
+        with only_writer(self.path, "`output`"):
+            self._start_or_continue(settings)
+            yield
 
     def _start_or_continue(self, settings: Mapping[str, Any]) -> None:
         for folder in (self.path, *(self.path / name for name in self.folders)):
@@ -68,9 +69,15 @@ class JobFolder:
                 )
 
     def done(self, shards: int) -> np.ndarray:
-        """Which of so many shards are done: `(S,)` bool."""
+        """Which of so many shards are done: `(S,)` bool. A shard whose files were cut or removed since is named in a
+        warning, and is to be done again."""
         found = np.zeros(shards, dtype=bool)
-        found[done_shards(self.path)] = True
+        for number in map(int, done_shards(self.path)):
+            if (fault := _shard_fault(self.path, number)) is None:
+                found[number] = True
+            else:
+                logger.warning(f"Shard {number} of {str(self.path)!r} is done again: {fault}.")
+                manifest_path(self.path, number).unlink()
         return found
 
 
@@ -84,21 +91,30 @@ def file_names(folder: Path) -> Iterator[str]:
 
 
 def done_shards(output: str | os.PathLike) -> np.ndarray:
-    """The numbers of the shards that are done, ascending: `(D,)` int64."""
+    """The numbers of the shards that have a manifest, ascending: `(D,)` int64."""
     names = (os.path.splitext(name) for name in file_names(Path(output, MANIFESTS)))
     numbers = (int(name) for name, suffix in names if suffix == ".json" and not name.startswith("."))
     return np.sort(np.fromiter(numbers, dtype=np.int64))
 
 
+def _shard_fault(output: Path, number: int) -> str | None:
+    path = manifest_path(output, number)
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8")).get(SIZES, {})
+    except (ValueError, AttributeError):
+        return f"{path.name} is no JSON of a manifest"
+    faults = ((name, file_fault(output / name, [size], content=False)) for name, size in sizes.items())
+    return next((f"{name} {fault}" for name, fault in faults if fault), None)
+
+
+def file_sizes(output: Path, paths: Sequence[Path]) -> dict[str, int]:
+    """What a manifest keeps of the files of its shard under [`SIZES`], by their names in the folder."""
+    return {path.relative_to(output).as_posix(): path.stat().st_size for path in paths}
+
+
 def manifest_path(output: Path, number: int) -> Path:
     """The file that says that a shard is done, and what became of it."""
     return output / MANIFESTS / f"{number:05d}.json"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file of JSON, whole or not at all."""
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def manifests(output: str | os.PathLike) -> Iterator[dict[str, Any]]:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from ..data.whole_files import is_full_disk
-from .folder import BETWEEN, JobFolder, file_names, manifest_path, write_json
+from ..data.whole_files import is_full_disk, write_json
+from .folder import BETWEEN, JobFolder, file_names, manifest_path
 from .plan import Plan, Shard
 
 ENGINES = ("local", "ray")

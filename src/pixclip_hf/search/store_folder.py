@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..data.source_index import digest
-from ..data.whole_files import is_full_disk
+from ..data.whole_files import is_full_disk, only_writer, write_json
 from ..embedding.folder import EmbeddingFolder, shard_path
-from ..jobs.folder import MANIFESTS, done_shards, manifest_path, write_json
+from ..jobs.folder import MANIFESTS, done_shards, manifest_path
 from .store import STORES, Store, StoreOptions, place_of, store_class, store_rows
 
 STORE = "store.json"
@@ -74,7 +74,7 @@ def open_store(
             missing = np.setdiff1d(shards, done_shards(place), assume_unique=True)
             index = {key: value for key, value in asdict(options).items() if key != "probes"}
             if len(missing) or not (place / STORE).exists() or _read(place).get("indexed") != [len(opened), index]:
-                with _claimed(place):
+                with only_writer(place, "The store"):
                     _fill(opened, folder.path, place, shards)
                     opened.build()
                     stamp = {"format_version": STORE_VERSION, "package_version": __version__, "store": store}
@@ -140,21 +140,20 @@ def _fill(store: Store, folder: Path, place: Path, shards: np.ndarray) -> None:
     # Looked up again: another process may have added some before the store was claimed.
     missing = np.setdiff1d(shards, done_shards(place), assume_unique=True)
     for number in map(int, missing[np.argsort(missing != interrupted, kind="stable")]):
-        rows = pq.read_table(shard_path(folder, number))
+        rows = _read_shard(shard_path(folder, number))
         if len(rows):
             write_json(begun, {"shard": number})
             store.add(number, store_rows(rows, number), again=number == interrupted)
         write_json(manifest_path(place, number), {"rows": len(rows)})
 
 
-@contextmanager
-def _claimed(place: Path) -> Iterator[None]:
-    place.mkdir(parents=True, exist_ok=True)
+def _read_shard(path: Path) -> pa.Table:
     try:
-        with FileLock(place / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise ValueError(f"The store {str(place)!r} is being written to by another process.") from error
+        return pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{str(path)!r} is damaged: {error}. Delete it and run `pixclip-hf embed` again, which writes it anew."
+        ) from error
 
 
 @contextmanager
