@@ -232,7 +232,7 @@ def test_many_shards_are_numbers(tmp_path):
         pass
     numbers = [*range(0, 8_000, 2), 99_999, 100_000]
     for number in numbers:
-        (tmp_path / "shards" / f"{number:05d}.json").touch()
+        (tmp_path / "shards" / f"{number:05d}.json").write_text("{}")
     (tmp_path / "shards/.00001.json.1234.tmp").touch()
     tracemalloc.start()
     done = folder.done(100_001)
