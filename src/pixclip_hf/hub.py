@@ -15,6 +15,8 @@ from transformers import AutoModel, AutoProcessor
 
 from .cards import EMBEDDING_SETTINGS, PAGE, dataset_shards, is_hub_id, public_settings, write_card, write_dataset_card
 from .command_help import HelpFormatter
+from .embedding.folder import check_shard
+from .finite import check_finite_weights
 
 DESCRIPTION = """\
 Publishes a trained model: weights, configuration, processor, tokenizer, code, and a card filled from its run.
@@ -98,13 +100,15 @@ def publish_dataset(
         The commit.
 
     Raises:
-        ValueError: as [`write_dataset_card`].
+        ValueError: as [`write_dataset_card`]; or an embedding that is not finite.
         huggingface_hub.errors.HfHubHTTPError: as [`publish`].
     """
     folder = Path(folder)
     paths = [write_dataset_card(folder, repo_id, kind, **options), *dataset_shards(folder)]
     contents = {}
     if kind == "embeddings":
+        for shard in dataset_shards(folder):
+            check_shard(shard)
         paths.append(folder / EMBEDDING_SETTINGS)
         contents[EMBEDDING_SETTINGS] = (json.dumps(public_settings(folder), indent=1) + "\n").encode("utf-8")
     return _push(folder, paths, repo_id, "dataset", private, token, revision, commit_message, contents)
@@ -175,12 +179,13 @@ def write_folder(
         `folder`.
 
     Raises:
-        ValueError: a folder with files in it, adapters whose base is a local folder, `merge` without adapters, or
-            an evaluation of another model.
+        ValueError: a folder with files in it, a model whose weights are not finite, adapters whose base is a local
+            folder, `merge` without adapters, or an evaluation of another model.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"`folder` must be empty or not exist, got {str(folder)!r}, which has files in it.")
+    check_finite_weights(model)
     adapters = hasattr(model, "merge_and_unload")
     if getattr(model, "_hf_peft_config_loaded", False) and not adapters:
         raise ValueError(

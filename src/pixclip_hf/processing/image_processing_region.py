@@ -11,6 +11,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 
 from .processing_geometry import Geometry, clip_boxes
 from .processing_images import load_images
+from .processing_numbers import as_float64, most_pixels, read_whole
 
 
 class RegionImageProcessor(PilBackend):
@@ -98,7 +99,7 @@ class RegionImageProcessor(PilBackend):
         """
         results = []
         for geometry, values in self._with_geometries(boxes, target_sizes, "boxes"):
-            shares = values.cpu().double().numpy()
+            shares = as_float64(values, "boxes")
             if shares.ndim != 2 or shares.shape[-1] != 4:
                 raise ValueError(f"boxes must have shape (R, 4) for each image, got {shares.shape}")
             height, width = geometry.output_size
@@ -132,11 +133,20 @@ class RegionImageProcessor(PilBackend):
         return results
 
     def _with_geometries(self, values: Any, target_sizes: Any, name: str) -> list[tuple[Geometry, torch.Tensor]]:
-        given = [tuple(int(side) for side in size) for size in target_sizes]
+        given = [
+            tuple(
+                read_whole(side.item() if isinstance(side, torch.Tensor) else side, f"target_sizes[{i}][{j}]", 1)
+                for j, side in enumerate(size)
+            )
+            for i, size in enumerate(target_sizes)
+        ]
         if len(values) != len(given) or not all(len(size) == 2 for size in given):
             raise ValueError(
                 f"target_sizes must hold a (height, width) for each of the {len(values)} images of {name}, got {given}"
             )
+        for i, (height, width) in enumerate(given):
+            if height * width > most_pixels():
+                raise ValueError(f"target_sizes[{i}] must be of at most {most_pixels()} pixels, got {given[i]}")
         sizes = [(height, width) for height, width in given]
         return list(zip(self.get_geometries(sizes), (torch.as_tensor(value) for value in values), strict=True))
 
@@ -150,6 +160,7 @@ def _geometries(image_sizes: list[tuple[int, int]], **settings: Any) -> list[Geo
         for i, canvas in enumerate(canvases):
             if canvas[0] > target[0] or canvas[1] > target[1]:
                 raise ValueError(f"pad_size {target} is smaller than image {i} after resizing, {canvas}")
+        _check_canvas(*target)
         canvases = [target] * len(canvases)
     elif len(set(canvases)) > 1:
         raise ValueError(
@@ -175,10 +186,23 @@ def _place(
         height, width = (other, edge) if width <= height else (edge, other)
     elif do_resize:
         raise ValueError(f"size must have 'height' and 'width', or 'shortest_edge', got {dict(size)}")
+    _check_canvas(height, width)
     if not do_center_crop:
         return (height, width), (0, 0, width, height)
+    _check_canvas(crop_size.height, crop_size.width)
     top, left = (height - crop_size.height) // 2, (width - crop_size.width) // 2
     return (crop_size.height, crop_size.width), (-left, -top, width - left, height - top)
+
+
+def _check_canvas(height: int, width: int) -> None:
+    """
+    Raises:
+        ValueError: an image would be resized, cropped or padded to no pixels, or to more than an image may have.
+    """
+    if min(height, width) < 1 or height * width > most_pixels():
+        raise ValueError(
+            f"size, crop_size and pad_size must give between 1 and {most_pixels()} pixels, got {height} x {width}"
+        )
 
 
 def _render(
