@@ -22,6 +22,7 @@ from pixclip_hf.evaluation.retrieval import nearest_keys, rank_right_keys, retri
 from pixclip_hf.evaluation.tasks import TASKS, run_task
 from pixclip_hf.evaluation.tasks.referring import refer_by_similarity
 from pixclip_hf.finite import check_finite, check_finite_weights
+from pixclip_hf.scenes.dataset import all_descriptions
 from pixclip_hf.scenes.measures import description_hits, pair_hits
 
 NAN, INF = float("nan"), float("inf")
@@ -100,13 +101,9 @@ def test_an_expression_without_a_score_is_a_miss(monkeypatch):
 
 
 def test_scenes_without_scores_are_misses():
-    from pixclip_hf.scenes.dataset import all_descriptions
-
-    records = [
-        {"regions": [{"caption": all_descriptions()[0], "long_caption": "x"}, {"caption": "y", "long_caption": "y"}]}
-    ]
+    name = all_descriptions()[0]
+    records = [{"regions": [{"caption": name, "long_caption": text} for text in "xy"]}]
     descriptions = torch.eye(len(all_descriptions()))
-    records[0]["regions"][1]["caption"] = all_descriptions()[0]
     regions = [torch.stack([descriptions[0], torch.full_like(descriptions[0], NAN)])]
     # The first description is where the largest of no numbers is found.
     assert description_hits(regions, records, descriptions).tolist() == [[True] * 3, [False] * 3]

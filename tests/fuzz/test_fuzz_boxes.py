@@ -34,7 +34,7 @@ def images_with_boxes(draw):
     return (height, width), boxes or [[0, 0, width, height]]
 
 
-@fuzz(4000, case=images_with_boxes(), name=st.sampled_from(sorted(PROCESSORS)))
+@fuzz(3000, case=images_with_boxes(), name=st.sampled_from(sorted(PROCESSORS)))
 def test_boxes_come_back(case, name):
     size, boxes = case
     processor = PROCESSORS[name]
@@ -46,7 +46,7 @@ def test_boxes_come_back(case, name):
     assert np.abs(back.numpy() - np.array(boxes)).max() <= 1e-5 * max(size) * 8
 
 
-@fuzz(4000, case=images_with_boxes())
+@fuzz(2000, case=images_with_boxes())
 def test_formats_say_the_same(case):
     size, boxes = case
     height, width = size
@@ -75,7 +75,7 @@ hostile_boxes = st.one_of(
 
 
 @fuzz(
-    8000,
+    5000,
     boxes=hostile_boxes,
     box_format=st.sampled_from(["xyxy", "xywh", "cxcywh"]),
     normalized=st.sampled_from([None, True, False]),
@@ -88,7 +88,7 @@ def test_no_box_gets_away(boxes, box_format, normalized):
 
 
 @fuzz(
-    2000,
+    1500,
     boxes=st.one_of(wild, wild_numbers),
     sizes=st.one_of(wild, st.lists(st.lists(wild_numbers, max_size=3), max_size=2)),
 )

@@ -25,7 +25,7 @@ def masks(draw):
     return np.asfortranarray(flat[: height * width].reshape(width, height).T)
 
 
-@fuzz(8000, mask=masks())
+@fuzz(6000, mask=masks())
 def test_codes_are_those_of_coco(mask):
     theirs = coco.encode(mask.astype(np.uint8, order="F"))
     assert encode_rle(mask) == {"size": list(mask.shape), "counts": theirs["counts"].decode()}
@@ -47,7 +47,7 @@ def plain_codes(draw):
     return {"size": [height, width], "counts": np.diff(cuts, prepend=0, append=height * width).tolist()}
 
 
-@fuzz(6000, rle=plain_codes())
+@fuzz(4000, rle=plain_codes())
 def test_plain_runs_are_those_of_coco(rle):
     theirs = coco.decode(coco.frPyObjects(rle, *rle["size"]))
     for counts in (rle["counts"], np.array(rle["counts"], dtype=np.uint32)):
@@ -74,7 +74,7 @@ hostile_codes = st.one_of(
 )
 
 
-@fuzz(8000, rle=hostile_codes)
+@fuzz(6000, rle=hostile_codes)
 def test_no_code_gets_away(rle):
     with named_errors("RLE", "counts", "mask"):
         mask = decode_rle(rle)
@@ -83,7 +83,7 @@ def test_no_code_gets_away(rle):
         assert read_mask(rle, (12, 17), "masks[0]").shape == (12, 17)
 
 
-@fuzz(3000, size=st.one_of(sizes.map(list), json_values), counts=st.one_of(code_texts, json_values))
+@fuzz(2000, size=st.one_of(sizes.map(list), json_values), counts=st.one_of(code_texts, json_values))
 def test_a_record_takes_the_codes_that_a_processor_takes(size, counts):
     height, width = (
         size
@@ -117,7 +117,7 @@ corners = st.one_of(
 rings = st.integers(3, 9).flatmap(lambda points: st.lists(corners, min_size=2 * points, max_size=2 * points))
 
 
-@fuzz(12000, polygon=st.lists(rings, min_size=1, max_size=3), size=sizes)
+@fuzz(8000, polygon=st.lists(rings, min_size=1, max_size=3), size=sizes)
 def test_polygons_are_those_of_coco(polygon, size):
     theirs = coco.decode(coco.merge(coco.frPyObjects(polygon, *size))).astype(bool)
     runs = polygon_runs(polygon, size)
@@ -133,7 +133,7 @@ hostile_rings = st.one_of(
 )
 
 
-@fuzz(6000, polygon=st.one_of(st.lists(hostile_rings, max_size=3), wild), size=sizes)
+@fuzz(4000, polygon=st.one_of(st.lists(hostile_rings, max_size=3), wild), size=sizes)
 def test_no_polygon_gets_away(polygon, size):
     if not isinstance(polygon, list | tuple):
         return

@@ -22,7 +22,7 @@ def matrices(draw):
     return np.array(values).reshape(rows, columns), draw(st.integers(0, 2**32))
 
 
-@fuzz(3000, case=matrices(), k=st.integers(1, 7))
+@fuzz(2000, case=matrices(), k=st.integers(1, 7))
 def test_classes(case, k):
     values, seed = case
     labels = np.random.default_rng(seed).integers(0, values.shape[1], len(values))
@@ -39,7 +39,7 @@ def test_classes(case, k):
     assert 0 <= low <= hits.mean() <= high <= 1
 
 
-@fuzz(3000, case=matrices(), k=st.integers(1, 7))
+@fuzz(2000, case=matrices(), k=st.integers(1, 7))
 def test_ranks(case, k):
     values, seed = case
     right = np.random.default_rng(seed).random(values.shape) < 0.4
@@ -65,7 +65,7 @@ def test_retrieval(case, k, block):
 
 
 @fuzz(
-    2000,
+    1500,
     boxes=st.lists(st.lists(st.one_of(scores, st.floats(-50, 50)), min_size=4, max_size=4), min_size=1, max_size=4),
 )
 def test_overlaps(boxes):

@@ -69,7 +69,7 @@ def images_with_regions(draw):
 
 
 @fuzz(
-    3000,
+    2000,
     name=processors,
     items=st.lists(images_with_regions(), min_size=1, max_size=3),
     kind=st.sampled_from(["boxes", "masks"]),
@@ -132,7 +132,7 @@ SETTINGS = {
 
 
 @fuzz(
-    7000,
+    4000,
     name=processors,
     images=odd_images,
     given=st.fixed_dictionaries({}, optional={"masks": wild, "boxes": wild, "text": texts, "region_text": texts}),
@@ -147,7 +147,7 @@ def test_nothing_gets_away(name, images, given, settings):
 
 
 @fuzz(
-    4000,
+    3000,
     name=processors,
     item=images_with_regions(),
     values=st.one_of(wild_numbers, wild),
@@ -164,7 +164,7 @@ FORMATS = ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]
 
 
 @fuzz(
-    3000,
+    2000,
     image=pictures(modes=("RGB",)),
     kind=st.sampled_from(FORMATS),
     changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), max_size=4),
@@ -186,7 +186,7 @@ def test_no_file_gets_away(image, kind, changes, cut):
 
 
 @fuzz(
-    2000,
+    1500,
     images=st.one_of(odd_images, json_values),
     convert=st.sampled_from([True, False, None]),
     order=st.sampled_from(["channels_first", "channels_last", None]),

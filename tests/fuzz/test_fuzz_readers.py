@@ -90,7 +90,7 @@ def region_lines(draw):
 @st.composite
 def yolo_files(draw):
     values = st.one_of(plain_numbers, st.sampled_from(["x", "1e999", "nan", "9" * 5000]))
-    lines = draw(st.lists(st.lists(values, max_size=9).map(lambda line: " ".join(map(_number, line))), max_size=3))
+    lines = draw(st.lists(st.lists(values, max_size=9).map(lambda line: " ".join(map(str, line))), max_size=3))
     return (
         "yolo",
         {"images/a.png": None, "labels/a.txt": "\n".join(lines), "data.yaml": "names: [cup, mug]\ntrain: images\n"},
@@ -103,11 +103,11 @@ def voc_files(draw):
     edges = st.one_of(st.integers(1, 20), plain_numbers, st.sampled_from(["x", ""]))
     found = ""
     for _ in range(draw(st.integers(0, 2))):
-        corners = "".join(f"<{name}>{_number(draw(edges))}</{name}>" for name in ("xmin", "ymin", "xmax", "ymax"))
+        corners = "".join(f"<{name}>{str(draw(edges))}</{name}>" for name in ("xmin", "ymin", "xmax", "ymax"))
         name = escape(draw(st.sampled_from(["cup", "", "<b>"])))
         found += f"<object><name>{name}</name><bndbox>{corners}</bndbox></object>"
     size = "".join(
-        f"<{side}>{_number(draw(st.one_of(st.just(value), plain_numbers)))}</{side}>"
+        f"<{side}>{str(draw(st.one_of(st.just(value), plain_numbers)))}</{side}>"
         for side, value in (("width", 20), ("height", 14))
     )
     return (
@@ -119,7 +119,7 @@ def voc_files(draw):
 
 @st.composite
 def csv_files(draw):
-    cells = st.one_of(plain_numbers.map(lambda value: _number(value)), st.sampled_from(["", "x", '"a, b"']))
+    cells = st.one_of(plain_numbers.map(str), st.sampled_from(["", "x", '"a, b"']))
     rows = draw(
         st.lists(st.lists(cells, min_size=6, max_size=6).map(lambda row: ",".join(["a.png", *row])), max_size=3)
     )
@@ -145,13 +145,6 @@ def vg_files(draw):
         {"r.json": json.dumps(content), "image_data.json": json.dumps(sizes), "val2017/1.jpg": None},
         {"annotations": "r.json", "images": "val2017"},
     )
-
-
-def _number(value):
-    try:
-        return str(value)
-    except ValueError:  # more digits than Python writes
-        return "9" * 5000
 
 
 class Folders:
@@ -181,7 +174,7 @@ def opened(folder, case):
     return open_source(kind, **paths)
 
 
-@fuzz(3000, case=st.one_of(coco_files(), region_lines(), yolo_files(), voc_files(), csv_files(), vg_files()))
+@fuzz(1500, case=st.one_of(coco_files(), region_lines(), yolo_files(), voc_files(), csv_files(), vg_files()))
 def test_a_record_or_a_named_error(case):
     with Folders() as folder:
         try:
@@ -199,7 +192,7 @@ def test_a_record_or_a_named_error(case):
                 validate_record(record)
 
 
-@fuzz(800, case=st.one_of(coco_files(), region_lines()))
+@fuzz(400, case=st.one_of(coco_files(), region_lines()))
 def test_evaluation_reads_what_can_be_embedded(case):
     with Folders() as folder:
         folder.write(case[1])

@@ -95,21 +95,14 @@ def write(path, found):
                     fields["width"], fields["height"] = Image.open(io.BytesIO(row["image"])).size
                 except Exception:  # no image: any size will do
                     fields["width"] = fields["height"] = 1
-            for suffix, content in (("png", row["image"]), ("json", _json(fields))):
+            for suffix, content in (("png", row["image"]), ("json", json.dumps(fields).encode())):
                 member = tarfile.TarInfo(f"{number:03d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
 
 
-def _json(fields):
-    try:
-        return json.dumps(fields).encode("utf-8", "surrogatepass")
-    except ValueError:  # more digits than Python writes
-        return b'{"captions": ' + b"9" * 5000 + b"}"
-
-
 @fuzz(
-    2500, found=st.lists(rows, min_size=1, max_size=5), name=st.sampled_from(sorted(COLLATORS)), size=st.integers(1, 3)
+    1200, found=st.lists(rows, min_size=1, max_size=5), name=st.sampled_from(sorted(COLLATORS)), size=st.integers(1, 3)
 )
 def test_what_a_stream_gives_trains(found, name, size):
     from datasets import IterableDataset

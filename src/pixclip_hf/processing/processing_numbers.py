@@ -18,11 +18,11 @@ def most_pixels() -> int:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: the start of its `repr`, or its type where Python refuses to write so long a number."""
+    """A value in a message: the start of its `repr`, or its type where Python refuses to write a number so long."""
     try:
         return f"{value!r:.80}"
     except Exception:  # any: it must not hide what the message is about
-        return f"a {type(value).__name__} that can't be shown"
+        return f"a value of type {type(value).__name__}"
 
 
 def as_array(values: Any, name: str) -> np.ndarray:
@@ -35,24 +35,29 @@ def as_array(values: Any, name: str) -> np.ndarray:
             array.
     """
     try:
-        return np.asarray(_plain(values, name, depth=2))
+        return np.asarray(_plain(values))
     except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError) as error:
         raise ValueError(
             f"{name} must be numbers in an array or in lists of equal length, got {shown(values)}: {error}"
         ) from error
 
 
-def _plain(values: Any, name: str, depth: int) -> Any:
-    # Tensors are known by their methods: importing torch would cost those who only read records a second.
-    if hasattr(values, "detach") and hasattr(values, "numpy"):
+def _plain(values: Any) -> Any:
+    if _is_tensor(values):
         if values.is_meta:
             raise ValueError("a tensor on the device 'meta' holds no numbers")
         values = values.detach().cpu()
         half = values.is_floating_point() and values.itemsize < 4
         return (values.float() if half else values).numpy()
-    if depth and isinstance(values, list | tuple):
-        return [_plain(value, name, depth - 1) for value in values]
-    return values
+    # By the first entry: the lists of a file, which are long, hold numbers alone.
+    first = values[0] if isinstance(values, list | tuple) and values else None
+    inner = first[0] if isinstance(first, list | tuple) and first else None
+    return [_plain(value) for value in values] if _is_tensor(first) or _is_tensor(inner) else values
+
+
+def _is_tensor(value: Any) -> bool:
+    # Importing torch would cost those who only read records a second.
+    return hasattr(value, "detach") and hasattr(value, "is_meta")
 
 
 def as_float64(values: Any, name: str) -> np.ndarray:
