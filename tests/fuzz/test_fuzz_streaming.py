@@ -27,7 +27,7 @@ COLLATORS = {
 
 def png(mode, size):
     buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, format="TIFF" if mode == "F" else "PNG")
+    Image.new(mode, size).save(buffer, format="TIFF" if mode in ("I", "F") else "PNG")
     return buffer.getvalue()
 
 

@@ -25,7 +25,7 @@ def shown(value: Any) -> str:
         return f"a value of type {type(value).__name__}"
 
 
-def as_array(values: Any, name: str) -> np.ndarray:
+def as_array(values: Any, name: str, expected: str = "numbers in an array, or in lists of equal length") -> np.ndarray:
     """
     Numbers in any form as an array of their own type: lists, arrays, and tensors of any device, with or without a
     gradient, also as the entries of a list.
@@ -37,9 +37,7 @@ def as_array(values: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(_plain(values))
     except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError) as error:
-        raise ValueError(
-            f"{name} must be numbers in an array or in lists of equal length, got {shown(values)}: {error}"
-        ) from error
+        raise ValueError(f"{name} must be {expected}, got {shown(values)}: {error}") from error
 
 
 def _plain(values: Any) -> Any:
@@ -60,21 +58,21 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "is_meta")
 
 
-def as_float64(values: Any, name: str) -> np.ndarray:
+def as_float64(values: Any, name: str, expected: str = "numbers") -> np.ndarray:
     """
     Numbers in any form of [`as_array`] as float64, of any shape and value: a copy.
 
     Raises:
         ValueError: no numbers, or integers beyond any float.
     """
-    found = as_array(values, name)
+    found = as_array(values, name, expected)
     try:
         if found.dtype.kind == "c":
             raise TypeError("complex numbers have no order")
         # Integers of any size come as objects.
         return found.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{name} must be numbers, got {shown(values)}: {error}") from error
+        raise ValueError(f"{name} must be {expected}, got {shown(values)}: {error}") from error
 
 
 def read_numbers(values: Any, name: str) -> np.ndarray:
@@ -118,8 +116,9 @@ def read_number(value: Any, name: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ValueError(f"{name} must be finite, got {value}")
-    if not -LARGEST <= value <= LARGEST:
+    number = int(value) if isinstance(value, int | np.integer) else float(value)
+    if number != number or number in (float("inf"), float("-inf")):
+        raise ValueError(f"{name} must be finite, got {number}")
+    if not -LARGEST <= number <= LARGEST:
         raise ValueError(f"{name} must be a number that a float32 holds, got {shown(value)}")
-    return float(value)
+    return float(number)

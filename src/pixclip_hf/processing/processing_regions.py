@@ -174,7 +174,7 @@ def read_boxes(
     """
     if box_format not in ("xyxy", "xywh", "cxcywh"):
         raise ValueError(f"box_format must be 'xyxy', 'xywh' or 'cxcywh', got {box_format!r}")
-    values = as_float64(boxes, name)
+    values = as_float64(boxes, name, "numbers of shape (R, 4)")
     if values.size == 0:
         return np.zeros((0, 4)), []
     if values.ndim != 2 or values.shape[1] != 4:

@@ -162,19 +162,40 @@ def _uncompress_counts(counts: bytes, size: tuple[int, int]) -> np.ndarray:
     first = np.concatenate([[0], last[:-1] + 1])
     lengths = last - first + 1
     if lengths.max() > 12:
-        raise ValueError("counts hold a run too long for 64 bits")
+        return _exact_runs(codes, size)
     position = np.arange(codes.size) - np.repeat(first, lengths)
     values = np.add.reduceat((codes & 0x1F) << (5 * position), first)
     values -= np.where(codes[last] & 0x10, np.int64(1) << (5 * lengths), 0)
-    # From the fourth on, a run is stored as the difference to the run two before; sums of such ones wrap around, too.
-    if np.abs(values).max() > size[0] * size[1]:
-        runs: list[int] = []
-        for value in values.tolist():
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
-        raise _no_sum(size, runs)
+    if np.abs(values).max() > size[0] * size[1]:  # sums of such ones may wrap around
+        return _exact_runs(codes, size)
+    # From the fourth on, a run is stored as the difference to the run two before.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
+
+
+def _exact_runs(codes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """
+    Run lengths of codes in integers of any size, which no sum wraps.
+
+    Raises:
+        ValueError: a code has more groups than 64 bits take, or the runs do not add up.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for code in codes.tolist():
+        if shift > 60:
+            raise ValueError("counts hold a run too long for 64 bits")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if not code & 0x20:
+            if code & 0x10:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if min(runs) < 0 or sum(runs) != size[0] * size[1]:
+        raise _no_sum(size, runs)
+    return np.array(runs, dtype=np.int64)
 
 
 def polygon_runs(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> RunMask:
@@ -259,7 +280,9 @@ def _ring_points(ring: Any) -> np.ndarray:
     try:
         points = read_numbers(ring, "a ring")
     except ValueError as error:
-        raise ValueError(f"a polygon is a list of flat rings [x0, y0, x1, ...]: {error}") from error
+        raise ValueError(
+            f"a polygon is a list of flat rings [x0, y0, x1, y1, ...] of at least three finite points: {error}"
+        ) from error
     if points.ndim != 1 or points.size < 6 or points.size % 2:
         raise ValueError(
             "a polygon is a list of flat rings [x0, y0, x1, y1, ...] of at least three finite points, "
