@@ -211,8 +211,14 @@ def test_target_sizes_are_bounded(sizes, message):
     with pytest.raises((ValueError, TypeError), match=message):
         PROCESSOR.post_process_boxes(torch.ones(1, 1, 4), sizes)
     assert len(PROCESSOR.post_process_boxes(torch.ones(1, 1, 4), torch.tensor([[4, 5]]))) == 1
-    with pytest.raises(ValueError, match="boxes .* 'meta'"):
+    with pytest.raises(ValueError, match="boxes.* 'meta'"):
         PROCESSOR.post_process_boxes(torch.ones(1, 1, 4, device="meta"), [(4, 5)])
+    for boxes in (3, torch.tensor(3), "3", [object()], [["x"]], [None]):
+        with pytest.raises((ValueError, TypeError), match="^boxes"):
+            PROCESSOR.post_process_boxes(boxes, [(4, 5)])
+    for given in (7, torch.tensor(7), [7], [[4, 5, 6]], torch.ones(1, 2, device="meta"), [["a", "b"]], None):
+        with pytest.raises((ValueError, TypeError), match="^target_sizes"):
+            PROCESSOR.post_process_boxes(torch.ones(1, 1, 4), given)
 
 
 @pytest.mark.parametrize(

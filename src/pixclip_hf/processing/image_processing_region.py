@@ -11,7 +11,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 
 from .processing_geometry import Geometry, clip_boxes
 from .processing_images import load_images
-from .processing_numbers import as_float64, most_pixels, read_whole
+from .processing_numbers import as_array, as_float64, most_pixels, read_whole, shown
 
 
 class RegionImageProcessor(PilBackend):
@@ -133,22 +133,41 @@ class RegionImageProcessor(PilBackend):
         return results
 
     def _with_geometries(self, values: Any, target_sizes: Any, name: str) -> list[tuple[Geometry, torch.Tensor]]:
-        given = [
-            tuple(
-                read_whole(side.item() if isinstance(side, torch.Tensor) else side, f"target_sizes[{i}][{j}]", 1)
-                for j, side in enumerate(size)
-            )
-            for i, size in enumerate(target_sizes)
-        ]
-        if len(values) != len(given) or not all(len(size) == 2 for size in given):
-            raise ValueError(
-                f"target_sizes must hold a (height, width) for each of the {len(values)} images of {name}, got {given}"
-            )
-        for i, (height, width) in enumerate(given):
-            if height * width > most_pixels():
-                raise ValueError(f"target_sizes[{i}] must be of at most {most_pixels()} pixels, got {given[i]}")
-        sizes = [(height, width) for height, width in given]
-        return list(zip(self.get_geometries(sizes), (torch.as_tensor(value) for value in values), strict=True))
+        is_list = isinstance(values, list | tuple) or (
+            isinstance(values, np.ndarray | torch.Tensor) and values.ndim > 0
+        )
+        if not is_list:
+            raise TypeError(f"{name} must be a tensor, or a list with one for each image, got {shown(values)}")
+        sizes = _target_sizes(target_sizes, len(values), name)
+        tensors = (_as_tensor(value, f"{name}[{i}]") for i, value in enumerate(values))
+        return list(zip(self.get_geometries(sizes), tensors, strict=True))
+
+
+def _target_sizes(target_sizes: Any, number: int, name: str) -> list[tuple[int, int]]:
+    rows = as_array(target_sizes, "target_sizes")
+    if not len(rows.shape) or len(rows) != number or (number and rows.shape != (number, 2)):
+        raise ValueError(
+            f"target_sizes must hold a (height, width) for each of the {number} images of {name}, "
+            f"got {shown(target_sizes)}"
+        )
+    sizes = []
+    for i, row in enumerate(rows):
+        sides = (int(side) if isinstance(side, np.floating) and side.is_integer() else side for side in row)
+        height, width = (read_whole(side, f"target_sizes[{i}][{j}]", 1) for j, side in enumerate(sides))
+        if height * width > most_pixels():
+            raise ValueError(f"target_sizes[{i}] must be of at most {most_pixels()} pixels, got {height} x {width}")
+        sizes.append((height, width))
+    return sizes
+
+
+def _as_tensor(values: Any, name: str) -> torch.Tensor:
+    if isinstance(values, torch.Tensor) and not values.is_meta:
+        return values
+    found = as_array(values, name)
+    try:
+        return torch.as_tensor(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be numbers, got {shown(values)}: {error}") from error
 
 
 def _geometries(image_sizes: list[tuple[int, int]], **settings: Any) -> list[Geometry]:
