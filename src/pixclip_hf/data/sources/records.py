@@ -10,7 +10,7 @@ from PIL import Image
 
 from ...images import open_image, store_image, upright_size
 from ...processing.processing_geometry import clip_boxes
-from ...processing.processing_numbers import LEAST_INT64, MOST_INT64, read_number, read_numbers, read_whole
+from ...processing.processing_numbers import LEAST_INT64, MOST_INT64, as_float64, read_number, read_numbers, read_whole
 from ...processing.processing_regions import encode_rle, mask_box, read_mask
 from ...record import LeftOut, foreign, record_features
 from .base import NOT_READABLE, AnnotatedImage, Source, in_pixels, readable
@@ -90,7 +90,9 @@ def _read_region_box(
 ) -> list[float] | None:
     width, height = size
     if box is not None:
-        values = read_numbers(box, "`box`")
+        values = as_float64(box, "`box`")
+        if not np.isnan(values).any():  # which encloses nothing
+            read_numbers(values, "`box`")
         if values.shape != (4,):
             raise ValueError(f"`box` must have 4 numbers [x0, y0, x1, y1], got {box}.")
         # float32 is what the schema stores: a sliver that vanishes in it is no box.
