@@ -277,7 +277,7 @@ class RegionCollator:
             cause = error.__cause__ or error
         # An error of the whole batch names a place in it, which no one finds again: each record is tried by itself.
         for position, record in enumerate(records):
-            own: dict[str, Any] = {name: [values[position]] for name, values in arguments.items()} | settings
+            own: dict[str, Any] = {**{name: [values[position]] for name, values in arguments.items()}, **settings}
             if not any(own[name][0] for name in ("boxes", "masks") if name in own):
                 own = {"images": own["images"]}  # no regions are no fault
             try:
