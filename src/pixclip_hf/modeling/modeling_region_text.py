@@ -500,7 +500,7 @@ class RegionTextModel(RegionTextVisionModel):
                 shape, listed by name; a size that the tower cannot take.
             TypeError: a field that the configuration does not have.
         """
-        return model_from_towers(cls, cls.config_class, vision, text, cls.new_vision_weights, **kwargs)
+        return model_from_towers(cls, vision, text, cls.new_vision_weights, **kwargs)
 
     @property
     def contrastive_tile_size(self) -> int | None:

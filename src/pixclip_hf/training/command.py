@@ -15,6 +15,7 @@ from .. import __version__
 from ..cards import write_card
 from ..command_help import HelpFormatter
 from ..data.collator import RegionCollator
+from ..modeling.modeling_inherit import read_towers
 from ..scenes.small_models import MODEL_CLASSES, small_model
 from ..scenes.tokenizer import scenes_tokenizer
 from .arguments import (
@@ -82,9 +83,10 @@ def build_model(arguments: ModelArguments) -> tuple[Any, Any, TextEmbeddingCache
     elif arguments.vision_model_name_or_path is not None:
         _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
         towers = arguments.vision_model_name_or_path, arguments.text_model_name_or_path
-        model = model_class.from_vision_text_pretrained(*towers, **overrides)
         if arguments.random_weights:
-            model = model_class(model.config)
+            model = model_class(read_towers(model_class.config_class, *towers, **overrides).config)
+        else:
+            model = model_class.from_vision_text_pretrained(*towers, **overrides)
         processor = processor_class.from_vision_text_pretrained(*towers)
     else:
         model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size)
