@@ -9,7 +9,7 @@ from transformers import AutoModel, LlamaConfig, LlamaModel
 
 from pixclip_hf.conversion.weights import Move, Plan, fill
 from pixclip_hf.modeling import modeling_inherit
-from pixclip_hf.modeling.modeling_lean import laid_out, model_of_weights, weights_to_cast
+from pixclip_hf.modeling.modeling_lean import laid_out, model_of_weights, weights_to_convert
 from pixclip_hf.training import llm
 
 KINDS = [("clip", "clip_text"), ("siglip", "bert"), ("eva02", "llama")]
@@ -144,14 +144,14 @@ def test_only_what_is_converted_is_copied_out_of_its_files(shard_size, saved):
     folder = saved("clip", "llama", shard_size)
     config = AutoModel.from_pretrained(folder).config
     assert (len(list(Path(folder).glob("*.safetensors"))) > 1) == (shard_size == "20KB")
-    assert weights_to_cast(folder, config, torch.float32, {}) is None
-    assert weights_to_cast(folder, config, "auto", {}) is None
-    slices = weights_to_cast(folder, config, torch.bfloat16, {})
+    assert weights_to_convert(folder, config, torch.float32, {}) is None
+    assert weights_to_convert(folder, config, "auto", {}) is None
+    slices = weights_to_convert(folder, config, torch.bfloat16, {})
     expected = AutoModel.from_pretrained(folder).state_dict()
     assert slices.keys() == expected.keys()
     assert all(torch.equal(slices[name][...], value) for name, value in expected.items())
     config.quantization_config = {"quant_method": "any"}
-    assert weights_to_cast(folder, config, torch.bfloat16, {}) is None
+    assert weights_to_convert(folder, config, torch.bfloat16, {}) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files")

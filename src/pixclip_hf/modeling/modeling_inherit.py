@@ -12,7 +12,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 from transformers.utils import logging
 
 from .modeling_adapters import AdapterRegistry
-from .modeling_lean import laid_out, model_of_weights, weights_to_cast
+from .modeling_lean import laid_out, load_converted, model_of_weights
 from .modeling_text import TEXT_ADAPTERS, announce_own_code
 from .modeling_vision import VISION_ADAPTERS
 
@@ -101,7 +101,7 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         side,
         name,
         hub_kwargs,
-        model_class,
+        type(whole),
         config,
         tower_config,
         composite,
@@ -119,14 +119,8 @@ def load_weights(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
         ValueError: the checkpoint lacks weights of its model, has some that the model does not know, or has some in
             another shape.
     """
-    model, info = source.model_class.from_pretrained(
-        source.name,
-        dtype=dtype,
-        state_dict=weights_to_cast(source.name, source.config, dtype, source.hub_kwargs),
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-        **source.hub_kwargs,
-    )
+    options: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = load_converted(source.model_class, source.name, source.config, dtype, source.hub_kwargs, **options)
     missing, unexpected = info["missing_keys"], info["unexpected_keys"]
     if not source.composite:
         if source.side == "text":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -55,34 +55,46 @@ def _without_load_report() -> Iterator[None]:
         reporter.setLevel(level)
 
 
-class Unread(dict[str, Any]):
-    """Slices of files by name. The auto classes copy their arguments deeply, and what was not read has no copy."""
+def load_converted(
+    model_class: Any, name: str, config: Any, dtype: torch.dtype | str, hub_kwargs: dict[str, Any], **options: Any
+) -> Any:
+    """What `model_class.from_pretrained` returns, without holding converted weights twice.
 
-    def __deepcopy__(self, memo: Any) -> Self:
-        return self
-
-
-def weights_to_cast(name: str, config: Any, dtype: torch.dtype | str, hub_kwargs: dict[str, Any]) -> Unread | None:
-    """The weights of a checkpoint whose files hold them in another type than `dtype`, for the `state_dict` of
-    `from_pretrained`: each is read when it is converted, and let go at once.
-
-    transformers maps the files into memory. Weights that are used as they are stored are then never copied, but of
-    those that it converts, both forms stay resident until the last one is read.
+    transformers maps the files of a checkpoint into memory. Weights that are used as they are stored are then never
+    copied, but of those that it converts, both forms stay resident until the last one is read. Here each of them is
+    let go when it is converted, shard by shard.
 
     Args:
+        model_class: the class of the checkpoint's model, and none of the auto classes.
         name: folder or Hub id.
         config: the checkpoint's configuration.
         dtype: the type that the weights will have.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+        options: other arguments of `from_pretrained`.
+    """
+    slices = weights_to_convert(name, config, dtype, hub_kwargs)
+    if slices is None:
+        return model_class.from_pretrained(name, dtype=dtype, **options, **hub_kwargs)
+    loaded = model_class.from_pretrained(None, config=config, state_dict=slices, dtype=dtype, **options)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.name_or_path = model.config.name_or_path = name
+    return loaded
+
+
+def weights_to_convert(
+    name: str, config: Any, dtype: torch.dtype | str, hub_kwargs: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The weights of a checkpoint that are stored in another type than they are to have, each read when it is asked
+    for. Arguments as in [`load_converted`].
 
     Returns:
-        Slices by name; None where nothing is converted, for checkpoints that are not safetensors, for quantized
-        ones, and for `dtype="auto"`.
+        Unread slices of the files by name, of all weights as soon as one is to be converted; None where none is, for
+        checkpoints that are not safetensors, for quantized ones, and for `dtype="auto"`.
     """
     special = getattr(config, "quantization_config", None) or getattr(config, "transformers_weights", None)
     if dtype == "auto" or special:
         return None
-    slices, converted = Unread(), False
+    slices, converted = {}, False
     for path in _safetensors_files(name, hub_kwargs):
         # `pread` copies out of the file, where a mapping would keep its pages.
         file = safe_open(path, framework="pt", device="cpu", backend="pread")
