@@ -69,7 +69,7 @@ def tensors(model):
 @pytest.mark.parametrize(("vision", "text"), KINDS)
 def test_every_weight_is_held_once(vision, text, dtype, saved, drawn, loaded):
     """`text_projection` alone starts anew here."""
-    vision, text = saved(vision, "clip_text"), saved("clip", text)
+    vision, text = saved(vision, "clip_text", "20KB"), saved("clip", text)
     model = builders.MODELS["pixclip"].from_vision_text_pretrained(
         vision, text, text_projection="mlp_adapter", mask_bias=True, dtype=dtype
     )

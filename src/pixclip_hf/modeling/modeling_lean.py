@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import LogRecord
 from typing import Any
 
 import torch
@@ -47,12 +48,15 @@ def _without_load_report() -> Iterator[None]:
     """transformers would list every weight that starts anew. Those that a checkpoint could have had are warned of by
     name where the state dict is made; the others start anew in every model."""
     reporter = logging.get_logger("transformers.modeling_utils")
-    level = reporter.level
-    reporter.setLevel(logging.ERROR)
+
+    def nothing(record: LogRecord) -> bool:
+        return False
+
+    reporter.addFilter(nothing)
     try:
         yield
     finally:
-        reporter.setLevel(level)
+        reporter.removeFilter(nothing)
 
 
 def load_converted(
