@@ -70,6 +70,7 @@ def tensors(model):
 def test_every_weight_is_held_once(vision, text, dtype, saved, drawn, loaded):
     """`text_projection` alone starts anew here."""
     vision, text = saved(vision, "clip_text", "20KB"), saved("clip", text)
+    drawn.clear()
     model = builders.MODELS["pixclip"].from_vision_text_pretrained(
         vision, text, text_projection="mlp_adapter", mask_bias=True, dtype=dtype
     )
