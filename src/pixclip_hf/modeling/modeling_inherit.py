@@ -1,5 +1,5 @@
-"""Weights inherited from existing towers: a CLIP, SigLIP or region model on the image side, any text model on the
-other."""
+"""Weights inherited from existing towers: a CLIP, SigLIP, DINO, ViT or region model on the image side, any text model
+on the other."""
 
 from dataclasses import dataclass, fields
 from functools import reduce
@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 MAIN_INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 EXPECTED = {
-    "vision": "a CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (or a CLOC or PixCLIP)",
+    "vision": "a CLIP, SigLIP, fixed-resolution SigLIP2, DINOv2, DINOv3 or ViT checkpoint (or a CLOC or PixCLIP)",
     "text": "a CLIP text tower, a text encoder or a decoder",
 }
 ADAPTERS: dict[str, AdapterRegistry[Any]] = {"vision": VISION_ADAPTERS, "text": TEXT_ADAPTERS}
@@ -93,7 +93,7 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         or tower.main_input_name != MAIN_INPUTS[side]
         or type(tower_config) not in MODEL_MAPPING
         or tower_config.is_encoder_decoder
-        or (side == "vision" and not isinstance(getattr(tower_config, "image_size", None), int))
+        or (side == "vision" and not _has_square_grid(tower_config))
     ):
         raise refusal
     positions = tower.state_dict().get(ADAPTERS[side].of(tower_config).positions)
@@ -105,15 +105,19 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         config,
         tower_config,
         composite,
-        None if positions is None else len(positions),
+        None if positions is None else positions.shape[-2],
     )
+
+
+def _has_square_grid(config: PreTrainedConfig) -> bool:
+    return all(isinstance(getattr(config, name, None), int) for name in ("image_size", "patch_size"))
 
 
 def load_weights(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     """The checkpoint's whole model.
 
-    The task head of a single tower (`lm_head` of a `...ForCausalLM`) is left behind, and a text tower's `pooler` may
-    be missing, as it is in masked language models: the pooled states never come from it.
+    The task head of a single tower (`lm_head` of a `...ForCausalLM`) is left behind, and a tower's `pooler` may be
+    missing, as it is in masked language models: the pooled states never come from it.
 
     Raises:
         ValueError: the checkpoint lacks weights of its model, has some that the model does not know, or has some in
@@ -123,8 +127,7 @@ def load_weights(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     model, info = load_converted(source.model_class, source.name, source.config, dtype, source.hub_kwargs, **options)
     missing, unexpected = info["missing_keys"], info["unexpected_keys"]
     if not source.composite:
-        if source.side == "text":
-            missing = [name for name in missing if not name.startswith(source.adapter.optional_weights)]
+        missing = [name for name in missing if not name.startswith(source.adapter.optional_weights)]
         if type(model).__name__ not in (source.config.architectures or [type(model).__name__]):
             children, prefix = dict(model.named_children()), f"{model.base_model_prefix}."
             unexpected = [name for name in unexpected if name.removeprefix(prefix).split(".")[0] in children]
@@ -162,7 +165,9 @@ def inherited(layout: PreTrainedModel, part: str, tower: PreTrainedModel, new: t
     target, state = getattr(layout, part).state_dict(), tower.state_dict()
     adapter = ADAPTERS[part.removesuffix("_model")].of(tower.config)
     if (positions := adapter.positions) in state:
-        state[positions] = adapter.resize_positions(state[positions], len(target[positions]))
+        state[positions] = adapter.resize_positions(state[positions], target[positions].shape)
+    for name in [name for name in state if name not in target and name.startswith(adapter.optional_weights)]:
+        del state[name]
     missing = [name for name in target if name not in state and not name.endswith(new)]
     _check(type(tower).__name__, part, missing, [name for name in state if name not in target])
     return {f"{part}.{name}": weight for name, weight in state.items()}
@@ -207,7 +212,7 @@ def _image_size(source: Source, image_size: int | None) -> int:
         return source.adapter.whole_image_size(source.tower_config)
     if not isinstance(image_size, int) or image_size < patch or image_size % patch:
         raise ValueError(f"`image_size` must be a multiple of the patch size {patch}, got {image_size!r}.")
-    if image_size != own and source.positions is None:
+    if image_size != own and source.positions is None and not source.adapter.takes_any_size:
         raise ValueError(
             f"`image_size` must stay {own} for a {source.tower_config.model_type!r} tower, got {image_size}."
         )

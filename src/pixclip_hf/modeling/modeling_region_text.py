@@ -435,10 +435,12 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
         check_arguments(kwargs)
         # No vision tower has a key-value cache, and the text tower's is never used: see `encode_text`.
         kwargs.pop("use_cache", None)
-        if interpolate_pos_encoding:
+        if interpolate_pos_encoding and not self.vision_adapter.takes_any_size:
             # Not every family of towers has the argument.
             kwargs["interpolate_pos_encoding"] = True
-        return self.vision_model(pixel_values=pixel_values, **(kwargs | {"return_dict": True}))
+        outputs = self.vision_model(pixel_values=pixel_values, **(kwargs | {"return_dict": True}))
+        outputs.pooler_output = self.vision_adapter.pooled_image(outputs)
+        return outputs
 
 
 class RegionTextModel(RegionTextVisionModel):
@@ -479,9 +481,10 @@ class RegionTextModel(RegionTextVisionModel):
         """A model that inherits its towers, and what lies behind them where it fits.
 
         Args:
-            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), or a CLOC
-                or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (SigLIP's, which has none,
-                the identity), so that image features equal those of the checkpoint.
+            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), DINOv2,
+                DINOv3 or ViT, or a CLOC or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (the
+                identity where the family has none: SigLIP, DINO, ViT), so that image features equal those of the
+                checkpoint; those of a ViT are its class token.
             text: CLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or PixCLIP,
                 which says how its text tower is pooled. The projection of a CLIP or a region model becomes
                 `text_projection` when that is `"linear"`; when `vision` and `text` are one checkpoint and both
