@@ -1,4 +1,4 @@
-"""Real checkpoints by name: do they start from what they are made of, and how well do they classify the regions of COCO?
+"""Real checkpoints by name: do they start from what they are made of, and do they classify the regions of COCO?
 
     python examples/real_weights.py --towers openai/clip-vit-base-patch16 google/siglip2-base-patch16-224 \\
         --text any/llm --alpha_clip clip_b16_grit1m_fultune_8xe.pth --clip openai/clip-vit-base-patch16 \\
@@ -18,8 +18,8 @@ from pixclip_hf.conversion.convert import convert
 from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.evaluation.tasks import run_task
 
-# Top-1 on COCO by masked crops, class mean, in percent: Alpha-CLIP (arXiv 2312.03818), by the width of the image tower.
-# PixCLIP and CLOC print none with the weights or code that they published.
+# Top-1 on COCO by masked crops, class mean, in percent, by the width of the image tower: Alpha-CLIP (arXiv 2312.03818).
+# The code published with PixCLIP prints no results.
 PUBLISHED = {"clip": {768: 50.4, 1024: 55.4}, "alpha-clip": {768: 55.4, 1024: 58.8}}
 PROTOCOLS = ("pixclip-coco", "pixclip-coco-official", "context-masks")
 MEASURES = ("accuracy", "top5_accuracy", "class_mean_accuracy", "class_mean_top5_accuracy")

@@ -147,6 +147,7 @@ def test_towers_without_a_square_grid_are_refused(folders, tmp_path):  # noqa: F
 
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+SQUARE = {"size": {"height": 32, "width": 32}}
 
 
 @pytest.mark.parametrize(
@@ -156,9 +157,9 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
         (
             "DINOv3 (ViT)",
             "DINOv3ViTImageProcessorFast",
-            {"size": {"height": 32, "width": 32}, "resample": 2, **IMAGENET},
+            {**SQUARE, "resample": 2, **IMAGENET},
         ),
-        ("ViT", "ViTImageProcessor", {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3}),
+        ("ViT", "ViTImageProcessor", {**SQUARE, "image_mean": [0.5] * 3}),
     ],
 )
 def test_processors(name, kind, settings, tiny_tokenizer, tmp_path):
