@@ -18,7 +18,7 @@ from pixclip_hf.conversion.convert import convert
 from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.evaluation.tasks import run_task
 
-# Top-1 on COCO by masked crops, class mean, in percent, by the width of the image tower: Alpha-CLIP (arXiv 2312.03818).
+# Top-1 on COCO by masked crops, class mean, in percent, by the width of the image tower: Alpha-CLIP, arXiv 2312.03818.
 # The code published with PixCLIP prints no results.
 PUBLISHED = {"clip": {768: 50.4, 1024: 55.4}, "alpha-clip": {768: 55.4, 1024: 58.8}}
 PROTOCOLS = ("pixclip-coco", "pixclip-coco-official", "context-masks")
