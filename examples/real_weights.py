@@ -22,6 +22,8 @@ from pixclip_hf.evaluation.tasks import run_task
 # The code published with PixCLIP prints no results.
 PUBLISHED = {"clip": {768: 50.4, 1024: 55.4}, "alpha-clip": {768: 55.4, 1024: 58.8}}
 PROTOCOLS = ("pixclip-coco", "pixclip-coco-official", "context-masks")
+# A plain CLIP sees a region as a crop whatever the protocol.
+VIEW_PROTOCOLS = ("context-masks",)
 MEASURES = ("accuracy", "top5_accuracy", "class_mean_accuracy", "class_mean_top5_accuracy")
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,13 +34,14 @@ parser.add_argument("--clip", help="the CLIP that it was trained from; for its t
 parser.add_argument("--clip_weights", action="store_true", help="take the text tower from --clip too: a visual half")
 parser.add_argument("--pixclip", help="file of a PixCLIP")
 parser.add_argument("--pixclip_text", help="its language model; without it, there are no texts to compare with")
+parser.add_argument("--models", nargs="*", default=[], help="CLOC or PixCLIP: Hub ids or folders")
 parser.add_argument("--coco", help="folder as `pixclip-hf evaluate --layouts` prints it")
 parser.add_argument("--output_dir", type=Path, default=Path("runs/real-weights"))
 parser.add_argument("--batch_size", type=int, default=32)
 parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_step_0(name, text):
     """Whether a PixCLIP made of a tower gives the tower's own image features, whatever the mask: float32 on the CPU,
     where equal computations give equal bits."""
@@ -88,6 +91,8 @@ def main(argv=None):
         else:
             models.append((kind, file, str(folder)))
 
+    models += [(AutoConfig.from_pretrained(name).model_type, name, name) for name in arguments.models]
+
     # 3. The regions of COCO, embedded once per protocol and kept in the cache, among its classes.
     if arguments.coco is None:
         not_run.append("classification: no --coco")
@@ -101,11 +106,13 @@ def main(argv=None):
         )
         width = encoder.encoder.model.config.vision_config.hidden_size
         published = PUBLISHED.get(kind, {}).get(width)
-        for protocol in PROTOCOLS:
+        sees_crops = encoder.encoder.view is not None
+        for protocol in VIEW_PROTOCOLS if sees_crops else PROTOCOLS:
             task, options = "region-classification", {"protocol": protocol, "sensitivity_regions": 0}
             (result,) = run_task(encoder, task, arguments.coco, **options)
             figures = " ".join(f"{measure} {100 * result.metrics[measure]:.1f}" for measure in MEASURES)
-            beside = "none" if published is None or protocol == "context-masks" else f"{published} (class mean)"
+            comparable = published is not None and (sees_crops or protocol != "context-masks")
+            beside = f"{published} (class mean)" if comparable else "none"
             print(f"{name}, {protocol}, {result.metrics['region_count']} regions: {figures}; published: {beside}")
 
     # 4. What none of this says.

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from builders import MODELS, build_batch, region_key
+from builders import MODELS, build_batch, build_config, region_key
 from test_towers import folders, upstream_image_features  # noqa: F401 - a fixture
 from torch import nn
 from towers import IMAGES, SIZES, TEXT, VISION, WIDTHS, build
@@ -188,9 +188,8 @@ def test_a_processor_that_cannot_be_built_and_says_nothing(tiny_tokenizer, tmp_p
 
 
 def test_the_mask_branch_of_a_new_tower_is_part_of_its_patch_embedding():
-    model = MODELS["pixclip"](
-        pixclip_hf.PixCLIPConfig(vision_config={"model_type": "dinov2", **VISION["DINOv2"][1]}, projection_dim=16)
-    )
+    config = build_config("pixclip", vision_config={"model_type": "dinov2", **VISION["DINOv2"][1]})
+    model = MODELS["pixclip"](config)
     tower = model.vision_model
     assert isinstance(tower.embeddings.patch_embeddings.projection, MaskedPatchConv)
     assert not tower.embeddings.patch_embeddings.projection.mask_weight.any()

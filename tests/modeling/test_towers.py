@@ -51,6 +51,11 @@ def upstream_image_features(name, source, pixels):
     return outputs.last_hidden_state[:, 0] if name == "ViT" else outputs.pooler_output
 
 
+def project(model, name, features):
+    """A tower alone whose family projects what it pools gets a new projection; a CLIP brings its own."""
+    return model.visual_projection(features) if model.vision_adapter.projects and name != "CLIP" else features
+
+
 def regions(family, images):
     generator = torch.Generator().manual_seed(1)
     if family == "cloc":
@@ -67,13 +72,14 @@ def test_step_0(pair, family, make, folders):
     model = make(family, pair)
     source = AutoModel.from_pretrained(folders("vision", pair[0]))
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    expected = upstream_image_features(pair[0], source, pixels)
+    expected = project(model, pair[0], upstream_image_features(pair[0], source, pixels))
     assert expected.std() > 0.05
     assert torch.equal(model.get_image_features(pixels).pooler_output, expected)
     if family == "pixclip":
         masks = regions(family, 2)
         masks[:, 0] = False
         repeated = upstream_image_features(pair[0], source, pixels.repeat_interleave(3, 0))
+        repeated = project(model, pair[0], repeated)
         assert torch.equal(model.get_region_features(pixels, masks).pooler_output.flatten(0, 1), repeated)
         model.vision_model.get_parameter(mask_weight(model)).normal_()
         assert not torch.equal(model.get_region_features(pixels, masks).pooler_output.flatten(0, 1), repeated)
