@@ -14,6 +14,7 @@ from pixclip_hf.training import llm
 
 KINDS = [("clip", "clip_text"), ("siglip", "bert"), ("eva02", "llama")]
 TOWERS = ("vision_model.", "text_model.")
+INHERITED = (*TOWERS, "visual_projection.", "text_projection.", "logit_scale.")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_every_weight_is_held_once(vision, text, dtype, saved, drawn, loaded):
     for whole, part in zip(loaded, TOWERS, strict=True):
         source = dict(whole.named_parameters())
         parts = {name: value for name, value in model.named_parameters() if name.startswith(part)}
-        assert len(parts) > 20
+        assert len(parts) >= 20
         for name, value in parts.items():
             assert value.data_ptr() == source[name].data_ptr() and value.requires_grad, name
     assert {value.dtype for value in model.parameters()} == {dtype}
@@ -102,18 +103,18 @@ def test_equals_a_model_that_was_initialized_and_overwritten(vision, text, famil
     expected = builders.MODELS[family]._from_config(model.config, dtype=dtype)
     with torch.no_grad():
         for name, value in expected.state_dict().items():
-            if name.startswith(TOWERS) or name in ("visual_projection.weight", "text_projection.weight"):
+            if name.startswith(INHERITED):
                 value.copy_(source.state_dict()[name])
     found, expected = tensors(model), tensors(expected)
     assert found.keys() == expected.keys()
     inherited = 0
     for name, value in expected.items():
         assert found[name].dtype == value.dtype and found[name].shape == value.shape, name
-        if name.startswith(TOWERS) or not value.std() > 0:
+        # The rest is drawn anew, or starts from constants.
+        if name.startswith(INHERITED) or value.unique().numel() == 1:
             assert torch.equal(found[name], value), name
             inherited += 1
     assert inherited > 50
-    # The Fourier basis of CLOC is drawn, and anew.
     assert all(value.isfinite().all() for value in found.values())
     assert (model.name_or_path, model.training) == ("", False)
 
