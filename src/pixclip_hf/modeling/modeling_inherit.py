@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .configuration_region_text import pooled_width
 from .modeling_adapters import AdapterRegistry
 from .modeling_lean import laid_out, load_converted, model_of_weights
 from .modeling_text import TEXT_ADAPTERS, announce_own_code
@@ -22,7 +23,7 @@ HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 MAIN_INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 EXPECTED = {
     "vision": "a CLIP, SigLIP, fixed-resolution SigLIP2, DINOv2, DINOv3 or ViT checkpoint (or a CLOC or PixCLIP)",
-    "text": "a CLIP text tower, a text encoder or a decoder",
+    "text": "a CLIP or SigLIP text tower, a text encoder or a decoder",
 }
 ADAPTERS: dict[str, AdapterRegistry[Any]] = {"vision": VISION_ADAPTERS, "text": TEXT_ADAPTERS}
 
@@ -55,11 +56,13 @@ class Source:
 
 
 class Tower(NamedTuple):
-    """A loaded tower and, if its checkpoint has them, the projection behind it (D_out, width) and the temperature."""
+    """A loaded tower and, if its checkpoint has them, the projection behind it (D_out, width), the temperature and the
+    bias of the logits."""
 
     model: PreTrainedModel
     projection: Tensor | None
     log_scale: Tensor | None
+    logit_bias: Tensor | None
 
 
 def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
@@ -140,13 +143,15 @@ def take_tower(source: Source, whole: PreTrainedModel) -> Tower:
     model = source.tower(whole)
     projection = getattr(whole, "visual_projection" if source.side == "vision" else "text_projection", None)
     weight = projection.weight if source.composite and isinstance(projection, nn.Linear) else None
-    if weight is None and source.side == "vision" and not source.adapter.projects:
+    if weight is None and not source.adapter.projects:
         # The family compares what its towers pool: no projection is the identity.
-        weight = torch.eye(model.config.hidden_size, dtype=model.dtype)
-    log_scale = getattr(whole, "logit_scale", None)
-    # A region model keeps it in a module of its own.
-    log_scale = getattr(log_scale, "log_scale", log_scale)
-    return Tower(model, weight, log_scale if isinstance(log_scale, Tensor) else None)
+        width = model.config.hidden_size if source.side == "vision" else pooled_width(model.config)
+        weight = torch.eye(width, dtype=model.dtype)
+    scale = getattr(whole, "logit_scale", None)
+    # A region model keeps both in a module of its own.
+    both = (getattr(scale, "log_scale", scale), getattr(scale, "bias", getattr(whole, "logit_bias", None)))
+    log_scale, bias = (value if isinstance(value, Tensor) else None for value in both)
+    return Tower(model, weight, log_scale, bias)
 
 
 def inherited(layout: PreTrainedModel, part: str, tower: PreTrainedModel, new: tuple[str, ...]) -> dict[str, Tensor]:
@@ -241,11 +246,16 @@ def _projection_dim(source: Source) -> dict[str, int]:
     return {} if found is None else {"projection_dim": found}
 
 
-def _text_fields(source: Source | None) -> dict[str, Any]:
-    """How a region model reads its text tower; other checkpoints do not say."""
-    if source is None or not hasattr(source.config, "text_pooling"):
+def _text_fields(source: Source | None, is_whole: bool) -> dict[str, Any]:
+    """How a checkpoint reads its text tower and, where the whole of it is inherited, what it was trained with."""
+    if source is None:
         return {}
-    return {name: getattr(source.config, name) for name in ("text_pooling", "bidirectional")}
+    config, names = source.config, ("text_pooling", "bidirectional")
+    trained = ("contrastive_objective", "logit_bias_init_value", "equal_texts") if is_whole else ()
+    if hasattr(config, "text_pooling"):  # a region model
+        return {name: getattr(config, name) for name in (*names, *trained)}
+    fields = {} if source.adapter.projects else {"text_projection": "linear"}
+    return fields | ({"contrastive_objective": source.adapter.objective} if is_whole else {})
 
 
 class Towers(NamedTuple):
@@ -253,6 +263,8 @@ class Towers(NamedTuple):
 
     vision: Source
     text: Source | None
+    # Whether both are one checkpoint, whose towers have met.
+    same: bool
     config: Any
 
 
@@ -286,12 +298,13 @@ def read_towers(
         if text_source is None:
             raise ValueError("`max_position_embeddings` needs a text tower, got `text=None`.")
         text_config["max_position_embeddings"] = _text_positions(text_source, max_position_embeddings)
+    same = text_source is not None and text == vision and text_source.hub_kwargs == vision_source.hub_kwargs
     config = config_class(
         vision_config=vision_config,
         text_config=text_config,
-        **(_projection_dim(vision_source) | _text_fields(text_source) | kwargs),
+        **(_projection_dim(vision_source) | _text_fields(text_source, same) | kwargs),
     )
-    return Towers(vision_source, text_source, config)
+    return Towers(vision_source, text_source, same, config)
 
 
 def model_from_towers(
@@ -313,14 +326,13 @@ def model_from_towers(
         kwargs: see [`PixCLIPModel.from_vision_text_pretrained`], as is `dtype`.
     """
     dtype = _check_dtype(dtype)
-    vision_source, text_source, config = read_towers(model_class.config_class, vision, text, **kwargs)
+    vision_source, text_source, same, config = read_towers(model_class.config_class, vision, text, **kwargs)
     layout = laid_out(model_class, config)
     if dtype == "auto":
         dtype = _common_dtype([vision_source, text_source])
 
     whole = load_weights(vision_source, dtype)
     towers = {"vision_model": take_tower(vision_source, whole)}
-    same = text_source is not None and text == vision and text_source.hub_kwargs == vision_source.hub_kwargs
     if text_source is not None and not same:
         # What the first checkpoint has beside its tower is let go before the second is read.
         whole = None
@@ -343,8 +355,12 @@ def model_from_towers(
         weight = inherited_projection(layout, projection, tower.projection)
         state |= weight
         aligned.append(bool(weight))
-    log_scale = towers["vision_model"].log_scale
-    if same and all(aligned) and log_scale is not None and "logit_scale_init_value" not in kwargs:
-        state["logit_scale.log_scale"] = log_scale
+    if same and all(aligned):
+        for name, field_name, value in (
+            ("log_scale", "logit_scale_init_value", towers["vision_model"].log_scale),
+            ("bias", "logit_bias_init_value", towers["vision_model"].logit_bias),
+        ):
+            if field_name not in kwargs and getattr(layout.logit_scale, name) is not None and value is not None:
+                state[f"logit_scale.{name}"] = value.detach().reshape(())
     towers.clear()
     return model_of_weights(model_class, config, state, dtype)
