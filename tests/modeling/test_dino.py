@@ -12,7 +12,6 @@ from towers import IMAGES, SIZES, TEXT, VISION, WIDTHS, build
 from transformers import AutoModel
 
 import pixclip_hf
-from pixclip_hf.modeling.modeling_regions import mask_patch_weights
 from pixclip_hf.modeling.modeling_vision import MaskedPatchConv
 
 NAMES = [name for name in VISION if name.startswith(("DINO", "ViT"))]
@@ -38,16 +37,11 @@ def pixels():
 @torch.no_grad()
 @every
 def test_patch_tokens_are_those_of_the_patches(name, make, folders, pixels):  # noqa: F811
-    """A model that saw only one patch: what changes most, of the tokens that the adapter takes for patches, is it."""
     model = make("cloc", name)
     tokens = AutoModel.from_pretrained(folders("vision", name))(pixels).last_hidden_state
     assert tokens.shape[1] == 1 + REGISTERS[name] + 16
     found = model.vision_adapter.patch_tokens(tokens, (4, 4))
     assert torch.equal(found, tokens[:, 1 + REGISTERS[name] :])
-    changed = pixels.clone()
-    changed[:, :, 8:16, 16:24] += 5
-    other = model.vision_adapter.patch_tokens(model.vision_model(changed).last_hidden_state, (4, 4))
-    assert (other - found).norm(dim=-1).argmax(-1).tolist() == [6, 6]
 
 
 @torch.no_grad()
@@ -61,7 +55,6 @@ def test_pooled_regions_are_means_of_their_patches(name, make, folders, pixels):
     found = model.get_region_features(pixels, masks, mode="pooled").pooler_output
     expected = torch.stack([tokens[:, :2].mean(1), tokens.mean(1)], dim=1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(mask_patch_weights(masks, (4, 4)).sum(-1), torch.ones(2, 2))
 
 
 @torch.no_grad()

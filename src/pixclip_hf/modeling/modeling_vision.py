@@ -159,6 +159,10 @@ class VisionAdapter:
             )
         return weighted_mean(tower.post_layernorm(tokens), weights)
 
+    def feed_forward_width(self, config: Any) -> int:
+        """Width inside the feed-forward layers of the tower, which a Prompter takes over."""
+        return config.intermediate_size
+
     def whole_image_size(self, config: Any) -> int:
         """Side in pixels of the largest image that the tower sees completely."""
         # The so400m SigLIP towers at 384 pixels cut 27 patches of 14 and never see the last 6 pixels.
@@ -271,6 +275,10 @@ class Dinov2VisionAdapter(ViTKindAdapter):
     """DINOv2."""
 
     takes_any_size = True
+
+    def feed_forward_width(self, config: Any) -> int:
+        """Width inside the feed-forward layers of the tower; those with SwiGLU, which are narrower, keep the ratio."""
+        return config.hidden_size * config.mlp_ratio
 
 
 @VISION_ADAPTERS.register("dinov2_with_registers")

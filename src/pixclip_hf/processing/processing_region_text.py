@@ -65,8 +65,9 @@ def _image_settings(vision: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
         # DINOv3's needs torchvision. What it would do is written in its file.
         content, _ = ImageProcessingMixin.get_image_processor_dict(vision, **hub_kwargs)
         if missing := [name for name in ("image_mean", "image_std", "resample") if content.get(name) is None]:
+            reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"`vision` ({vision!r}) has an image processor that cannot be built here ({error}), and its file does "
+                f"`vision` ({vision!r}) has an image processor that cannot be built here ({reason}), and its file does "
                 f"not say {', '.join(missing)}."
             ) from error
         return {name: content[name] for name in names if content.get(name) is not None}
