@@ -67,8 +67,8 @@ def _image_settings(vision: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
         if missing := [name for name in ("image_mean", "image_std", "resample") if content.get(name) is None]:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"`vision` ({vision!r}) has an image processor that cannot be built here ({reason}), and its file does "
-                f"not say {', '.join(missing)}."
+                f"`vision` ({vision!r}) has an image processor that cannot be built here ({reason}), and its file "
+                f"does not say {', '.join(missing)}."
             ) from error
         return {name: content[name] for name in names if content.get(name) is not None}
     return {name: getattr(source, name) for name in names if getattr(source, name, None) is not None}
