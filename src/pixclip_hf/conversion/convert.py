@@ -1,7 +1,6 @@
 """From a public checkpoint to a saved model: reads, converts, checks what was written, and only then names it."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
+from ..data.whole_files import sync, write_json
 from ..modeling.configuration_pixclip import PixCLIPConfig
 from ..modeling.modeling_lean import laid_out, model_of_weights
 from ..modeling.modeling_pixclip import PixCLIPModel
@@ -89,6 +89,9 @@ def convert(
     try:
         report, digests = _convert(source, checkpoint, unfinished, dtype, tokenizer, allow, options)
         _read_back(digests, unfinished)
+        for path in unfinished.rglob("*"):
+            if path.is_file():
+                sync(path)
         if output.exists():
             output.rmdir()
         unfinished.rename(output)
@@ -129,7 +132,7 @@ def _convert(
     folder.parent.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / REPORT, report)
     return report, _digests(model)
 
 
