@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from .. import __version__
 from ..data.source_index import digest
 from ..data.whole_files import is_full_disk, only_writer, write_json
-from ..embedding.folder import EmbeddingFolder, shard_path
+from ..embedding.folder import EmbeddingFolder, check_embeddings, shard_path
 from ..jobs.folder import MANIFESTS, done_shards, manifest_path
 from .store import STORES, Store, StoreOptions, place_of, store_class, store_rows
 
@@ -54,8 +54,8 @@ def open_store(
 
     Raises:
         ValueError: the folder holds no embedding; the store is one of other embeddings or another kind, was written
-            by a newer version of the package, or is written to by another process; or its index does not fit the
-            width.
+            by a newer version of the package, or is written to by another process; its index does not fit the width;
+            or an embedding is not finite.
         ModuleNotFoundError: the store's library is not installed.
         OSError: the disk is full.
     """
@@ -140,8 +140,10 @@ def _fill(store: Store, folder: Path, place: Path, shards: np.ndarray) -> None:
     # Looked up again: another process may have added some before the store was claimed.
     missing = np.setdiff1d(shards, done_shards(place), assume_unique=True)
     for number in map(int, missing[np.argsort(missing != interrupted, kind="stable")]):
-        rows = _read_shard(shard_path(folder, number))
+        path = shard_path(folder, number)
+        rows = _read_shard(path)
         if len(rows):
+            check_embeddings(rows, path)
             write_json(begun, {"shard": number})
             store.add(number, store_rows(rows, number), again=number == interrupted)
         write_json(manifest_path(place, number), {"rows": len(rows)})

@@ -16,6 +16,7 @@ from ..cards import write_card
 from ..command_help import HelpFormatter
 from ..data.collator import RegionCollator
 from ..data.whole_files import whole_files, write_json
+from ..modeling.modeling_inherit import read_towers
 from ..outgoing import is_local_path, last_part, public_text
 from ..scenes.small_models import MODEL_CLASSES, small_model
 from ..scenes.tokenizer import scenes_tokenizer
@@ -85,15 +86,21 @@ def build_model(arguments: ModelArguments) -> tuple[Any, Any, TextEmbeddingCache
     elif arguments.vision_model_name_or_path is not None:
         _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
         towers = arguments.vision_model_name_or_path, arguments.text_model_name_or_path
-        model = model_class.from_vision_text_pretrained(*towers, **overrides)
         if arguments.random_weights:
-            model = model_class(model.config)
-        processor = processor_class.from_vision_text_pretrained(*towers)
+            model = model_class(read_towers(model_class.config_class, *towers, **overrides).config)
+        else:
+            model = model_class.from_vision_text_pretrained(*towers, **overrides)
+        processor = processor_class.from_vision_text_pretrained(*towers, **_sizes(overrides))
     else:
         model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size)
     if arguments.text_max_length is not None:
         processor.tokenizer.model_max_length = arguments.text_max_length
     return model, processor, cache
+
+
+def _sizes(overrides: dict) -> dict:
+    """What the processor must know of the arguments of `from_vision_text_pretrained`."""
+    return {name: overrides[name] for name in ("image_size", "max_position_embeddings") if name in overrides}
 
 
 def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[Any, Any, TextEmbeddingCache]:
@@ -111,7 +118,7 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[An
     else:
         source = arguments.text_model_name_or_path
         config = model_class.config_class(text_config=None, text_hidden_size=1, **overrides)
-        processor = processor_class.from_vision_text_pretrained(vision, source)
+        processor = processor_class.from_vision_text_pretrained(vision, source, **_sizes(overrides))
     folder: Any = arguments.text_cache
     length = arguments.text_max_length
     if length is None and processor.tokenizer is not None:
@@ -235,10 +242,11 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
     during_training = training_arguments.eval_strategy != "no"
     trains = training_arguments.do_train or during_training or not training_arguments.do_eval
     with only_training(training_arguments) if trains else nullcontext():
-        return _run(*arguments, trains=trains)
+        return _run(trains, *arguments)
 
 
 def _run(
+    trains: bool,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     lora_arguments: LoraArguments,
@@ -246,7 +254,6 @@ def _run(
     optimizer_arguments: OptimizerArguments,
     stopping_arguments: EarlyStoppingArguments,
     training_arguments: TrainingArguments,
-    trains: bool,
 ) -> Trainer:
     callbacks = early_stopping(stopping_arguments, training_arguments)
 
