@@ -368,5 +368,7 @@ def test_early_stopping_counts_on_over_a_stop(tmp_path):
 def test_early_stopping_needs_something_to_judge_by(given, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         main(stopping(tmp_path / "run", "--early_stopping_patience", 2, *given))
-    with pytest.raises(ValueError, match="`early_stopping_threshold` needs `early_stopping_patience`, got 0.1 alone"):
+    with pytest.raises(
+        ValueError, match="`--early_stopping_threshold` needs `--early_stopping_patience`, got 0.1 alone"
+    ):
         main(options(tmp_path / "run", "--early_stopping_threshold", 0.1))
