@@ -12,6 +12,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 # Pages of the repository that the site has too, under the same paths.
 PAGES = ("CHANGELOG.md", "benchmarks/RESULTS.md")
+OTHER_NAMES = "reference/others.md"
+REFERENCE = re.compile(r"^::: pixclip_hf\.(\w+)$", flags=re.M)
 # `[`Name`]`, as docstrings and guides of Hugging Face link to a name of the package.
 NAME_LINK = re.compile(r"\[`([\w.]+)`\](?![\[(])")
 
@@ -37,19 +39,33 @@ class LinkPublicNames(griffe.Extension):
         return f"[`{found[1]}`][pixclip_hf.{name}]" if name in self.names else f"`{found[1]}`"
 
 
+def other_names() -> list[str]:
+    """Public names that no page of the reference has."""
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    named = {name for page in pages for name in REFERENCE.findall(page.read_text(encoding="utf-8"))}
+    return sorted(public_names() - named)
+
+
 def on_config(config: Any) -> Any:
-    """Puts pages that the navigation does not name at the end of the guides: none is lost."""
+    """Puts pages that the navigation does not name at the end of the guides, and public names that no page of the
+    reference has on one of their own: none is lost."""
     named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
     docs = Path(config.docs_dir)
     pages = sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
     (guides,) = (entry["Guides"] for entry in config.nav if isinstance(entry, dict) and "Guides" in entry)
     guides += [page for page in pages if page not in named]
+    if other_names():
+        (reference,) = (entry["Reference"] for entry in config.nav if isinstance(entry, dict) and "Reference" in entry)
+        reference.append({"Others": OTHER_NAMES})
     return config
 
 
 def on_files(files: Files, config: Any) -> Files:
     for path in PAGES:
         files.append(File.generated(config, path, content=(ROOT / path).read_text(encoding="utf-8")))
+    if names := other_names():
+        content = "# Others\n" + "".join(f"\n::: pixclip_hf.{name}\n" for name in names)
+        files.append(File.generated(config, OTHER_NAMES, content=content))
     return files
 
 

@@ -36,10 +36,11 @@ def test_the_navigation_names_pages_once():
     assert len(named) == len(set(named)) and set(named) <= there | ADDED and ADDED <= set(named)
 
 
-def test_the_reference_has_every_public_name():
+def test_the_reference_has_public_names_once():
+    """docs/site_hooks.py gives those that no page has a page of their own."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md"))
     named = re.findall(r"^::: pixclip_hf\.(\w+)$", text, flags=re.M)
-    assert sorted(named) == sorted(pixclip_hf.__all__)
+    assert len(named) == len(set(named)) > 30 and set(named) <= set(pixclip_hf.__all__)
 
 
 def test_pages_say_which_extra_they_need():
