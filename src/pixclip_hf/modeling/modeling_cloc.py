@@ -41,7 +41,7 @@ from .modeling_region_text import (
     wants_loss,
 )
 from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights, roi_align
-from .modeling_text import LogitScale, ScaledLinear
+from .modeling_text import ScaledLinear, build_logit_scale
 
 
 @dataclass
@@ -167,7 +167,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             region_masks (`(B, R, H, W)`): 1 inside the region. A mask prompts by its own pixels if
                 `config.prompts_by_coverage` is true, and by its tight box otherwise.
             prompt: `"box"` or `"mask"`, which of the two prompts; it may be left out where only one is given.
-            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can.
+            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
+                multiples of its patch size.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the image
@@ -318,13 +319,17 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
 
     def __init__(self, config: CLOCConfig):
         super().__init__(config)
-        self.region_logit_scale = LogitScale(config.logit_scale_init_value)
+        self.region_logit_scale = build_logit_scale(config)
         self.box_head = CLOCBoxHead(config.vision_config.hidden_size) if config.grounding else None
         self.post_init()
 
     def get_logit_scale(self) -> Tensor:
         """Scalar: the inverse temperature between regions and texts."""
         return self.region_logit_scale()
+
+    def get_logit_bias(self) -> Tensor | None:
+        """Scalar: the bias of the logits between regions and texts; None with `contrastive_objective="softmax"`."""
+        return self.region_logit_scale.get_bias()
 
     @can_return_tuple
     def ground(

@@ -189,6 +189,7 @@ class RegionPipeline(Pipeline):
         normalized: bool | None = None,
         mode: str | None = None,
         prompt: str | None = None,
+        size: Mapping[str, int] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params = {
             "boxes": boxes,
@@ -196,11 +197,12 @@ class RegionPipeline(Pipeline):
             "box_format": box_format,
             "normalized": normalized,
             "prompt": prompt,
+            "size": size,
         }
         # The model passes keyword arguments on to the vision tower, which would swallow a `mode`.
         if mode is not None and not self.model.region_modes:
             raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
-        forward_params = {"mode": mode}
+        forward_params = {"mode": mode, "interpolate_pos_encoding": None if size is None else True}
         return _given(preprocess_params), _given(forward_params), {}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -250,7 +252,8 @@ class RegionPipeline(Pipeline):
         regions = {name: item[name] for name in ("boxes", "masks") if item.get(name) is not None}
         if all(isinstance(values, Sized) and not len(values) for values in regions.values()):
             # A detector that found nothing. The processor, which takes images alone, refuses empty regions.
-            processed = self.processor(images=item["image"], return_tensors="pt")
+            sized = {"size": processor_kwargs["size"]} if "size" in processor_kwargs else {}
+            processed = self.processor(images=item["image"], return_tensors="pt", **sized)
             processed["region_attention_mask"] = torch.zeros(1, 0, dtype=torch.long)
             processed["regions"] = [[]]
         else:
@@ -311,6 +314,8 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
             prompt (`str`): `"box"` or `"mask"`, what prompts the model. Needed where both are given, or to convert one
                 into the other (CLOC takes either, PixCLIP takes masks).
             mode (`str`): PixCLIP only: `"prompted"` (one pass per region) or `"pooled"` (one pass per image).
+            size (`dict`): `{"height": ..., "width": ...}`, in pixels, that images are resized to in place of the
+                model's own size; multiples of its patch size.
             normalize (`bool`): L2-normalized embeddings (default), or the model's own lengths.
             return_tensors (`bool`): returns one float32 tensor (R, D) per image instead of dicts.
             batch_size (`int`): images per model pass, for a list, generator or dataset. Above 1, four batches are read

@@ -12,7 +12,7 @@ class CLOCProcessor(RegionTextProcessor):
     Image processor and tokenizer of CLOC in one, which a box or a mask may prompt.
 
     Args:
-        image_processor, tokenizer, text_model_name: see [`RegionTextProcessor`].
+        image_processor, tokenizer, text_model_name, reads_padding, lowercase_texts: see [`RegionTextProcessor`].
     """
 
     valid_processor_kwargs = CLOCProcessorKwargs
