@@ -90,8 +90,8 @@ class ModelArguments:
         towers = (self.vision_model_name_or_path, self.text_model_name_or_path)
         if (towers[0] is None) != (towers[1] is None):
             raise ValueError(
-                "`--vision_model_name_or_path` and `--text_model_name_or_path` go together, and may name one CLIP; "
-                f"got {towers[0]!r} and {towers[1]!r}."
+                "`--vision_model_name_or_path` and `--text_model_name_or_path` go together, "
+                f"got {towers[0]!r} and {towers[1]!r}: both may name one CLIP."
             )
         if self.model_name_or_path is not None and towers[0] is not None:
             raise ValueError(
