@@ -1,6 +1,5 @@
 """From a public checkpoint to a saved model: reads, converts, checks what was written, and only then names it."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from ..data.whole_files import sync, write_json
 from ..modeling.configuration_pixclip import PixCLIPConfig
 from ..modeling.modeling_pixclip import PixCLIPModel
 from ..processing.image_processing_region import RegionImageProcessor
@@ -138,8 +138,11 @@ def _write(model: PixCLIPModel, processor: PixCLIPProcessor, report: dict[str, A
     try:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(partial / REPORT, report)
         _read_back(model, partial)
+        for path in partial.rglob("*"):
+            if path.is_file():
+                sync(path)
         if output.exists():
             output.rmdir()
         partial.rename(output)

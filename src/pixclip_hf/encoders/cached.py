@@ -10,15 +10,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..data.whole_files import whole_file
 from ..images import StoredImage, open_image
 from ..pipelines.text_embeddings import WeightsState, weights_state
 from .protocol import Encoder, Record
 from .templates import check_templates, fill_templates
+
+logger = logging.get_logger(__name__)
 
 
 class CachedEncoder:
@@ -158,9 +162,8 @@ class CachedEncoder:
             if self.folder is not None:
                 key = json.dumps([weights_key, name, [describe(item) for item in part]])
                 path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-                if path.is_file():
-                    stored = load_file(path)
-                    yield stored["embeds"], stored["lengths"].tolist()
+                if (stored := _read_shard(path)) is not None:
+                    yield stored
                     continue
             rows = encode(part)
             self.computed += 1
@@ -168,8 +171,37 @@ class CachedEncoder:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with whole_file(path) as unfinished:  # a run may end at any time
-                    save_file({"embeds": embeds, "lengths": torch.tensor(lengths)}, unfinished)
+                    save_file(
+                        {"embeds": embeds, "lengths": torch.tensor(lengths)},
+                        unfinished,
+                        {_CHECKSUM: _checksum(embeds)},
+                    )
             yield embeds, lengths
+
+
+_CHECKSUM = "sha256"
+
+
+def _checksum(embeds: Tensor) -> str:
+    return hashlib.sha256(embeds.contiguous().view(torch.uint8).numpy()).hexdigest()
+
+
+def _read_shard(path: Path) -> tuple[Tensor, list[int]] | None:
+    """What a shard of the cache holds; None where there is none, or one that is damaged, which is said."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as stored:
+            embeds, lengths = stored.get_tensor("embeds"), stored.get_tensor("lengths").tolist()
+            checksum = (stored.metadata() or {}).get(_CHECKSUM)
+    except (SafetensorError, OSError, ValueError) as error:
+        fault = f"can't be read ({error})"
+    else:
+        if sum(lengths) == len(embeds) and checksum in (None, _checksum(embeds)):
+            return embeds, lengths
+        fault = "has another content than its checksum says"
+    logger.warning(f"The shard {str(path)!r} of the cache {fault}: it is computed again.")
+    return None
 
 
 def fingerprint(encoder: Encoder) -> str:

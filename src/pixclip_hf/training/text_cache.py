@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..data.whole_files import whole_file
+from ..data.whole_files import file_fault, file_record, whole_file, write_json
 from ..modeling.configuration_region_text import TEXT_POOLINGS, check_choice, pooled_width
 from ..modeling.modeling_text import encode_text
 from ..processing.processing_text import lowers_in_name_only
@@ -153,6 +154,9 @@ class TextEmbeddingCache:
         )
         if missing:
             self._compute(missing, batch_size, texts_per_file, state)
+        for path in self._damaged:
+            for file in (path, path.with_suffix(".json")):
+                file.unlink(missing_ok=True)
         state.wait_for_everyone()
         self._open()
         return len(missing)
@@ -195,8 +199,15 @@ class TextEmbeddingCache:
                 raise ValueError(f"{str(self.folder)!r} holds the states of another model: {'; '.join(differing)}.")
 
     def _open(self) -> None:
-        files = sorted(self.folder.glob("*.arrow"))
-        parts = [Dataset.from_file(str(path)) for path in files]
+        parts = []
+        self._damaged = []
+        for path in sorted(self.folder.glob("*.arrow")):
+            fault = _fault(path)
+            if fault is None:
+                parts.append(Dataset.from_file(str(path)))
+            else:
+                logger.warning(f"{str(path)!r} of the text cache {fault}: its states are computed again.")
+                self._damaged.append(path)
         self._table: Any = concatenate_datasets(parts).with_format("numpy") if parts else None
         columns = [part.data.column("hash").to_pylist() for part in parts]
         hashes = np.array([entry for column in columns for entry in column], dtype="S32")
@@ -208,8 +219,7 @@ class TextEmbeddingCache:
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "key.json").is_file():
-            with whole_file(self.folder / "key.json") as unfinished:
-                unfinished.write_text(json.dumps(self.key, indent=1) + "\n", encoding="utf-8")
+            write_json(self.folder / "key.json", self.key)
         model = load_text_model(
             self.text_model, self.dtype, self.key["bidirectional"], self.quantization, revision=self.revision
         )
@@ -231,6 +241,7 @@ class TextEmbeddingCache:
                         cut += over
                         bar.update(len(texts))
                     writer.finalize()
+                write_json(path.with_suffix(".json"), file_record(path))
         if cut:
             logger.warning(f"{cut} of {len(missing)} texts exceed {self.key['max_length']} tokens and were cut.")
         del model
@@ -255,6 +266,23 @@ class TextEmbeddingCache:
         full = [text for text, mask in zip(texts, inputs.attention_mask, strict=True) if mask.sum() == limit]
         over = sum(len(self.tokenizer(text, verbose=False)["input_ids"]) > limit for text in full)
         return pooled.float().cpu().numpy(), over
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a file of states, in words that follow its name, or None."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        record = None  # of an earlier version, or of a run that was killed in between
+    except ValueError:
+        return "has a checksum that can't be read"
+    if record is not None:
+        return file_fault(path, record)
+    try:
+        Dataset.from_file(str(path))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return f"can't be read ({error})"
+    return None
 
 
 def _load_tokenizer(text_model: str, revision: str | None) -> PreTrainedTokenizerBase:
