@@ -23,6 +23,8 @@ from .cards import (
     write_dataset_card,
 )
 from .command_help import HelpFormatter
+from .embedding.folder import check_shard
+from .finite import check_finite_weights
 from .outgoing import check_no_links, check_outgoing, check_outgoing_shard, clean_folder, is_hub_id, listing, own_file
 
 DESCRIPTION = """\
@@ -111,7 +113,8 @@ def publish_dataset(
 
     Raises:
         ValueError: as [`write_dataset_card`]; links among the shards, a secret in what would be pushed, or shards in
-            the repository that this package did not write and that would be loaded with it.
+            the repository that this package did not write and that would be loaded with it, or an embedding that is
+            not finite.
         huggingface_hub.errors.HfHubHTTPError: as [`publish`].
     """
     paths, contents = _dataset(Path(folder), repo_id, kind, **options)
@@ -140,6 +143,8 @@ def _dataset(folder: Path, repo_id: str, kind: str, **options: Any) -> tuple[lis
     paths = [write_dataset_card(folder, repo_id, kind, **options), *shards]
     if kind != "embeddings":
         return paths, {}
+    for path in shards:
+        check_shard(path)
     settings = json.dumps(public_settings(folder), indent=1) + "\n"
     return [*paths, folder / EMBEDDING_SETTINGS], {EMBEDDING_SETTINGS: settings.encode("utf-8")}
 
@@ -264,6 +269,7 @@ def write_folder(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"`folder` must be empty or not exist, got {str(folder)!r}, which has files in it.")
+    check_finite_weights(model)
     adapters = hasattr(model, "merge_and_unload")
     if getattr(model, "_hf_peft_config_loaded", False) and not adapters:
         raise ValueError(

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.whole_files import whole_file
 from ..encoders.view_encoder import load_encoder
+from ..finite import check_finite
 from ..jobs import Shard
 from ..jobs.folder import SIZES, file_sizes
 from .folder import embedding_features, shard_path
@@ -179,6 +180,7 @@ class EmbedPass:
             if (values := embeds.get(kind)) is None or not len(values):
                 continue
             described = [row for item in read.items for row in _described(kind, item)]
+            check_finite(values, f"The embedding of the {kind}", [row["id"] for row in described])
             columns = {name: [row.get(name) for row in described] for name in features if name != "embedding"}
             flat = pa.array(np.ascontiguousarray(values, dtype=self.dtype).reshape(-1))
             columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, self.width)

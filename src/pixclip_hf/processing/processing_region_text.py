@@ -38,7 +38,8 @@ class RegionTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[
         text_kwargs: see `RegionTextKwargs`; `images_kwargs`: settings of the image processor, such as `size`. Both may
             be given flat as well, and what both know, `return_tensors`, in `common_kwargs`.
         box_format: "xyxy" (the default), "xywh" or "cxcywh".
-        normalized: boxes are fractions of width and height in place of pixels.
+        normalized: boxes are fractions of width and height (True) or pixels (False). By default they are pixels too,
+            but boxes none of which has a value above 1 are refused, because they look like fractions.
         prompt: what prompts the model, one of the processor's `prompts`: "box" (a mask becomes its tight box) or
             "mask" (a box becomes a rectangle). May be left out where only masks or only boxes are given.
         return_regions: add `regions`, plain Python: for each image a list of
@@ -47,7 +48,7 @@ class RegionTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[
 
     text_kwargs: RegionTextKwargs
     box_format: str
-    normalized: bool
+    normalized: bool | None
     prompt: str | None
     return_regions: bool
 
@@ -68,7 +69,7 @@ class RegionTextProcessor(OptionalTokenizer):
     valid_processor_kwargs = RegionTextProcessorKwargs
     # Settings of a call where it says nothing.
     box_format: ClassVar[str] = "xyxy"
-    normalized: ClassVar[bool] = False
+    normalized: ClassVar[bool | None] = None
     return_regions: ClassVar[bool] = False
     # What may prompt a region, the usual one first.
     prompts: ClassVar[tuple[str, ...]] = ()

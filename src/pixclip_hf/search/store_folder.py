@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from .. import __version__
 from ..data.source_index import digest
 from ..data.whole_files import only_writer, write_json
-from ..embedding.folder import EmbeddingFolder
+from ..embedding.folder import EmbeddingFolder, check_embeddings
 from .store import Store, StoreOptions, place_of, store_class, store_rows
 
 STORE = "store.json"
@@ -47,8 +47,8 @@ def open_store(
 
     Raises:
         ValueError: the folder holds no embedding; the store is one of other embeddings or another kind, was written
-            by a newer version of the package, or is written to by another process; or its index does not fit the
-            width.
+            by a newer version of the package, or is written to by another process; its index does not fit the width;
+            or an embedding is not finite.
         ModuleNotFoundError: the store's library is not installed.
     """
     options = options or StoreOptions()
@@ -86,6 +86,7 @@ def _fill(store: Store, place: Path, shards: list[Path]) -> None:
             number = _number(path)
             rows = _read_shard(path)
             if len(rows):
+                check_embeddings(rows, path)
                 store.add(number, store_rows(rows, number))
             write_json(mark, {"rows": len(rows)})
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.whole_files import file_fault, file_record, whole_file, write_json
+from ..finite import check_finite, check_finite_weights
 from ..modeling.configuration_region_text import TEXT_POOLINGS, check_choice, pooled_width
 from ..modeling.modeling_text import encode_text
 from ..processing.processing_text import lowers_in_name_only
@@ -135,7 +136,8 @@ class TextEmbeddingCache:
             The number of texts that this rank computed.
 
         Raises:
-            TypeError, ValueError: a text that is no str, or gives no tokens.
+            TypeError, ValueError: a text that is no str, or gives no tokens; or an LLM whose weights, or whose states
+                of a text, are not finite: float16 ends at 65,504, which the states of some LLMs exceed.
         """
         state = PartialState()
         todo: dict[str, str] = {}
@@ -165,7 +167,7 @@ class TextEmbeddingCache:
         """States `(T, width)` of texts, float32.
 
         Raises:
-            ValueError: a text that is not in the cache.
+            ValueError: a text that is not in the cache, or whose states there are not finite.
         """
         if not len(texts):
             return torch.zeros(0, self.width)
@@ -176,7 +178,9 @@ class TextEmbeddingCache:
                 f"{(~found).sum()} of {len(texts)} texts are not in the text cache {str(self.folder)!r}, the first is "
                 f"{first!r:.80}: call `fill` with them."
             )
-        return torch.from_numpy(self._table[rows]["state"])
+        states = torch.from_numpy(self._table[rows]["state"])
+        check_finite(states, f"The text cache {str(self.folder)!r} must be deleted: its state of", texts)
+        return states
 
     def _find(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._find_hashes([text_hash(text) for text in texts])
@@ -223,6 +227,7 @@ class TextEmbeddingCache:
         model = load_text_model(
             self.text_model, self.dtype, self.key["bidirectional"], self.quantization, revision=self.revision
         )
+        check_finite_weights(model, "text_model")
         if self.quantization is None:
             model.to(state.device)
         features = Features({"hash": Value("string"), "state": List(Value("float32"), length=self.width)})
@@ -265,6 +270,7 @@ class TextEmbeddingCache:
         pooled = encode_text(model, inputs.input_ids, inputs.attention_mask, self.key["text_pooling"]).pooler_output
         full = [text for text, mask in zip(texts, inputs.attention_mask, strict=True) if mask.sum() == limit]
         over = sum(len(self.tokenizer(text, verbose=False)["input_ids"]) > limit for text in full)
+        check_finite(pooled, "The state of the text", texts, pooled.dtype)
         return pooled.float().cpu().numpy(), over
 
 
