@@ -73,4 +73,4 @@ def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
     # Links that hold in the repository, between docs/ and what lies beside it.
     for path in PAGES:
         markdown = markdown.replace(f"](../{path}", f"]({path}")
-    return markdown.replace("](../docs/", "](../")
+    return markdown.replace("](../docs/", "](../").replace("](docs/", "](")
