@@ -1,4 +1,5 @@
-"""Every snippet of the README and of docs/models.md runs alone as printed, with tiny models for the named ones."""
+"""Every snippet of the README and of the guides to models and their use runs alone as printed, with tiny models for
+the named ones."""
 
 import re
 from pathlib import Path
@@ -16,6 +17,10 @@ README = (ROOT / "README.md").read_text()
 PUBLISHING = re.search(r"^## Publish and load\n.*?^## ", README, flags=re.S | re.M)[0]
 MODELS = (ROOT / "docs" / "models.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.replace(PUBLISHING, "") + MODELS, flags=re.S)
+
+
+# Guides whose snippets need no more than the demo's models; their number of snippets.
+GUIDES = {"install": 1, "quickstart": 4, "regions": 5, "inference": 4, "faq": 1}
 
 
 @pytest.fixture
@@ -48,6 +53,23 @@ def test_snippets_run_as_printed(places):
     assert names["out"].logits_per_region.shape == (2, 2, 2)
     assert isinstance(names["model"], pixclip_hf.PixCLIPModel)
     assert names["processor"].image_processor.size == {"height": 32, "width": 32}
+
+
+def test_snippets_of_guides_run_as_printed(places):
+    found = {}
+    for guide, count in GUIDES.items():
+        text = (ROOT / "docs" / f"{guide}.md").read_text(encoding="utf-8")
+        snippets = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+        assert len(snippets) == count, guide
+        for number, snippet in enumerate(snippets):
+            own = {}
+            exec(compile(snippet, f"{guide}.md, snippet {number}", "exec"), own)
+            found[guide, number] = own
+    assert found["quickstart", 2]["boxes"].shape == (2, 4)
+    assert found["regions", 2]["fast"].shape == found["regions", 2]["accurate"].shape
+    assert found["regions", 3]["out"].logits_per_region.shape == (3, 2, 2)
+    assert found["inference", 1]["half"].shape == (2, 16)
+    assert found["faq", 0]["labels"].shape == (2, 16)
 
 
 def test_files_and_targets_exist():

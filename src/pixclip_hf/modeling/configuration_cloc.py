@@ -18,8 +18,7 @@ class CLOCConfig(RegionTextConfig):
     Configuration of [`CLOCModel`] (Contrastive Localized Language-Image Pre-Training, arXiv 2410.02746).
 
     Args:
-        text_pooling (`str`, *optional*, defaults to `"eos"`), text_projection (`str`, *optional*, defaults to
-            `"linear"`):
+        text_pooling, text_projection (`str`, *optional*, default to `"eos"` and `"linear"`):
             These and all other fields of the towers and the text side are those of [`RegionTextConfig`].
         region_readout (`str`, *optional*, defaults to `"prompt"`):
             What a region becomes: the Prompter's output at the prompt (`"prompt"`), the mean of all output tokens of

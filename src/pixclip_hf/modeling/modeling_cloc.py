@@ -160,7 +160,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         """Features of regions; all regions of an image come from one image pass.
 
         Args:
-            pixel_values (`(B, 3, H, W)`).
+            pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
             region_attention_mask (`(B, R)`, *optional*): 1 for region slots that hold a region; the others come back
                 as zeros.
@@ -345,7 +345,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         """Finds the box of each text in each image.
 
         Args:
-            pixel_values (`(B, 3, H, W)`).
+            pixel_values (`(B, 3, H, W)`): normalized RGB.
             input_ids, attention_mask, position_ids (`(T, L)`), text_states: as in [`CLOCModel.get_text_features`].
             interpolate_pos_encoding: as in [`CLOCModel.get_region_features`].
 

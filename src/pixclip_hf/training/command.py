@@ -114,7 +114,7 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[An
         # The text tower that the checkpoint holds, or the one that it was made without.
         source = config.text_model_name if config.text_config is None else name
         if source is None:
-            raise ValueError(f"`text_cache` needs a text model, and {name!r} neither has nor names one.")
+            raise ValueError(f"`--text_cache` needs a text model, and {name!r} neither has nor names one.")
     else:
         source = arguments.text_model_name_or_path
         config = model_class.config_class(text_config=None, text_hidden_size=1, **overrides)
@@ -236,6 +236,10 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
     logger.info(f"pixclip_hf {__version__}")
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv = recipe_arguments(argv[0]) + argv[1:]
+    if "--bf16" in argv and "--use_cpu" not in argv and not torch.accelerator.is_available():
+        # As recipes have it: `TrainingArguments` refuses a CPU for it that nobody named.
+        logger.warning("There is no accelerator on this machine: training on its CPU, as with `--use_cpu`.")
+        argv = [*argv, "--use_cpu"]
     arguments = build_parser().parse_args_into_dataclasses(argv, look_for_args_file=False)
     training_arguments = arguments[-1]
     # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
@@ -261,9 +265,9 @@ def _run(
     set_seed(training_arguments.seed)
     quantization = model_arguments.text_quantization
     if model_arguments.text_cache is not None and (lora_arguments.lora_r or data_arguments.streaming):
-        raise ValueError("`text_cache` excludes `lora_r`, which changes the states, and `streaming`.")
+        raise ValueError("`--text_cache` excludes `--lora_r`, which changes the states, and `--streaming`.")
     if quantization is not None and model_arguments.text_cache is None and not lora_arguments.lora_r:
-        raise ValueError(f"`text_quantization` needs `lora_r` or `text_cache`, got {quantization!r} alone.")
+        raise ValueError(f"`--text_quantization` needs `--lora_r` or `--text_cache`, got {quantization!r} alone.")
     model, processor, cache = build_model(model_arguments)
     model_arguments.model_type = model.config.model_type  # a checkpoint has its own
     if loss_arguments.contrastive_tile_size is not None:

@@ -79,7 +79,8 @@ class TextEmbeddingCache:
             max_length = self.tokenizer.model_max_length
         if not 0 < max_length < _UNLIMITED:
             raise ValueError(
-                f"`max_length` must be a number of tokens, for the tokenizer has no limit; got {max_length}."
+                f"`max_length` must be a number of tokens (`--text_max_length`), for the tokenizer has no limit; got "
+                f"{max_length}."
             )
         config = AutoConfig.from_pretrained(self.text_model, revision=revision)
         self.width = pooled_width(getattr(config, "text_config", None) or config)
