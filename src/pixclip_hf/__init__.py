@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
     from .encoders.region_encoder import RegionEncoder
     from .encoders.view_encoder import ViewEncoder, load_encoder
     from .hub import publish
+    from .mask_models import MaskModel, masks_from_points
     from .record import record_features, validate_record
     from .training.text_cache import TextEmbeddingCache
     from .training.trainer import RegionTrainer
@@ -53,6 +54,7 @@ __version__ = "0.2.0.dev0"
 _MODULE_OF_LAZY_NAME = {
     "load_records": ".data.sources",
     "make_scene": ".scenes.dataset",
+    "masks_from_points": ".mask_models",
     "publish": ".hub",
     "record_features": ".record",
     "save_records": ".data.parquet_shards",
@@ -60,6 +62,7 @@ _MODULE_OF_LAZY_NAME = {
     "scenes_tokenizer": ".scenes.tokenizer",
     "train_tokenizer": ".scenes.tokenizer",
     "validate_record": ".record",
+    "MaskModel": ".mask_models",
     "RegionCollator": ".data.collator",
     "RegionEncoder": ".encoders.region_encoder",
     "RegionTrainer": ".training.trainer",
@@ -77,6 +80,7 @@ __all__ = [
     "CLOCVisionModel",
     "Eva02VisionConfig",
     "Eva02VisionModel",
+    "MaskModel",
     "PixCLIPConfig",
     "PixCLIPModel",
     "PixCLIPOutput",
@@ -94,6 +98,7 @@ __all__ = [
     "load_encoder",
     "load_records",
     "make_scene",
+    "masks_from_points",
     "publish",
     "record_features",
     "save_records",

@@ -19,7 +19,7 @@ class Encoder(Protocol):
 
     Attributes:
         model, processor: what embeds; the model is in evaluation mode.
-        prompts: what may prompt a region, among `"box"` and `"mask"`, the usual one first.
+        prompts: what may prompt a region, among `"box"`, `"mask"` and `"point"`, the usual one first.
         prompt: what prompts a region unless a call says otherwise.
         modes: ways of the model to read a region, for the argument `mode`; empty where there is one way.
         view: how a region is shown to a model that knows no regions; None for a model that takes prompts.
@@ -58,6 +58,8 @@ class Encoder(Protocol):
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
         mode: str | None = None,
+        points: Any = None,
+        point_labels: Any = None,
     ) -> Any:
         """One `(R, D)` per image."""
         ...

@@ -38,7 +38,7 @@ For a CLIP or SigLIP, --view says how it sees a region:
 """
 # Recorded beside the results.
 LIBRARIES = ("torch", "transformers", "pillow")
-PROMPTS = ("box", "mask")
+PROMPTS = ("box", "mask", "point")
 
 
 class ShowLayouts(argparse.Action):

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-_ITEM_KEYS = ("image", "boxes", "masks")
+_REGION_KEYS = ("boxes", "masks", "points", "point_labels")
+_ITEM_KEYS = ("image", *_REGION_KEYS)
 # Batches that are read ahead and sorted by their images' number of regions.
 _BUCKET_BATCHES = 4
 # What a bad input raises, and what is raised again with its number.
@@ -30,7 +31,7 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         The same keys: tensors (B, max R, ...), padded at the end with zeros, so that `region_attention_mask` is 0
-        there; anything else as a list of B.
+        there, and with labels of -1 for points that are none; anything else as a list of B.
 
     Raises:
         ValueError: the processed images have different sizes.
@@ -47,8 +48,12 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
         if not isinstance(values[0], torch.Tensor):
             batch[key] = [value for rows in values for value in rows]
             continue
+        if key in ("region_points", "region_point_labels"):
+            most = max(value.shape[2] for value in values)
+            values = [F.pad(v, (0, 0) * (v.ndim - 3) + (0, most - v.shape[2]), value=-1) for v in values]
         if key != "pixel_values":
-            values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, num_regions - v.shape[1])) for v in values]
+            fill = -1 if key == "region_point_labels" else 0
+            values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, num_regions - v.shape[1]), value=fill) for v in values]
         batch[key] = torch.cat(values)
     return batch
 
@@ -142,12 +147,12 @@ def _is_one_image(inputs: Any) -> bool:
     return isinstance(inputs, (str, PathLike, Image.Image, np.ndarray, torch.Tensor, Mapping))
 
 
-def _region_item(image: Any, boxes: Any = None, masks: Any = None) -> dict[str, Any]:
-    """One image with its regions as `{"image", "boxes", "masks"}`.
+def _region_item(image: Any, **given: Any) -> dict[str, Any]:
+    """One image with its regions as `{"image", "boxes", "masks", "points", "point_labels"}`.
 
     Args:
         image: an image in any form that the processor reads, or such a dict already.
-        boxes, masks: the regions of `image`; not together with those of a dict.
+        given: the regions of `image` by these names; not together with those of a dict.
 
     Raises:
         ValueError: a dict with unknown keys or without an image, regions given twice, or no regions at all.
@@ -157,19 +162,19 @@ def _region_item(image: Any, boxes: Any = None, masks: Any = None) -> dict[str, 
         raise ValueError(f"An input dict takes the keys {', '.join(_ITEM_KEYS)}, got also {', '.join(unknown)}.")
     if item.get("image") is None:
         raise ValueError("An input dict must have an `image`, got none.")
-    for name, regions in (("boxes", boxes), ("masks", masks)):
+    for name, regions in given.items():
         if regions is None:
             continue
         if item.get(name) is not None:
             raise ValueError(f"`{name}` must be given once, got it in the call and in the input dict.")
         item[name] = regions
-    if item.get("boxes") is None and item.get("masks") is None:
-        raise ValueError("A region pipeline needs `boxes` or `masks` for every image, got neither.")
+    if all(item.get(name) is None for name in ("boxes", "masks", "points")):
+        raise ValueError("A region pipeline needs `boxes`, `masks` or `points` for every image, got none of them.")
     return item
 
 
 class RegionPipeline(Pipeline):
-    """Images with boxes or masks through one image pass each, whatever their number of regions.
+    """Images with boxes, masks or points through one image pass each, whatever their number of regions.
 
     A subclass provides `postprocess`. The processor does the preprocessing; a batch has one row per image, with its
     regions padded.
@@ -189,10 +194,14 @@ class RegionPipeline(Pipeline):
         normalized: bool | None = None,
         mode: str | None = None,
         prompt: str | None = None,
+        points: Any = None,
+        point_labels: Any = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params = {
             "boxes": boxes,
             "masks": masks,
+            "points": points,
+            "point_labels": point_labels,
             "box_format": box_format,
             "normalized": normalized,
             "prompt": prompt,
@@ -207,7 +216,7 @@ class RegionPipeline(Pipeline):
         if _is_one_image(inputs):
             return super().__call__(inputs, **kwargs)
         # Regions of several images: they join their image here, since every further step sees one image at a time.
-        regions = {name: kwargs.pop(name) for name in ("boxes", "masks") if kwargs.get(name) is not None}
+        regions = {name: kwargs.pop(name) for name in _REGION_KEYS if kwargs.get(name) is not None}
         if isinstance(inputs, (list, tuple)):
             items = _zip_regions(inputs, regions)
             return super().__call__(items, **kwargs) if items else []
@@ -245,9 +254,9 @@ class RegionPipeline(Pipeline):
         outputs = _BucketedOutputs(loader, partial(self.forward, **forward_params), batch_size)
         return PipelineIterator(outputs, self.postprocess, postprocess_params)
 
-    def preprocess(self, inputs: Any, boxes: Any = None, masks: Any = None, **processor_kwargs: Any) -> dict[str, Any]:
-        item = _region_item(inputs, boxes, masks)
-        regions = {name: item[name] for name in ("boxes", "masks") if item.get(name) is not None}
+    def preprocess(self, inputs: Any, **kwargs: Any) -> dict[str, Any]:
+        item = _region_item(inputs, **{name: kwargs.pop(name, None) for name in _REGION_KEYS})
+        regions = {name: item[name] for name in _REGION_KEYS if item.get(name) is not None}
         if all(isinstance(values, Sized) and not len(values) for values in regions.values()):
             # A detector that found nothing. The processor, which takes images alone, refuses empty regions.
             processed = self.processor(images=item["image"], return_tensors="pt")
@@ -255,7 +264,7 @@ class RegionPipeline(Pipeline):
             processed["regions"] = [[]]
         else:
             processed = self.processor(
-                images=item["image"], **regions, return_regions=True, return_tensors="pt", **processor_kwargs
+                images=item["image"], **regions, return_regions=True, return_tensors="pt", **kwargs
             )
         # Boxes and masks keep their own dtype: half precision has too few digits for a coordinate.
         processed["pixel_values"] = processed["pixel_values"].to(self.dtype)
@@ -308,8 +317,12 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
                 per image.
             box_format (`str`): `"xyxy"` (default), `"xywh"` or `"cxcywh"`.
             normalized (`bool`): boxes in [0, 1] of the image instead of pixels.
-            prompt (`str`): `"box"` or `"mask"`, what prompts the model. Needed where both are given, or to convert one
-                into the other (CLOC takes either, PixCLIP takes masks).
+            points: the points of the image's R regions, `[[[x, y], ...], ...]`, nested as SAM's; for a list of images
+                one such list per image. For a CLOC with `config.prompter_points`. In an image that has boxes or masks
+                too, each region has None where it has no points, or no box or mask.
+            point_labels: nested as `points`: 1 on the region (default), 0 beside it.
+            prompt (`str`): `"box"`, `"mask"` or `"point"`, what prompts the model. Needed where a region has several,
+                or to convert a box into a mask or the other way around (CLOC takes either, PixCLIP takes masks).
             mode (`str`): PixCLIP only: `"prompted"` (one pass per region) or `"pooled"` (one pass per image).
             normalize (`bool`): L2-normalized embeddings (default), or the model's own lengths.
             return_tensors (`bool`): returns one float32 tensor (R, D) per image instead of dicts.
@@ -319,11 +332,12 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
 
         Returns:
             For one image, a list of R dicts `{"embedding": list of D floats, "box": {"xmin", "ymin", "xmax", "ymax"}
-            in pixels of the original image, "mask_area": pixels}`; for a list of images, a list of those; for a
-            generator or dataset, an iterator over them.
+            in pixels of the original image, "mask_area": pixels}`, with `"points"` and `"point_labels"` in place of
+            box and area where points prompt; for a list of images, a list of those; for a generator or dataset, an
+            iterator over them.
 
         Raises:
-            OSError, TypeError, ValueError: neither boxes nor masks for an image, or regions that do not fit their
+            OSError, TypeError, ValueError: no boxes, masks or points for an image, or regions that do not fit their
                 image or the number of images. The message names the image of a list, generator or dataset by its
                 index.
         """

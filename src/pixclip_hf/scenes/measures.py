@@ -137,7 +137,8 @@ def measure_scenes(
         For every model `image_to_text_recall@1` and `text_to_image_recall@1`, `region_description_*` by the encoder's
         own prompt (chance 1/256 for `exact`) and the same from crops (`crop_description_exact`). For a model that
         masks may prompt `region_description_exact_mask` and `same_box_by_mask_caption`, regions of one box told apart
-        by their short captions (chance 1/2). For one that also pools regions from one image pass,
+        by their short captions (chance 1/2). For one that points may prompt `region_description_exact_point`, by one
+        point of each region, drawn at random. For one that also pools regions from one image pass,
         `region_description_exact_pooled`. For a model with a grounding head `grounding_accuracy` at IoU 0.5, over
         captions that name one region of their scene. For an encoder with mask prompts also `same_box_by_mask`,
         `late_detail` and, with texts cut to 77 tokens, `late_detail_cut_77` (chance 1/2), and the crop baseline of the
@@ -181,6 +182,9 @@ def measure_scenes(
         hits, groups = pair_hits(by_mask, records, short, same_box_pairs, field="caption")
         measure("same_box_by_mask_caption", hits, groups)
         metrics["same_box_by_mask_caption_count"] = len(hits)
+    if "point" in encoder.encoder.prompts:
+        by_point = encoder.encode_records(records, prompt="point")
+        measure("region_description_exact_point", description_hits(by_point, records, descriptions).all(-1), own)
     if "pooled" in encoder.encoder.modes:
         pooled = encoder.encode_records(records, mode="pooled")
         measure("region_description_exact_pooled", description_hits(pooled, records, descriptions).all(-1), own)

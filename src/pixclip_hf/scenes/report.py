@@ -23,6 +23,12 @@ DESCRIPTIONS = (
 ROWS = (
     *((name, "region_description_count", label, chance) for name, label, chance in DESCRIPTIONS),
     ("region_description_exact_mask", "region_description_count", "region described by mask, exact of 256", "0.4 %"),
+    (
+        "region_description_exact_point",
+        "region_description_count",
+        "region described by a point, exact of 256",
+        "0.4 %",
+    ),
     ("region_description_exact_pooled", "region_description_count", "region pooled under its mask, exact", "0.4 %"),
     ("crop_description_exact", "region_description_count", "region from its crop, same tower, exact", "0.4 %"),
     ("same_box_by_mask_caption", None, "same box, told apart by the mask and short captions", "50 %"),
