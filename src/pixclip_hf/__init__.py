@@ -29,6 +29,7 @@ from .modeling.modeling_cloc import CLOCModel, CLOCOutput, CLOCPreTrainedModel, 
 from .modeling.modeling_eva02 import Eva02VisionModel
 from .modeling.modeling_pixclip import PixCLIPModel, PixCLIPOutput, PixCLIPPreTrainedModel, PixCLIPVisionModel
 from .pipelines.region_feature_extraction import RegionFeatureExtractionPipeline
+from .pipelines.region_grounding import RegionGroundingPipeline
 from .pipelines.zero_shot_region_classification import ZeroShotRegionClassificationPipeline
 from .processing.image_processing_region import RegionImageProcessor
 from .processing.processing_cloc import CLOCProcessor
@@ -90,6 +91,7 @@ __all__ = [
     "RegionCollator",
     "RegionEncoder",
     "RegionFeatureExtractionPipeline",
+    "RegionGroundingPipeline",
     "RegionImageProcessor",
     "RegionTrainer",
     "TextEmbeddingCache",
@@ -133,6 +135,7 @@ def _register() -> None:
     for task, pipeline_class in (
         ("region-feature-extraction", RegionFeatureExtractionPipeline),
         ("zero-shot-region-classification", ZeroShotRegionClassificationPipeline),
+        ("region-grounding", RegionGroundingPipeline),
     ):
         PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=AutoModel)
         SavesPipelines.pipeline_classes[task] = pipeline_class

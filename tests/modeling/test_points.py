@@ -156,9 +156,11 @@ def test_folders_with_and_without_points(tmp_path, model, batch, points):
 
 def test_models_without_points_refuse_them(batch, points):
     plain = build_model("cloc")
-    for arguments, name in ((points, "region_points"), ({"prompt": "point"}, "prompt='point'")):
-        with pytest.raises(ValueError, match=f"`{name}` needs a CLOC with `config.prompter_points=True`"):
-            embed(plain, batch, region_boxes=batch["region_boxes"], **arguments)
+    boxes = {"region_boxes": batch["region_boxes"]}
+    with pytest.raises(ValueError, match="`region_points` needs a CLOC with `config.prompter_points=True`, got False"):
+        embed(plain, batch, **boxes, **points)
+    with pytest.raises(ValueError, match="`prompt` must be one of 'box', 'mask', got 'point'"):
+        embed(plain, batch, **boxes, prompt="point")
     for changes in ({"region_readout": "roi_align"}, {"prompter_layer": "first"}):
         with pytest.raises(ValueError, match="`prompter_points` needs `region_readout='prompt'`"):
             build_config("cloc", prompter_points=True, **changes)

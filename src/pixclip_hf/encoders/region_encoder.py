@@ -130,12 +130,18 @@ class RegionEncoder(BaseEncoder):
         """Whether [`RegionEncoder.find_boxes`] can be called."""
         return getattr(self.model, "box_head", None) is not None
 
-    @torch.no_grad()
     def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
         """Where CLOC's grounding head finds each text in an image: `(T, 4)`, xyxy in pixels."""
+        return self.find_scored_boxes(image, texts)[0]
+
+    @torch.no_grad()
+    def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """[`RegionEncoder.find_boxes`], and the cosine similarity `(T,)` of each text to the region in its box, which
+        is lower where the text is absent."""
         inputs = self.processor(images=image, text=list(texts), max_length=self.max_length, return_tensors="pt")
         found = self.model.ground(**self._moved(inputs))
-        return self.processor.post_process_boxes(found.pred_boxes.float(), [image.size[::-1]])[0]
+        boxes = self.processor.post_process_boxes(found.pred_boxes.float(), [image.size[::-1]])[0]
+        return boxes, found.scores[0].float().cpu()
 
     def _images_per_part(self, batch_size: int) -> int:
         return batch_size

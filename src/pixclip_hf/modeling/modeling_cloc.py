@@ -16,7 +16,7 @@ from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .configuration_region_text import check_choice
 from .modeling_losses import grounding_losses
 from .modeling_parallel import returns_loss, with_every_parameter
-from .modeling_points import CLOCPointPrompts, point_slots
+from .modeling_points import PointTypes, point_slots
 from .modeling_prompter import (
     QUERY_GAIN,
     CLOCBoxHead,
@@ -123,8 +123,8 @@ class CLOCPreTrainedModel(RegionTextPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FourierPositions):
             init.normal_(module.frequencies, std=module.scale)
-        elif isinstance(module, CLOCPointPrompts):
-            init.normal_(module.types.weight)
+        elif isinstance(module, PointTypes):
+            init.normal_(module.weight)
         elif isinstance(module, CLOCPrompterLayer) and module.prior_gain is not None:
             init.ones_(module.prior_gain)
 
@@ -293,11 +293,10 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
     ) -> PromptedRegions:
         """What prompts: as said, or what is given."""
         has_points = region_points is not None or region_point_labels is not None
-        if (has_points or prompt == "point") and not self.config.prompter_points:
-            given = "region_points" if has_points else "prompt='point'"
+        if has_points and not self.config.prompter_points:
             raise ValueError(
-                f"`{given}` needs a CLOC with `config.prompter_points=True`, got False. A mask model makes masks of "
-                "points: see `masks_from_points`."
+                "`region_points` needs a CLOC with `config.prompter_points=True`, got False. A mask model makes masks "
+                "of points: see `masks_from_points`."
             )
         if prompt is not None:
             check_choice("prompt", prompt, self.config.prompts)

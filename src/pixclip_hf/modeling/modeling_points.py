@@ -81,13 +81,17 @@ def mean_of(rows: Tensor, chosen: Tensor) -> Tensor:
     return sum_of(rows, chosen) / chosen.sum(-1, keepdim=True).clamp(min=1)
 
 
+class PointTypes(nn.Embedding):
+    """Embeddings of negative and positive points, of the scale of Fourier features from the start."""
+
+
 class CLOCPointPrompts(nn.Module):
     """What the points of a region say, encoded as in SAM (arXiv 2304.02643, appendix A): the Fourier features of each
     point and a learned embedding of its type, through two layers, averaged over the region's points."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.types = nn.Embedding(2, width)
+        self.types = PointTypes(2, width)
         self.fc1 = ScaledLinear(width, width)
         self.fc2 = nn.Linear(width, width)
 

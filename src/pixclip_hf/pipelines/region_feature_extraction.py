@@ -16,7 +16,6 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 _REGION_KEYS = ("boxes", "masks", "points", "point_labels")
-_ITEM_KEYS = ("image", *_REGION_KEYS)
 # Batches that are read ahead and sorted by their images' number of regions.
 _BUCKET_BATCHES = 4
 # What a bad input raises, and what is raised again with its number.
@@ -142,24 +141,25 @@ def _rows_of_batches(window: list[dict[str, Any]], size: int) -> Iterator[list[i
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _is_one_image(inputs: Any) -> bool:
+def is_one_image(inputs: Any) -> bool:
     """Whether `inputs` is one image (or one `{"image": ...}` item) rather than a collection of them."""
     return isinstance(inputs, (str, PathLike, Image.Image, np.ndarray, torch.Tensor, Mapping))
 
 
-def _region_item(image: Any, **given: Any) -> dict[str, Any]:
-    """One image with its regions as `{"image", "boxes", "masks", "points", "point_labels"}`.
+def image_item(image: Any, keys: tuple[str, ...], **given: Any) -> dict[str, Any]:
+    """One image with what belongs to it, as a dict.
 
     Args:
         image: an image in any form that the processor reads, or such a dict already.
-        given: the regions of `image` by these names; not together with those of a dict.
+        keys: what may belong to an image.
+        given: what belongs to `image`, by these names; not together with that of a dict.
 
     Raises:
-        ValueError: a dict with unknown keys or without an image, regions given twice, or no regions at all.
+        ValueError: a dict with unknown keys or without an image, or something given twice.
     """
     item = dict(image) if isinstance(image, Mapping) else {"image": image}
-    if unknown := sorted(map(str, item.keys() - set(_ITEM_KEYS))):
-        raise ValueError(f"An input dict takes the keys {', '.join(_ITEM_KEYS)}, got also {', '.join(unknown)}.")
+    if unknown := sorted(map(str, item.keys() - {"image", *keys})):
+        raise ValueError(f"An input dict takes the keys {', '.join(('image', *keys))}, got also {', '.join(unknown)}.")
     if item.get("image") is None:
         raise ValueError("An input dict must have an `image`, got none.")
     for name, regions in given.items():
@@ -168,8 +168,14 @@ def _region_item(image: Any, **given: Any) -> dict[str, Any]:
         if item.get(name) is not None:
             raise ValueError(f"`{name}` must be given once, got it in the call and in the input dict.")
         item[name] = regions
+    return item
+
+
+def _region_item(image: Any, **given: Any) -> dict[str, Any]:
+    """[`image_item`] of an image and its regions; `ValueError` for an image without any."""
+    item = image_item(image, _REGION_KEYS, **given)
     if all(item.get(name) is None for name in ("boxes", "masks", "points")):
-        raise ValueError("A region pipeline needs `boxes`, `masks` or `points` for every image, got none of them.")
+        raise ValueError("A region pipeline needs `boxes` or `masks`, or `points`, for every image, got none.")
     return item
 
 
@@ -210,24 +216,38 @@ class RegionPipeline(Pipeline):
         if mode is not None and not self.model.region_modes:
             raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
         forward_params = {"mode": mode}
-        return _given(preprocess_params), _given(forward_params), {}
+        return given_parameters(preprocess_params), given_parameters(forward_params), {}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        if _is_one_image(inputs):
+        if is_one_image(inputs):
             return super().__call__(inputs, **kwargs)
         # Regions of several images: they join their image here, since every further step sees one image at a time.
         regions = {name: kwargs.pop(name) for name in _REGION_KEYS if kwargs.get(name) is not None}
+        return self.call_on_many(inputs, regions, _region_item, **kwargs)
+
+    def call_on_many(
+        self, inputs: Any, belongings: dict[str, Any], join: Callable[..., dict[str, Any]], **kwargs: Any
+    ) -> Any:
+        """The pipeline on a list, generator or dataset of images.
+
+        Args:
+            inputs: the images.
+            belongings: what belongs to the images, by name, a list with an entry for each image of a list.
+            join: from an image and what belongs to it to its dict.
+            kwargs: as in a call.
+        """
         if isinstance(inputs, (list, tuple)):
-            items = _zip_regions(inputs, regions)
+            items = _zip_regions(inputs, belongings, join)
             return super().__call__(items, **kwargs) if items else []
         if not isinstance(inputs, (Dataset, Iterable)):
             raise TypeError(
                 f"`inputs` must be an image, a dict, or a list, generator or dataset of them, got {inputs!r:.100}."
             )
-        if regions:
+        if belongings:
+            name = next(iter(belongings))
             raise ValueError(
-                f"`{next(iter(regions))}` goes with one image or a list of images; a {type(inputs).__name__} must "
-                'yield dicts {"image": ..., "boxes": ...}.'
+                f"`{name}` goes with one image or a list of images; a {type(inputs).__name__} must "
+                f'yield dicts {{"image": ..., "{name}": ...}}.'
             )
         if isinstance(inputs, Sized) and not isinstance(inputs, Dataset):
             return super().__call__(PipelineDataset(inputs, _unchanged, {}), **kwargs)
@@ -347,7 +367,7 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
         self, normalize: bool | None = None, return_tensors: bool | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
-        postprocess_params |= _given({"normalize": normalize, "return_tensors": return_tensors})
+        postprocess_params |= given_parameters({"normalize": normalize, "return_tensors": return_tensors})
         return preprocess_params, forward_params, postprocess_params
 
     def postprocess(
@@ -363,7 +383,8 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
         ]
 
 
-def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+def given_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that are not None."""
     return {name: value for name, value in parameters.items() if value is not None}
 
 
@@ -371,14 +392,16 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _zip_regions(images: list | tuple, regions: dict[str, Any]) -> list[Any]:
+def _zip_regions(
+    images: list | tuple, regions: dict[str, Any], join: Callable[..., dict[str, Any]]
+) -> list[dict[str, Any]]:
     for name, values in regions.items():
         if len(values) != len(images):
             raise ValueError(f"`{name}` must hold a list per image: got {len(values)} for {len(images)} images.")
     items = []
     for number, image in enumerate(images):
         with _numbered(number):
-            items.append(_region_item(image, **{name: values[number] for name, values in regions.items()}))
+            items.append(join(image, **{name: values[number] for name, values in regions.items()}))
     return items
 
 

@@ -38,6 +38,7 @@ ROWS = (
     ("late_detail_cut_77", None, "… with the texts cut to 77 tokens", "50 %"),
     ("crop_late_detail", None, "… from crops, same tower", "50 %"),
     ("grounding_accuracy", None, "box of a caption found, IoU of at least 0.5", "–"),
+    ("grounding_ap", None, "… average precision beside two absent texts for each", "–"),
     ("image_to_text_recall@1", "image_count", "image to caption, recall@1", None),
     ("text_to_image_recall@1", "image_count", "caption to image, recall@1", None),
 )
