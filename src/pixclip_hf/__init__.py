@@ -28,6 +28,7 @@ from .modeling.configuration_pixclip import PixCLIPConfig
 from .modeling.modeling_cloc import CLOCModel, CLOCOutput, CLOCPreTrainedModel, CLOCVisionModel
 from .modeling.modeling_eva02 import Eva02VisionModel
 from .modeling.modeling_pixclip import PixCLIPModel, PixCLIPOutput, PixCLIPPreTrainedModel, PixCLIPVisionModel
+from .pipelines.region_detection import RegionDetectionPipeline
 from .pipelines.region_feature_extraction import RegionFeatureExtractionPipeline
 from .pipelines.region_grounding import RegionGroundingPipeline
 from .pipelines.zero_shot_region_classification import ZeroShotRegionClassificationPipeline
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
     from .scenes.tokenizer import scenes_tokenizer, train_tokenizer
     from .encoders.region_encoder import RegionEncoder
     from .encoders.view_encoder import ViewEncoder, load_encoder
+    from .detection import coco_results, detect
     from .hub import publish
     from .mask_models import MaskModel, masks_from_points
     from .record import record_features, validate_record
@@ -53,6 +55,8 @@ __version__ = "0.2.0.dev0"
 
 # Public names whose modules need an extra (`pip install pixclip-hf[train]`, `[data]`): imported on first access.
 _MODULE_OF_LAZY_NAME = {
+    "coco_results": ".detection",
+    "detect": ".detection",
     "load_records": ".data.sources",
     "make_scene": ".scenes.dataset",
     "masks_from_points": ".mask_models",
@@ -89,6 +93,7 @@ __all__ = [
     "PixCLIPProcessor",
     "PixCLIPVisionModel",
     "RegionCollator",
+    "RegionDetectionPipeline",
     "RegionEncoder",
     "RegionFeatureExtractionPipeline",
     "RegionGroundingPipeline",
@@ -97,6 +102,8 @@ __all__ = [
     "TextEmbeddingCache",
     "ViewEncoder",
     "ZeroShotRegionClassificationPipeline",
+    "coco_results",
+    "detect",
     "load_encoder",
     "load_records",
     "make_scene",
@@ -136,6 +143,7 @@ def _register() -> None:
         ("region-feature-extraction", RegionFeatureExtractionPipeline),
         ("zero-shot-region-classification", ZeroShotRegionClassificationPipeline),
         ("region-grounding", RegionGroundingPipeline),
+        ("zero-shot-region-detection", RegionDetectionPipeline),
     ):
         PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=AutoModel)
         SavesPipelines.pipeline_classes[task] = pipeline_class

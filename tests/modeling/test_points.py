@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from builders import build_batch, build_config, build_model
+from builders import build_batch, build_config, build_model, build_texts
 from transformers import AutoModel
 
 from pixclip_hf import CLOCModel, CLOCVisionModel
 from pixclip_hf.modeling.modeling_points import point_windows
+from pixclip_hf.modeling.modeling_regions import boxes_around
 
 GRID = (4, 4)
 LABELS = torch.tensor([[[1, -1], [1, 0], [1, 1]]]).expand(3, -1, -1)
@@ -187,3 +188,31 @@ def test_bad_points(model, batch, points, change, message):
         arguments["region_boxes"] = batch["region_boxes"]
     with pytest.raises(ValueError, match=message):
         embed(model, batch, **arguments)
+
+
+def test_steady_scores_are_means_over_boxes_around(model, batch):
+    ids, mask = build_texts(4)
+    arguments = {"pixel_values": batch["pixel_values"], "input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        plain, steady = (model.ground(**arguments, steady_scores=on) for on in (False, True))
+        texts = F.normalize(model.get_text_features(ids, mask).pooler_output, dim=-1)
+        assert torch.equal(plain.pred_boxes, steady.pred_boxes)
+        known = model.ground(batch["pixel_values"], text_embeds=5 * texts)
+        torch.testing.assert_close(known.pred_boxes, plain.pred_boxes)
+    around = boxes_around(plain.pred_boxes)
+    assert torch.allclose(around[:, :, 0], plain.pred_boxes)
+    embeds = F.normalize(embed(model, batch, region_boxes=around.flatten(1, 2)), dim=-1).unflatten(1, (4, 6))
+    cosines = (embeds * texts[:, None]).sum(-1)
+    torch.testing.assert_close(plain.scores, cosines[:, :, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(steady.scores, cosines.mean(-1), atol=1e-5, rtol=1e-5)
+    assert (steady.scores - plain.scores).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="One of `text_embeds` and `input_ids` or `text_states` must be given"):
+        model.ground(**arguments, text_embeds=texts)
+
+
+def test_boxes_around_a_box():
+    around = boxes_around(torch.tensor([0.2, 0.4, 0.6, 0.5]))
+    wanted = [[0.2, 0.4, 0.6, 0.5], [0.24, 0.41, 0.56, 0.49], [0.152, 0.4, 0.552, 0.5], [0.248, 0.4, 0.648, 0.5],
+              [0.2, 0.388, 0.6, 0.488], [0.2, 0.412, 0.6, 0.512]]  # fmt: skip
+    torch.testing.assert_close(around, torch.tensor(wanted))
+    assert boxes_around(torch.tensor([0.0, 0.0, 1.0, 1.0])).max() == 1

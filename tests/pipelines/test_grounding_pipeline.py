@@ -27,7 +27,7 @@ def find(tiny_cloc):
 def by_hand(tiny, image, labels):
     model, processor = tiny
     with torch.no_grad():
-        found = model.ground(**processor(images=image, text=labels))
+        found = model.ground(**processor(images=image, text=labels), steady_scores=True)
     boxes = processor.post_process_boxes(found.pred_boxes, [image.size[::-1]])[0]
     return {label: (score, box) for label, score, box in zip(labels, found.scores[0], boxes, strict=True)}
 

@@ -136,10 +136,10 @@ class RegionEncoder(BaseEncoder):
 
     @torch.no_grad()
     def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """[`RegionEncoder.find_boxes`], and the cosine similarity `(T,)` of each text to the region in its box, which
-        is lower where the text is absent."""
+        """[`RegionEncoder.find_boxes`], and the similarity `(T,)` of each text to the region in its box (the
+        `steady_scores` of [`CLOCModel.ground`]), which is lower where the text is absent."""
         inputs = self.processor(images=image, text=list(texts), max_length=self.max_length, return_tensors="pt")
-        found = self.model.ground(**self._moved(inputs))
+        found = self.model.ground(**self._moved(inputs), steady_scores=True)
         boxes = self.processor.post_process_boxes(found.pred_boxes.float(), [image.size[::-1]])[0]
         return boxes, found.scores[0].float().cpu()
 

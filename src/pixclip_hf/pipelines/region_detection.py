@@ -34,7 +34,7 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
             inputs: an image (path, URL, PIL image, array or tensor), a dict `{"image": ..., "boxes": ...}` or
                 `{"image": ..., "masks": ...}`, or a list, generator or dataset of either.
             candidate_labels (`list[str]`), hypothesis_template, text_states, mode, batch_size, num_workers: as in
-                [`ZeroShotRegionClassificationPipeline`].
+                [`ZeroShotRegionClassificationPipeline`]; the rows of `background` come last in `text_states`.
             boxes, masks, box_format, normalized, prompt: given proposals, as in [`RegionFeatureExtractionPipeline`].
             proposals: where proposals come from if none are given: `"grid"`, windows that overlap by half, 1, 3 and 7
                 along either side (default); or what takes an RGB image and returns a list of

@@ -44,8 +44,8 @@ class RegionGroundingPipeline(RegionPipeline):
                 images, or a list of such lists, one for each image.
             hypothesis_template (`str`): a text in which each label takes the place of `{}`; `"{}"` by default.
             threshold (`float`): least score of a box, 0.1 by default. A score is the cosine similarity of a text and
-                the region that was found for it, in [-1, 1]. It is lower where the text is absent; how much lower is
-                for data like yours to say.
+                the region that was found for it, in [-1, 1], as `CLOCModel.ground` gives it with `steady_scores`. It
+                is lower where the text is absent; how much lower is for data like yours to say.
             top_k (`int`): keeps this many of the best boxes of each image; all of them by default.
             batch_size, num_workers: as in [`RegionFeatureExtractionPipeline`].
 
@@ -111,7 +111,7 @@ class RegionGroundingPipeline(RegionPipeline):
         embeds = remembered_texts(
             self._embedded_texts, self.model, self.processor, fill_template(hypothesis_template, labels)
         )
-        found = self.model.ground(model_inputs["pixel_values"], text_embeds=embeds.to(self.dtype))
+        found = self.model.ground(model_inputs["pixel_values"], text_embeds=embeds.to(self.dtype), steady_scores=True)
         rows = torch.cat([found.pred_boxes, found.scores[..., None].to(found.pred_boxes)], dim=-1).float()
         per_text = rows.new_zeros(len(regions), max(map(len, regions)), 5)
         for image, texts in enumerate(regions):
