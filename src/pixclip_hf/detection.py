@@ -60,15 +60,21 @@ def detect(
     if options.get("masks") is not None:
         options["masks"] = [options["masks"]] if one else options["masks"]
     elif isinstance(proposals, str) or callable(proposals):
-        options["proposals"] = _proposer(proposals)
+        options["proposals"] = proposals if proposals == "grid" else proposer_of(proposals)
     else:
         options["boxes"] = [proposals] if one else proposals
     results = model(opened, candidate_labels=list(labels), batch_size=batch_size, **options)
     return results[0] if one else results
 
 
-def _proposer(proposals: str | Callable) -> Any:
-    if not isinstance(proposals, str) or proposals == "grid":
+def proposer_of(proposals: str | Callable) -> Any:
+    """What proposes the regions of an RGB image: a callable itself, or the one that `"detector:NAME"` or `"sam:NAME"`
+    names.
+
+    Raises:
+        ValueError: another name.
+    """
+    if not isinstance(proposals, str):
         return proposals
     kind, _, name = proposals.partition(":")
     if kind not in ("detector", "sam") or not name:

@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, LlamaConfig, LlamaModel
 
 from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
-from pixclip_hf.training.command import main
+from pixclip_hf.training.arguments import ModelArguments
+from pixclip_hf.training.command import build_model, main
 
 FAMILIES = {"cloc": "CLOC", "pixclip": "PixCLIP"}
 
