@@ -81,8 +81,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--protocol",
         default="corrected",
         choices=PROTOCOLS,
-        help="do what a paper says or what its published code does; the named protocols apply to "
-        "region-classification alone",
+        help="do what a paper says or what its published code does; the named protocols belong to "
+        "region-classification and open-vocabulary-detection",
     )
     parser.add_argument("--split", help="split of a dataset that has several")
     for name, option in OPTIONS.items():
