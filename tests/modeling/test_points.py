@@ -128,6 +128,21 @@ def test_points_train_with_the_boxes_of_their_regions(points):
         model(**batch, **points)
 
 
+def test_regions_without_a_box_are_not_grounded(model, points):
+    batch = build_batch("cloc", counts=(3, 3, 3))
+    boxes, labels = batch.pop("region_boxes").clone(), LABELS.clone()
+    boxes[:, 1] = 0
+    labels[:, ::2] = -1
+    with torch.no_grad():
+        output = model(**batch, region_boxes=boxes, **points | {"region_point_labels": labels})
+        real = torch.tensor([[1, 0, 1]] * 3)
+        alone = model.compute_loss(output, boxes + real.logical_not()[..., None] * torch.tensor([0, 0, 1.0, 1]), real)
+        everywhere = model.compute_loss(output, boxes.clamp(min=0.1) + torch.tensor([0, 0, 0.1, 0.1]))
+    for name in ("grounding_l1", "grounding_giou"):
+        torch.testing.assert_close(output.loss_parts[name], alone[name])
+        assert abs(everywhere[name] - alone[name]) > 1e-3
+
+
 def test_a_new_point_is_a_soft_pooling_around_it():
     torch.manual_seed(0)
     model = CLOCModel(build_config("cloc", prompter_points=True))

@@ -538,7 +538,9 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
                 )
             # A text that several regions of the image have finds none of their boxes in particular.
             same = output.region_text_ids[:, :, None] == output.region_text_ids[:, None, :]
-            found = (is_real & ((same & is_real[:, None, :]).sum(-1) == 1)).flatten()
+            found = is_real & ((same & is_real[:, None, :]).sum(-1) == 1)
+            # A region of points among boxes has none.
+            found = (found & (region_boxes[..., 2:] > region_boxes[..., :2]).all(-1).to(found.device)).flatten()
             pred_boxes = output.pred_boxes.flatten(0, 1).to(found.device)
             losses["grounding_l1"], losses["grounding_giou"] = grounding_losses(
                 pred_boxes, region_boxes.flatten(0, 1), found, rows_per_rank(found, gather, ranks)
