@@ -2,8 +2,9 @@
 
     python examples/demo.py --model cloc --seed 0
 
-CLOC starts from random weights; `--model cloc-points` is a CLOC that points may prompt too. PixCLIP inherits: both towers come from such a CLOC, which is trained first unless the
-demo of CLOC has run with this seed and this code.
+CLOC starts from random weights, and so does the CLOC of `--model cloc-points`, which points may prompt too. PixCLIP
+inherits: both towers come from such a CLOC, which is trained first unless the demo of CLOC has run with this seed and
+this code.
 
 Everything lands in runs/demo/<model>, with the code of model, processor and pipelines and a model card: the folder
 loads with AutoModel, AutoProcessor and pipeline, here or where the package is not installed.

@@ -17,7 +17,7 @@ RECIPES = {
         "--max_steps", "1800", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6",
     ),
-    # A CLOC that points may prompt too. A quarter of its batches are theirs; boxes and masks have as many as in `cloc`.
+    # A CLOC that points may prompt too, in a quarter of its batches; boxes and masks have as many as in `cloc`.
     "cloc-points": (
         "--max_steps", "2400", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--point_prompt_share", "0.25",
