@@ -162,6 +162,8 @@ BAD = [
     ({"candidate_labels": ["a"], "temperature": 0}, "`temperature` must be a positive number, got 0"),
     ({"candidate_labels": ["a"], "top_k": 0}, "`top_k` must be at least 1"),
     ({}, "`candidate_labels` must be a list of texts, got none"),
+    ({"candidate_labels": ["a"], "points": [[[3, 4]]]}, "`points` must be None: they have no boxes to report"),
+    ({"candidate_labels": ["a"], "boxes": BOXES, "masks": [np.ones((30, 40))], "prompt": "box"}, "must match"),
     ({"candidate_labels": ["a"], "boxes": [[0, 0, 99, 9]] * 2, "masks": [np.ones((30, 40))]}, "prompt must say"),
 ]
 

@@ -90,6 +90,8 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
             raise ValueError(f"`temperature` must be a positive number, got {temperature}.")
         if top_k is not None:
             check_top_k(top_k)
+        if kwargs.get("points") is not None or kwargs.get("point_labels") is not None:
+            raise ValueError("`points` must be None: they have no boxes to report. Pass masks of `masks_from_points`.")
         labels = None
         if candidate_labels is not None:
             labels = checked_labels(candidate_labels)
@@ -120,8 +122,9 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
         item = _proposed_item(inputs, **{name: kwargs.pop(name, None) for name in _KEYS})
         if any(item.get(name) is not None for name in _KEYS):
             given = [{} for _ in next(item[name] for name in _KEYS if item.get(name) is not None)]
-            for number, mask in enumerate(item["masks"] if item.get("masks") is not None else ()):
-                given[number]["mask"] = mask
+            # Other counts of boxes and masks are the processor's to refuse.
+            for proposal, mask in zip(given, item["masks"] if item.get("masks") is not None else (), strict=False):
+                proposal["mask"] = mask
         elif proposals == "grid":
             # Fractions, so that any image that the processor reads will do.
             item["boxes"], given = grid_boxes(1, 1), [{} for _ in grid_boxes(1, 1)]
