@@ -134,6 +134,9 @@ ARMS = {
             about_the_arm=True,
         ),
         "two_regions": Arm("4 regions per image are better than 2", (DESCRIBED,), {}, ("--regions_per_image", "2")),
+        "sigmoid": Arm(
+            "a softmax is better than a sigmoid", (DESCRIBED, CAPTIONED), {"contrastive_objective": "sigmoid"}
+        ),
     },
     "pixclip": {
         "base": Arm("", ()),

@@ -291,6 +291,8 @@ class BaseEncoder:
         tokenizer, limit = self.processor.tokenizer, self.text_limit if max_length is None else max_length
         if tokenizer is None:
             raise ValueError("The processor has no tokenizer: its model takes text states, and no texts.")
+        if getattr(self.processor, "lowercase_texts", False):
+            texts = [text.lower() for text in texts]
         rows = tokenizer(list(texts), verbose=False)["input_ids"]
         cut = 0 if limit is None else sum(len(row) > limit for row in rows)
         if cut:

@@ -39,11 +39,11 @@ class PixCLIPConfig(RegionTextConfig):
 
     model_type = "pixclip"
     prompts = ("mask",)
+    default_text_pooling = "mean"
     dropped_fields: ClassVar[dict[str, str]] = RegionTextConfig.dropped_fields | {
         "max_regions_per_forward": "the model's attribute of that name"
     }
 
-    text_pooling: str = "mean"
     text_projection: str = "mlp_adapter"
     mask_mean: float | int = 0.5
     mask_std: float | int = 0.26

@@ -16,14 +16,24 @@ logger = logging.get_logger(__name__)
 # Here and not only in the package, so that a folder's own code knows the tower too.
 AutoConfig.register(Eva02VisionConfig.model_type, Eva02VisionConfig, exist_ok=True)
 
-TEXT_POOLINGS = ("mean", "last", "eos", "cls")
+TEXT_POOLINGS = ("mean", "last", "eos", "cls", "tower")
 TEXT_PROJECTIONS = ("linear", "mlp_adapter")
+CONTRASTIVE_OBJECTIVES = ("softmax", "sigmoid")
+EQUAL_TEXTS = ("left_out", "positive")
+# Text towers that pool their tokens themselves, and read the padding behind a text too.
+SELF_POOLING_TEXT_TOWERS = ("siglip_text_model", "siglip2_text_model")
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises `ValueError` naming the field, its value and the choices, unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def pooled_width(text_config: Any) -> int:
+    """Width of the pooled states of a text tower: that of its tokens, or of the head it pools them with."""
+    pools_itself = text_config.model_type in SELF_POOLING_TEXT_TOWERS
+    return text_config.projection_size if pools_itself else text_config.hidden_size
 
 
 @strict
@@ -43,8 +53,18 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
             Width of the space that images, regions and texts share.
         logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
             Logarithm of the initial inverse temperature.
+        contrastive_objective (`str`, *optional*, defaults to `"softmax"`):
+            What every contrastive part of the loss is: `"softmax"` compares a pair with all others (InfoNCE; CLIP);
+            `"sigmoid"` decides about each pair by itself (SigLIP, arXiv 2303.15343). With a sigmoid, logits have a
+            learned bias, and the inverse temperature is not bounded by CLIP's 100.
+        logit_bias_init_value (`float`, *optional*, defaults to -10.0):
+            Initial bias of the logits, with `contrastive_objective="sigmoid"`.
+        equal_texts (`str`, *optional*, defaults to `"left_out"`):
+            What an image or region and another one's equal text are to each other: with `"left_out"`, neither a
+            positive nor a negative pair; with `"positive"`, a positive one, which takes a sigmoid.
         text_pooling (`str`, *optional*):
-            `"mean"`, `"last"`, `"eos"` or `"cls"`, over the real tokens.
+            `"mean"`, `"last"`, `"eos"` or `"cls"`, over the real tokens. `"tower"` is what SigLIP's text towers pool
+            by themselves, and their default; they take no other.
         text_projection (`str`, *optional*):
             `"linear"`, or `"mlp_adapter"` (the released text adapter of PixCLIP).
         bidirectional (`bool`, *optional*, defaults to `False`):
@@ -63,8 +83,9 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
             Standard deviation of the new layers' weights.
 
     Raises:
-        ValueError: an unknown pooling or projection; a composite or unsupported tower configuration; no text tower and
-            no `text_hidden_size`.
+        ValueError: an unknown pooling, projection or objective; a pooling that the text tower does not have; equal
+            texts as positives of a softmax; a composite or unsupported tower configuration; no text tower and no
+            `text_hidden_size`.
     """
 
     sub_configs_defaults = {
@@ -77,6 +98,7 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
     # What may prompt a region, the usual one first.
     prompts: ClassVar[tuple[str, ...]] = ()
     # Fields of earlier versions that are settings of a run, not of a model, and what took their place.
+    default_text_pooling: ClassVar[str] = "eos"
     dropped_fields: ClassVar[dict[str, str]] = {
         "contrastive_tile_size": "the model's attribute of that name, or the training argument"
     }
@@ -85,7 +107,10 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
     text_config: PreTrainedConfig | dict | None = field(default_factory=lambda: {"model_type": "clip_text_model"})
     projection_dim: int = 512
     logit_scale_init_value: float | int = 2.6592
-    text_pooling: str = "eos"
+    contrastive_objective: str = "softmax"
+    logit_bias_init_value: float | int = -10.0
+    equal_texts: str = "left_out"
+    text_pooling: str | None = None
     text_projection: str = "linear"
     bidirectional: bool = False
     text_hidden_size: int | None = None
@@ -95,8 +120,13 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
+        if self.text_pooling is not None:
+            check_choice("text_pooling", self.text_pooling, TEXT_POOLINGS)
         check_choice("text_projection", self.text_projection, TEXT_PROJECTIONS)
+        check_choice("contrastive_objective", self.contrastive_objective, CONTRASTIVE_OBJECTIVES)
+        check_choice("equal_texts", self.equal_texts, EQUAL_TEXTS)
+        if self.equal_texts == "positive" and self.contrastive_objective == "softmax":
+            raise ValueError("`equal_texts='positive'` needs `contrastive_objective='sigmoid'`, got 'softmax'.")
         for name, instead in self.dropped_fields.items():
             # None was the default, which takes nothing away.
             if (value := kwargs.pop(name, None)) is not None:
@@ -130,9 +160,10 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
             )
 
     def _check_text(self) -> None:
-        """Checks `text_config` and fills `text_hidden_size`."""
+        """Checks `text_config`, and fills `text_pooling` and `text_hidden_size`."""
         text = self.text_config
         if text is None:
+            self.text_pooling = self.text_pooling or self.default_text_pooling
             if not self.text_hidden_size:
                 raise ValueError("`text_hidden_size` must be given when `text_config` is None, got None.")
             return
@@ -141,12 +172,20 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
                 f"`text_config` must be the configuration of a text tower, got the composite {text.model_type!r}: "
                 "pass its `text_config`."
             )
-        if self.text_hidden_size not in (None, text.hidden_size):
+        pools_itself = text.model_type in SELF_POOLING_TEXT_TOWERS
+        self.text_pooling = self.text_pooling or ("tower" if pools_itself else self.default_text_pooling)
+        if (self.text_pooling == "tower") != pools_itself:
             raise ValueError(
-                f"`text_hidden_size` ({self.text_hidden_size}) contradicts `text_config.hidden_size` "
-                f"({text.hidden_size})."
+                f"`text_pooling` must be 'tower' for towers that pool themselves, and for no others: got "
+                f"{self.text_pooling!r} for {text.model_type!r}."
             )
-        self.text_hidden_size = text.hidden_size
+        width = pooled_width(text)
+        if self.text_hidden_size not in (None, width):
+            name = "projection_size" if pools_itself else "hidden_size"
+            raise ValueError(
+                f"`text_hidden_size` ({self.text_hidden_size}) contradicts `text_config.{name}` ({width})."
+            )
+        self.text_hidden_size = width
         if self.bidirectional:
             text.is_causal = False
 

@@ -43,7 +43,7 @@ from .modeling_region_text import (
     wants_loss,
 )
 from .modeling_regions import box_coverage, boxes_around, mask_boxes, mask_patch_weights, roi_align
-from .modeling_text import LogitScale, ScaledLinear
+from .modeling_text import ScaledLinear, build_logit_scale
 
 
 @dataclass
@@ -177,7 +177,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
                 `config.prompts_by_coverage` is true, and by its tight box otherwise.
             prompt: `"box"`, `"mask"` or `"point"`, which of them prompts. It may be left out where boxes or masks are
                 given and not both: they then prompt the regions that have no points.
-            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can.
+            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
+                multiples of its patch size.
             region_points (`(B, R, P, 2)`): xy in [0, 1] of the processed image, for a model with
                 `config.prompter_points`.
             region_point_labels (`(B, R, P)`): 1 for points on the region, 0 for points beside it, -1 for padding. A
@@ -368,13 +369,17 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
 
     def __init__(self, config: CLOCConfig):
         super().__init__(config)
-        self.region_logit_scale = LogitScale(config.logit_scale_init_value)
+        self.region_logit_scale = build_logit_scale(config)
         self.box_head = CLOCBoxHead(config.vision_config.hidden_size) if config.grounding else None
         self.post_init()
 
     def get_logit_scale(self) -> Tensor:
         """Scalar: the inverse temperature between regions and texts."""
         return self.region_logit_scale()
+
+    def get_logit_bias(self) -> Tensor | None:
+        """Scalar: the bias of the logits between regions and texts; None with `contrastive_objective="softmax"`."""
+        return self.region_logit_scale.get_bias()
 
     @can_return_tuple
     def ground(

@@ -11,6 +11,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig,
 from transformers import initialization as init
 from transformers.utils import logging
 
+from .configuration_region_text import pooled_width
 from .modeling_adapters import AdapterRegistry
 from .modeling_text import TEXT_ADAPTERS, announce_own_code
 from .modeling_vision import VISION_ADAPTERS
@@ -21,7 +22,7 @@ HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 MAIN_INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 EXPECTED = {
     "vision": "a CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (or a CLOC or PixCLIP)",
-    "text": "a CLIP text tower, a text encoder or a decoder",
+    "text": "a CLIP or SigLIP text tower, a text encoder or a decoder",
 }
 ADAPTERS: dict[str, AdapterRegistry[Any]] = {"vision": VISION_ADAPTERS, "text": TEXT_ADAPTERS}
 
@@ -54,11 +55,13 @@ class Source:
 
 
 class Tower(NamedTuple):
-    """A loaded tower and, if its checkpoint has them, the projection behind it (D_out, width) and the temperature."""
+    """A loaded tower and, if its checkpoint has them, the projection behind it (D_out, width), the temperature and the
+    bias of the logits."""
 
     model: PreTrainedModel
     projection: Tensor | None
     log_scale: Tensor | None
+    logit_bias: Tensor | None
 
 
 def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
@@ -138,13 +141,15 @@ def take_tower(source: Source, whole: PreTrainedModel) -> Tower:
     model = source.tower(whole)
     projection = getattr(whole, "visual_projection" if source.side == "vision" else "text_projection", None)
     weight = projection.weight if source.composite and isinstance(projection, nn.Linear) else None
-    if weight is None and source.side == "vision" and not source.adapter.projects:
+    if weight is None and not source.adapter.projects:
         # The family compares what its towers pool: no projection is the identity.
-        weight = torch.eye(model.config.hidden_size, dtype=model.dtype)
-    log_scale = getattr(whole, "logit_scale", None)
-    # A region model keeps it in a module of its own.
-    log_scale = getattr(log_scale, "log_scale", log_scale)
-    return Tower(model, weight, log_scale if isinstance(log_scale, Tensor) else None)
+        width = model.config.hidden_size if source.side == "vision" else pooled_width(model.config)
+        weight = torch.eye(width, dtype=model.dtype)
+    scale = getattr(whole, "logit_scale", None)
+    # A region model keeps both in a module of its own.
+    both = (getattr(scale, "log_scale", scale), getattr(scale, "bias", getattr(whole, "logit_bias", None)))
+    log_scale, bias = (value if isinstance(value, Tensor) else None for value in both)
+    return Tower(model, weight, log_scale, bias)
 
 
 def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str, ...] = ()) -> None:
@@ -231,11 +236,16 @@ def _projection_dim(source: Source) -> dict[str, int]:
     return {} if found is None else {"projection_dim": found}
 
 
-def _text_fields(source: Source | None) -> dict[str, Any]:
-    """How a region model reads its text tower; other checkpoints do not say."""
-    if source is None or not hasattr(source.config, "text_pooling"):
+def _text_fields(source: Source | None, is_whole: bool) -> dict[str, Any]:
+    """How a checkpoint reads its text tower and, where the whole of it is inherited, what it was trained with."""
+    if source is None:
         return {}
-    return {name: getattr(source.config, name) for name in ("text_pooling", "bidirectional")}
+    config, names = source.config, ("text_pooling", "bidirectional")
+    trained = ("contrastive_objective", "logit_bias_init_value", "equal_texts") if is_whole else ()
+    if hasattr(config, "text_pooling"):  # a region model
+        return {name: getattr(config, name) for name in (*names, *trained)}
+    fields = {} if source.adapter.projects else {"text_projection": "linear"}
+    return fields | ({"contrastive_objective": source.adapter.objective} if is_whole else {})
 
 
 def model_from_towers(
@@ -277,10 +287,11 @@ def model_from_towers(
         if text_source is None:
             raise ValueError("`max_position_embeddings` needs a text tower, got `text=None`.")
         text_config["max_position_embeddings"] = _text_positions(text_source, max_position_embeddings)
+    same = text_source is not None and text == vision and text_source.hub_kwargs == vision_source.hub_kwargs
     config = config_class(
         vision_config=vision_config,
         text_config=text_config,
-        **(_projection_dim(vision_source) | _text_fields(text_source) | kwargs),
+        **(_projection_dim(vision_source) | _text_fields(text_source, same) | kwargs),
     )
     with torch.device("meta"), init.no_init_weights():
         model_class(config)
@@ -293,7 +304,6 @@ def model_from_towers(
         inherit(model, "vision_model", vision_tower.model, new)
         inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection")
         return model.eval()
-    same = text == vision and text_source.hub_kwargs == vision_source.hub_kwargs
     text_tower = take_tower(text_source, whole if same else load_weights(text_source, dtype))
     if kwargs.get("bidirectional") is None:
         announce_own_code(text_tower.model, text_source.config, text)
@@ -307,7 +317,13 @@ def model_from_towers(
         inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection"),
         inherit_projection(model.text_projection, text_tower.projection, "text_projection"),
     ]
-    if same and all(aligned) and vision_tower.log_scale is not None and "logit_scale_init_value" not in kwargs:
+    if same and all(aligned):
+        inherited = {
+            "logit_scale_init_value": (model.logit_scale.log_scale, vision_tower.log_scale),
+            "logit_bias_init_value": (model.logit_scale.bias, vision_tower.logit_bias),
+        }
         with torch.no_grad():
-            model.logit_scale.log_scale.copy_(vision_tower.log_scale)
+            for name, (parameter, value) in inherited.items():
+                if name not in kwargs and parameter is not None and value is not None:
+                    parameter.copy_(value.reshape(()))
     return model.eval()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .modeling_regions import generalized_box_iou
+from .modeling_sigmoid_loss import Pairs, plain_sigmoid_losses, tiled_sigmoid_losses
 from .modeling_tiled_loss import TILE_SIZE, Negatives, tiled_losses
 
 # Pairs from which on the loss is computed in tiles unless told: below, one matrix is faster and small enough.
@@ -113,6 +114,67 @@ def contrastive_loss(
             losses = _plain_losses(*sides, logit_scale, negatives, offset)
     if valid is not None:
         losses = torch.where(valid, losses, 0)
+    if normalizer is None:
+        normalizer = rows if valid is None else valid.sum()
+    return losses.sum() / _at_least_one(normalizer)
+
+
+def sigmoid_loss(
+    embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor,
+    *,
+    equal_texts: str = "left_out",
+    ids: Tensor | None = None,
+    valid: Tensor | None = None,
+    similarity_threshold: float | None = None,
+    all_text_embeds: Tensor | None = None,
+    all_ids: Tensor | None = None,
+    all_valid: Tensor | None = None,
+    offset: int = 0,
+    normalizer: float | Tensor | None = None,
+    tile_size: int | None = None,
+) -> Tensor:
+    """Sigmoid loss between images or regions and texts (SigLIP, arXiv 2303.15343): -log sigmoid(logit) of each pair
+    that belongs together, -log sigmoid(-logit) of each that does not, where logit = `logit_scale` * cosine +
+    `logit_bias`; summed over the pairs and divided by the number of rows.
+
+    Args:
+        embeds, text_embeds, logit_scale, valid, offset, normalizer, tile_size: as in [`contrastive_loss`].
+        logit_bias (scalar).
+        equal_texts: whether row `i` and a text `j != i` with equal `ids` are a `"positive"` pair, or `"left_out"`.
+        ids, similarity_threshold: as in [`contrastive_loss`]; equal texts that are positive have no threshold.
+        all_text_embeds (`(N, D)`), all_ids, all_valid (`(N,)`), *optional*: the texts of every rank. Each rank sums
+            over its own rows and all texts, so that together they sum over all pairs.
+
+    Returns:
+        Scalar; 0 (with a graph) when there is no valid row.
+    """
+    rows = len(embeds)
+    all_text_embeds = text_embeds if all_text_embeds is None else all_text_embeds
+    all_ids = ids if all_ids is None else all_ids
+    all_valid = valid if all_valid is None else all_valid
+    if all_ids is None:
+        all_ids = torch.arange(len(all_text_embeds), device=embeds.device)
+        ids = all_ids[offset : offset + rows]
+    if tile_size is None:
+        tile_size = TILE_SIZE if rows * len(all_text_embeds) >= TILED_FROM_PAIRS else 0
+
+    # Full precision also under autocast, as in `contrastive_loss`.
+    embeds, text_embeds = _at_least_float32(embeds), _at_least_float32(text_embeds)
+    all_text_embeds = _at_least_float32(all_text_embeds)
+    texts, all_texts = text_embeds.detach(), all_text_embeds.detach()
+    negatives = Negatives(ids, all_ids, valid, all_valid, texts, all_texts, similarity_threshold)
+    pairs = Pairs(negatives, offset, equal_texts == "positive")
+    with torch.autocast(embeds.device.type, enabled=False):
+        queries, bias = logit_scale * embeds, logit_bias.to(embeds.dtype)
+        if tile_size:
+            losses = _outside_of_compiled_graphs(tiled_sigmoid_losses)(
+                queries, all_text_embeds, bias, pairs, tile_size
+            )
+        else:
+            losses = plain_sigmoid_losses(queries, all_text_embeds, bias, pairs)
     if normalizer is None:
         normalizer = rows if valid is None else valid.sum()
     return losses.sum() / _at_least_one(normalizer)

@@ -116,7 +116,8 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         Args:
             pixel_values (`(B, 3, H, W)`).
             use_mask: False leaves the mask branch out, as in the CLIP that the weights came from.
-            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can.
+            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
+                multiples of its patch size.
 
         Returns:
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
@@ -362,7 +363,8 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
         The paper (section 3) describes the branches without formulas. They are reconstructed as InfoNCE between
         the prompted region and its text (`mask_text`), InfoNCE between its crop and the same text (`crop_text`), and
         1 - cosine between its pooled patch features and the crop's embedding (`local_global`). `image_text` is InfoNCE
-        between whole images and their captions, which keeps image-level skill (Alpha-CLIP, section 3.2).
+        between whole images and their captions, which keeps image-level skill (Alpha-CLIP, section 3.2). With
+        `contrastive_objective="sigmoid"`, SigLIP's loss takes the place of InfoNCE.
 
         Args:
             output: what `forward` returned for this rank's batch.
@@ -384,12 +386,13 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
                 output.pooled_region_embeds.flatten(0, 1),
                 output.crop_embeds.detach().flatten(0, 1),
                 self.get_logit_scale(),
-                # Crops of equal text look alike.
+                # Crops of equal text look alike, and are still not each other's.
                 output.region_text_ids.flatten(),
                 is_real.flatten(),
                 gather=gather,
                 ranks=ranks,
                 tile_size=self.contrastive_tile_size,
+                logit_bias=self.get_logit_bias(),
             )
         else:
             losses["local_global"] = local_global_loss(

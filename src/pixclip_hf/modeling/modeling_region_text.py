@@ -17,8 +17,15 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_region_text import RegionTextConfig
 from .modeling_inherit import model_from_towers
-from .modeling_losses import contrastive_loss, text_ids
-from .modeling_text import LogitScale, ScaledLinear, build_text_model, build_text_projection, text_features
+from .modeling_losses import contrastive_loss, sigmoid_loss, text_ids
+from .modeling_text import (
+    LogitScale,
+    ScaledLinear,
+    build_logit_scale,
+    build_text_model,
+    build_text_projection,
+    text_features,
+)
 from .modeling_vision import VISION_ADAPTERS, VisionAdapter
 
 Gather = Callable[[Tensor], tuple[Tensor, int]]
@@ -133,9 +140,20 @@ def only_real(rows: Tensor, real: Tensor) -> Tensor:
     return rows * real.to(rows.device)[..., None]
 
 
-def scaled_similarity(logit_scale: Tensor, embeds: Tensor, text_embeds: Tensor) -> Tensor:
+def scaled_similarity(logit_scale: Tensor, logit_bias: Tensor | None, embeds: Tensor, text_embeds: Tensor) -> Tensor:
     """Logits `(..., T)` of embeddings `(..., D)` to texts `(T, D)`, on the device of the embeddings."""
-    return logit_scale.to(embeds.device) * embeds @ text_embeds.to(embeds.device).T
+    return _to_logits(embeds @ text_embeds.to(embeds.device).T, logit_scale, logit_bias)
+
+
+def image_text_logits(logit_scale: Tensor, logit_bias: Tensor | None, embeds: Tensor, text_embeds: Tensor) -> Tensor:
+    """Logits `(B, T)` of images `(B, D)` to texts `(T, D)`, by the operations of CLIP and SigLIP in their order: equal
+    inputs give equal bits."""
+    return _to_logits(text_embeds.to(embeds.device) @ embeds.T, logit_scale, logit_bias).T
+
+
+def _to_logits(similarities: Tensor, logit_scale: Tensor, logit_bias: Tensor | None) -> Tensor:
+    logits = similarities * logit_scale.to(similarities.device)
+    return logits if logit_bias is None else logits + logit_bias.to(similarities.device)
 
 
 def at_least_one(real: Tensor) -> Tensor:
@@ -288,34 +306,36 @@ def gathered_contrastive_loss(
     gather: Gather | None = None,
     ranks: int = 1,
     tile_size: int | None = None,
+    logit_bias: Tensor | None = None,
+    equal_texts: str = "left_out",
 ) -> Tensor:
-    """[`contrastive_loss`] of this rank's rows against the rows of all ranks, on the device of `embeds`."""
+    """[`contrastive_loss`] of this rank's rows against the rows of all ranks, or, with a `logit_bias`,
+    [`sigmoid_loss`]; on the device of `embeds`."""
     text_embeds, logit_scale, ids = (part.to(embeds.device) for part in (text_embeds, logit_scale, ids))
     if valid is None:
         valid = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
     valid = valid.to(embeds.device)
-    over_ranks: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "ids": ids,
+        "valid": valid,
+        "similarity_threshold": similarity_threshold,
+        "tile_size": tile_size,
+    }
     if gather is not None:
-        all_embeds, offset = gather(embeds)
+        options["all_text_embeds"], offset = gather(text_embeds)
         all_valid = gather(valid)[0]
-        over_ranks = {
-            "all_embeds": all_embeds,
-            "all_text_embeds": gather(text_embeds)[0],
+        options |= {
             "all_ids": gather(ids)[0],
             "all_valid": all_valid,
             "offset": offset,
             "normalizer": all_valid.sum() / ranks,
         }
-    return contrastive_loss(
-        embeds,
-        text_embeds,
-        logit_scale,
-        ids=ids,
-        valid=valid,
-        similarity_threshold=similarity_threshold,
-        tile_size=tile_size,
-        **over_ranks,
-    )
+    if logit_bias is not None:
+        bias = logit_bias.to(embeds.device)
+        return sigmoid_loss(embeds, text_embeds, logit_scale, bias, equal_texts=equal_texts, **options)
+    if gather is not None:
+        options["all_embeds"] = gather(embeds)[0]
+    return contrastive_loss(embeds, text_embeds, logit_scale, **options)
 
 
 class RegionTextPreTrainedModel(PreTrainedModel):
@@ -385,7 +405,7 @@ class RegionTextPreTrainedModel(PreTrainedModel):
         if isinstance(module, ScaledLinear):
             init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, LogitScale):
-            init.constant_(module.log_scale, module.init_value)
+            module.reset_parameters()
 
 
 class RegionTextVisionModel(RegionTextPreTrainedModel):
@@ -415,7 +435,8 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
 
         Args:
             pixel_values (`(B, 3, H, W)`).
-            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can.
+            interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
+                multiples of its patch size.
 
         Returns:
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
@@ -436,6 +457,13 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
         # No vision tower has a key-value cache, and the text tower's is never used: see `encode_text`.
         kwargs.pop("use_cache", None)
         if interpolate_pos_encoding:
+            patch = self.config.vision_config.patch_size
+            if pixel_values.shape[-2] % patch or pixel_values.shape[-1] % patch:
+                # No patch would cover the rest, and boxes and masks would lie beside their patches.
+                raise ValueError(
+                    f"`pixel_values` must have sides that are multiples of the patch size {patch}, got "
+                    f"{tuple(pixel_values.shape[-2:])}."
+                )
             # Not every family of towers has the argument.
             kwargs["interpolate_pos_encoding"] = True
         return self.vision_model(pixel_values=pixel_values, **(kwargs | {"return_dict": True}))
@@ -466,7 +494,7 @@ class RegionTextModel(RegionTextVisionModel):
         super().__init__(config)
         self.text_model = build_text_model(config)
         self.text_projection = build_text_projection(config)
-        self.logit_scale = LogitScale(config.logit_scale_init_value)
+        self.logit_scale = build_logit_scale(config)
 
     def get_input_embeddings(self) -> nn.Embedding | None:
         """The token embeddings of the text tower: None without one, and where they are sharded already, as a part of
@@ -482,11 +510,12 @@ class RegionTextModel(RegionTextVisionModel):
             vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), or a CLOC
                 or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (SigLIP's, which has none,
                 the identity), so that image features equal those of the checkpoint.
-            text: CLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or PixCLIP,
-                which says how its text tower is pooled. The projection of a CLIP or a region model becomes
-                `text_projection` when that is `"linear"`; when `vision` and `text` are one checkpoint and both
-                projections fit, `logit_scale` is inherited too. None builds the model without a text tower: it needs
-                `text_hidden_size` and takes pooled states.
+            text: CLIP or SigLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or
+                PixCLIP, which says how its text tower is pooled. The projection of a CLIP or a region model becomes
+                `text_projection` when that is `"linear"`; that of a SigLIP is the identity, and `"linear"` its
+                default. When `vision` and `text` are one checkpoint, its `contrastive_objective` is the default, and
+                if both projections fit, `logit_scale` is inherited with its bias. None builds the model without a text
+                tower: it needs `text_hidden_size` and takes pooled states.
             kwargs: `dtype` of the whole model (float32 when not given; `"auto"` is that of the checkpoints, the wider
                 of two), `image_size` (position embeddings are interpolated), `max_position_embeddings` (those of a
                 CLIP text tower are stretched: the first 20 stay, the rest is interpolated), `revision` or
@@ -518,6 +547,10 @@ class RegionTextModel(RegionTextVisionModel):
     def get_logit_scale(self) -> Tensor:
         """Scalar: the inverse temperature between regions and texts."""
         return self.logit_scale()
+
+    def get_logit_bias(self) -> Tensor | None:
+        """Scalar: the bias of the logits between regions and texts; None with `contrastive_objective="softmax"`."""
+        return self.logit_scale.get_bias()
 
     @can_return_tuple
     def get_text_features(
@@ -578,11 +611,13 @@ class RegionTextModel(RegionTextVisionModel):
         if is_text is not None:
             output.text_embeds = only_real(output.text_embeds, is_text)
             output.text_ids = output.text_ids * is_text
-        output.logits_per_image = scaled_similarity(self.logit_scale(), output.image_embeds, output.text_embeds)
+        output.logits_per_image = image_text_logits(
+            self.logit_scale(), self.logit_scale.get_bias(), output.image_embeds, output.text_embeds
+        )
         output.logits_per_text = output.logits_per_image.T
         if output.region_embeds is not None:
             output.logits_per_region = scaled_similarity(
-                self.get_logit_scale(), output.region_embeds, output.text_embeds
+                self.get_logit_scale(), self.get_logit_bias(), output.region_embeds, output.text_embeds
             )
 
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
@@ -608,13 +643,15 @@ class RegionTextModel(RegionTextVisionModel):
             gather=gather,
             ranks=ranks,
             tile_size=self.contrastive_tile_size,
+            logit_bias=self.logit_scale.get_bias(),
+            equal_texts=self.config.equal_texts,
         )
         return {"image_text": loss}
 
     def _region_text_loss(
         self, embeds: Tensor, output: RegionTextOutput, is_real: Tensor, gather: Gather | None, ranks: int
     ) -> Tensor:
-        """InfoNCE between embeddings (B, R, D) of the regions and the region texts of an output."""
+        """The contrastive loss between embeddings (B, R, D) of the regions and the region texts of an output."""
         return gathered_contrastive_loss(
             embeds.flatten(0, 1),
             output.region_text_embeds.flatten(0, 1),
@@ -625,4 +662,6 @@ class RegionTextModel(RegionTextVisionModel):
             gather=gather,
             ranks=ranks,
             tile_size=self.contrastive_tile_size,
+            logit_bias=self.get_logit_bias(),
+            equal_texts=self.config.equal_texts,
         )

@@ -6,35 +6,75 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    PreTrainedModel,
+    Siglip2TextConfig,
+    Siglip2TextModel,
+    SiglipTextConfig,
+    SiglipTextModel,
+)
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
+from .configuration_region_text import SELF_POOLING_TEXT_TOWERS
 from .modeling_adapters import AdapterRegistry
+
+# transformers builds these towers as parts of their models only.
+AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
+AutoModel.register(Siglip2TextConfig, Siglip2TextModel, exist_ok=True)
 
 logger = logging.get_logger(__name__)
 
 MAX_LOG_SCALE = math.log(100)
+GEMMA_VOCABULARY = 256_000
 
 
 class LogitScale(nn.Module):
-    """Learned inverse temperature, kept as its logarithm and at most 100 (CLIP, section 2.5).
+    """Learned inverse temperature, kept as its logarithm, and, of a sigmoid, the learned bias of the logits.
+
+    Without a bias the temperature is that of a softmax, and at most 100 (CLIP, section 2.5); checkpoints trained with
+    a sigmoid lie above.
 
     A module of its own, so that PEFT's `modules_to_save` can name it.
+
+    Args:
+        init_value: logarithm of the initial inverse temperature.
+        init_bias: initial bias; None for a softmax.
     """
 
-    def __init__(self, init_value: float):
+    def __init__(self, init_value: float, init_bias: float | None = None):
         super().__init__()
-        self.init_value = init_value
+        self.init_value, self.init_bias = init_value, init_bias
         self.log_scale = nn.Parameter(torch.tensor(float(init_value)))
+        self.bias = None if init_bias is None else nn.Parameter(torch.tensor(float(init_bias)))
 
     def forward(self) -> Tensor:
         """Scalar: the inverse temperature."""
-        # The bound shifts the value and leaves the gradient: checkpoints of CLIP lie on it, where a clamp would hold
-        # them for good.
-        excess = (self.log_scale.detach() - MAX_LOG_SCALE).clamp(min=0)
+        log_scale = self.log_scale
+        if self.bias is None:
+            # The bound shifts the value and leaves the gradient: checkpoints of CLIP lie on it, where a clamp would
+            # hold them for good.
+            log_scale = log_scale - (log_scale.detach() - MAX_LOG_SCALE).clamp(min=0)
         # Sharded training gives the parameter a dimension.
-        return (self.log_scale - excess).exp().reshape(())
+        return log_scale.exp().reshape(())
+
+    def get_bias(self) -> Tensor | None:
+        """Scalar: the bias of the logits; None for a softmax."""
+        return None if self.bias is None else self.bias.reshape(())
+
+    def reset_parameters(self) -> None:
+        """Sets the initial values, unless others were loaded."""
+        init.constant_(self.log_scale, self.init_value)
+        if self.bias is not None:
+            init.constant_(self.bias, self.init_bias)
+
+
+def build_logit_scale(config: Any) -> LogitScale:
+    """The temperature, and the bias of a sigmoid, that a configuration of a region model describes."""
+    sigmoid = config.contrastive_objective == "sigmoid"
+    return LogitScale(config.logit_scale_init_value, config.logit_bias_init_value if sigmoid else None)
 
 
 class ScaledLinear(nn.Linear):
@@ -81,6 +121,12 @@ class TextAdapter:
     positions: ClassVar[str] = "embeddings.position_embedding.weight"
     # Name of the class of transformers that keeps the projection behind a tower that was saved alone.
     with_projection: ClassVar[str | None] = None
+    # Whether the family projects what its towers pool; without, its features are the pooled states themselves.
+    projects: ClassVar[bool] = True
+    # Whether the towers pool themselves, from all the positions that they have: the padding behind a text is read too.
+    reads_padding: ClassVar[bool] = False
+    # What the family trained its two towers with.
+    objective: ClassVar[str] = "softmax"
     # Starts of the names of weights that a checkpoint may lack, as masked language models do: the pooled states never
     # come from them.
     optional_weights: ClassVar[tuple[str, ...]] = ("pooler.",)
@@ -91,6 +137,10 @@ class TextAdapter:
         """Where the end-of-sequence tokens of `input_ids` are, bool of their shape."""
         eos = torch.tensor([-1] if config.eos_token_id is None else config.eos_token_id, device=input_ids.device)
         return torch.isin(input_ids, eos)
+
+    def pad_id(self, config: Any) -> int:
+        """The token behind the end of a text, for towers that read it."""
+        return config.pad_token_id
 
     def resize_positions(self, weight: Tensor, rows: int) -> Tensor:
         """Stretches the position embeddings `(L, width)` to `rows` (Long-CLIP, arXiv 2403.15378).
@@ -119,6 +169,23 @@ class CLIPTextAdapter(TextAdapter):
             # The first CLIP checkpoints carry a wrong id; their end-of-sequence token is the vocabulary's largest.
             return input_ids == input_ids.max(-1, keepdim=True).values
         return super().is_eos(config, input_ids)
+
+
+@TEXT_ADAPTERS.register(*SELF_POOLING_TEXT_TOWERS)
+class SiglipTextAdapter(TextAdapter):
+    """SigLIP's text tower and SigLIP 2's: no attention mask, the state at the last of all positions through a head of
+    the tower's own, and no projection behind it."""
+
+    # A longer table would move the padding that a short text is read through.
+    positions = ""
+    projects = False
+    reads_padding = True
+    objective = "sigmoid"
+
+    def pad_id(self, config: Any) -> int:
+        """The token behind the end of a text."""
+        # The configurations of SigLIP 2 name the padding of SigLIP's tokenizer; their own is Gemma's.
+        return 0 if config.vocab_size >= GEMMA_VOCABULARY else super().pad_id(config)
 
 
 def build_text_projection(config: Any) -> nn.Module:
@@ -228,6 +295,26 @@ def pool_states(states: Tensor, attention_mask: Tensor, pooling: str, is_eos: Te
     return states[rows, index]
 
 
+def fill_up(text_model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Tokens as a tower sees them that reads the padding too: `(N, max_position_embeddings)`.
+
+    Args:
+        input_ids, attention_mask (`(N, L)`): right-padded tokens. Whatever stands in their padding is replaced.
+
+    Raises:
+        ValueError: a text longer than the tower.
+    """
+    config = text_model.config
+    pad, length = TEXT_ADAPTERS.of(config).pad_id(config), config.max_position_embeddings
+    filled = torch.where(attention_mask.bool(), input_ids, pad)
+    if filled.shape[1] <= length:
+        return F.pad(filled, (0, length - filled.shape[1]), value=pad)
+    if attention_mask[:, length:].any():
+        longest = int(attention_mask.sum(-1).max())
+        raise ValueError(f"`input_ids` must hold at most {length} tokens per text for this tower, got {longest}.")
+    return filled[:, :length]
+
+
 def encode_text(
     text_model: PreTrainedModel,
     input_ids: Tensor,
@@ -240,7 +327,8 @@ def encode_text(
     """Runs a text tower and pools it.
 
     Rows are brought to right padding first: an embedding then depends neither on the padding side nor on how far its
-    batch is padded, whatever way the tower counts positions. `last_hidden_state` is returned in that layout.
+    batch is padded, whatever way the tower counts positions. A tower that reads the padding too (SigLIP) gets rows of
+    its full length and no attention mask, as it was trained. `last_hidden_state` is returned in that layout.
 
     Args:
         input_ids (`(N, L)`), attention_mask (`(N, L)`, 1 for real tokens; all real when None).
@@ -250,23 +338,36 @@ def encode_text(
 
     Returns:
         `pooler_output` `(N, D)`: pooled states, not projected.
+
+    Raises:
+        ValueError: `pooling` "tower" for a tower that does not pool itself, another one for one that does; or, for
+            such a tower, a text longer than the tower, or positions or segments.
     """
+    adapter = TEXT_ADAPTERS.of(text_model.config)
+    if (pooling == "tower") != adapter.reads_padding:
+        raise ValueError(f"`pooling` {pooling!r} does not fit a {text_model.config.model_type!r} tower.")
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     given = {"position_ids": position_ids, "token_type_ids": token_type_ids}
     given = {name: values.expand_as(input_ids) for name, values in given.items() if values is not None}
+    if adapter.reads_padding and given:
+        raise ValueError(f"`{next(iter(given))}` must be None for a {text_model.config.model_type!r} tower.")
     input_ids, attention_mask, *moved = right_pad(input_ids, attention_mask, *given.values())
     kwargs |= zip(given, moved, strict=True)
     # Every token is read once. Left to their configurations, most language models would keep the keys and values of
     # all layers for tokens to come.
     kwargs |= {"use_cache": False, "return_dict": True}
-    outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-    states = outputs.last_hidden_state
-    is_eos = TEXT_ADAPTERS.of(text_model.config).is_eos(text_model.config, input_ids).to(states.device)
-    attention_mask = attention_mask.to(states.device)
+    if adapter.reads_padding:
+        outputs = text_model(input_ids=fill_up(text_model, input_ids, attention_mask), **kwargs)
+        states, pooled = outputs.last_hidden_state, outputs.pooler_output
+    else:
+        outputs = text_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        states = outputs.last_hidden_state
+        is_eos = adapter.is_eos(text_model.config, input_ids).to(states.device)
+        pooled = pool_states(states, attention_mask.to(states.device), pooling, is_eos)
     return BaseModelOutputWithPooling(
         last_hidden_state=states,
-        pooler_output=pool_states(states, attention_mask, pooling, is_eos),
+        pooler_output=pooled,
         hidden_states=getattr(outputs, "hidden_states", None),
         attentions=getattr(outputs, "attentions", None),
     )

@@ -43,6 +43,7 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
             background (`list[str]`): texts of what is no object; `["background"]` by default. They take their share of
                 a region's probability and are never reported.
             temperature (`float`): divides the logits before the softmax; 1 by default, the model's own temperature.
+                Of a model that was trained with a sigmoid, a score is the sigmoid of a label's own logit.
             proposal_weight (`float`): w in [0, 1]; a score is `probability^(1 - w) * proposal score^w`. 0 by default,
                 where the scores of proposals do not count.
             threshold (`float`): least score, 0.1 by default.
@@ -158,7 +159,9 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
         logits, regions = self.split_outputs(model_outputs)
         if not regions:
             return []
-        scores = (logits / temperature).softmax(dim=-1)[:, : len(candidate_labels)]
+        logits = logits / temperature
+        sigmoid = self.model.config.contrastive_objective == "sigmoid"
+        scores = (logits.sigmoid() if sigmoid else logits.softmax(dim=-1))[:, : len(candidate_labels)]
         if proposal_weight:
             proposed = torch.tensor([region.get("proposal_score", 1.0) for region in regions])[:, None]
             scores = scores ** (1 - proposal_weight) * proposed**proposal_weight

@@ -202,6 +202,7 @@ class RegionPipeline(Pipeline):
         prompt: str | None = None,
         points: Any = None,
         point_labels: Any = None,
+        size: Mapping[str, int] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params = {
             "boxes": boxes,
@@ -211,11 +212,12 @@ class RegionPipeline(Pipeline):
             "box_format": box_format,
             "normalized": normalized,
             "prompt": prompt,
+            "size": size,
         }
         # The model passes keyword arguments on to the vision tower, which would swallow a `mode`.
         if mode is not None and not self.model.region_modes:
             raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
-        forward_params = {"mode": mode}
+        forward_params = {"mode": mode, "interpolate_pos_encoding": None if size is None else True}
         return given_parameters(preprocess_params), given_parameters(forward_params), {}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -279,7 +281,8 @@ class RegionPipeline(Pipeline):
         regions = {name: item[name] for name in _REGION_KEYS if item.get(name) is not None}
         if all(isinstance(values, Sized) and not len(values) for values in regions.values()):
             # A detector that found nothing. The processor, which takes images alone, refuses empty regions.
-            processed = self.processor(images=item["image"], return_tensors="pt")
+            sized = {"size": kwargs["size"]} if "size" in kwargs else {}
+            processed = self.processor(images=item["image"], return_tensors="pt", **sized)
             processed["region_attention_mask"] = torch.zeros(1, 0, dtype=torch.long)
             processed["regions"] = [[]]
         else:
@@ -344,6 +347,8 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
             prompt (`str`): `"box"`, `"mask"` or `"point"`, what prompts the model. Needed where a region has several,
                 or to convert a box into a mask or the other way around (CLOC takes either, PixCLIP takes masks).
             mode (`str`): PixCLIP only: `"prompted"` (one pass per region) or `"pooled"` (one pass per image).
+            size (`dict`): `{"height": ..., "width": ...}`, in pixels, that images are resized to in place of the
+                model's own size; multiples of its patch size.
             normalize (`bool`): L2-normalized embeddings (default), or the model's own lengths.
             return_tensors (`bool`): returns one float32 tensor (R, D) per image instead of dicts.
             batch_size (`int`): images per model pass, for a list, generator or dataset. Above 1, four batches are read

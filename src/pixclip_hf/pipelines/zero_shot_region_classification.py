@@ -28,7 +28,7 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         """Scores texts against regions.
 
         Args:
-            inputs, boxes, masks, points, point_labels, box_format, normalized, prompt, mode, batch_size: as in
+            inputs, boxes, masks, points, point_labels, box_format, normalized, prompt, mode, size, batch_size: as in
                 [`RegionFeatureExtractionPipeline`].
             candidate_labels (`list[str]`): the T texts to choose from, of any length.
             hypothesis_template (`str`): a text in which each label takes the place of `{}`; `"{}"` by default.
@@ -40,7 +40,8 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
             For one image, a list of R dicts `{"box": {"xmin", "ymin", "xmax", "ymax"} in pixels of the original image,
             "mask_area": pixels, "labels": best first, "scores": their softmax over all T texts of logit scale times
             cosine similarity}`; for a list of images a list of those; for a generator or dataset an iterator over
-            them.
+            them. Of a model that was trained with a sigmoid, a score is the sigmoid of that logit and its bias: each
+            label by itself, and none may fit.
 
         Raises:
             ValueError: labels missing, empty or given twice, a template without `{}` or beside `text_states`, states
@@ -100,13 +101,17 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         region_embeds = F.normalize(outputs["per_region"], dim=-1)
         text_embeds = F.normalize(text_features.float(), dim=-1).to(region_embeds.device)
         logits = self.model.get_logit_scale().float() * region_embeds @ text_embeds.T
+        if (bias := self.model.get_logit_bias()) is not None:
+            logits = logits + bias.float().to(logits.device)
         return {"per_region": logits, "regions": outputs["regions"]}
 
     def postprocess(
         self, model_outputs: dict[str, Any], candidate_labels: tuple[str, ...], top_k: int | None = None
     ) -> list[dict[str, Any]]:
         logits, regions = self.split_outputs(model_outputs)
-        scores, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+        sigmoid = self.model.config.contrastive_objective == "sigmoid"
+        scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)
         return [
             {**region, "labels": [candidate_labels[i] for i in best[:top_k]], "scores": values[:top_k]}
             for region, values, best in zip(regions, scores.tolist(), order.tolist(), strict=True)

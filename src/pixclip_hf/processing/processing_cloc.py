@@ -13,7 +13,7 @@ class CLOCProcessor(RegionTextProcessor):
     `prompter_points`, points may prompt.
 
     Args:
-        image_processor, tokenizer, text_model_name: see [`RegionTextProcessor`].
+        image_processor, tokenizer, text_model_name, reads_padding, lowercase_texts: see [`RegionTextProcessor`].
     """
 
     valid_processor_kwargs = CLOCProcessorKwargs

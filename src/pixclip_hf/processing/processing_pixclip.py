@@ -31,7 +31,7 @@ class PixCLIPProcessor(RegionTextProcessor):
     Image processor and tokenizer of PixCLIP in one. Masks prompt the model; boxes become rectangular masks.
 
     Args:
-        image_processor, tokenizer, text_model_name: see [`RegionTextProcessor`].
+        image_processor, tokenizer, text_model_name, reads_padding, lowercase_texts: see [`RegionTextProcessor`].
         crop_scale: side of the square crop around a region, as a multiple of the longer side of its box, at least 1
             (branch 2 of PixCLIP, arXiv 2511.04601; 1.5 is reconstructed).
     """
@@ -47,10 +47,12 @@ class PixCLIPProcessor(RegionTextProcessor):
         tokenizer: Any = None,
         text_model_name: str | None = None,
         crop_scale: float = CROP_SCALE,
+        reads_padding: bool = False,
+        lowercase_texts: bool = False,
     ):
         if not 1 <= crop_scale < float("inf"):
             raise ValueError(f"crop_scale must be a number of at least 1, got {crop_scale!r}")
-        super().__init__(image_processor, tokenizer, text_model_name)
+        super().__init__(image_processor, tokenizer, text_model_name, reads_padding, lowercase_texts)
         self.crop_scale = crop_scale
 
     def _region_inputs(

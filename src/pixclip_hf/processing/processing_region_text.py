@@ -16,7 +16,16 @@ from .processing_geometry import Geometry, place_boxes, sample_masks
 from .processing_images import is_batch, is_nested, load_images
 from .processing_points import MixedRegions, read_mixed
 from .processing_regions import Regions, check_call, choose_prompt, flatten_like, pad_regions, read_regions
-from .processing_text import TEXT_INPUT_NAMES, OptionalTokenizer, RegionTextKwargs, encode_texts, position_limit
+from .processing_text import (
+    PADDING_READERS,
+    TEXT_INPUT_NAMES,
+    UNLIMITED,
+    OptionalTokenizer,
+    RegionTextKwargs,
+    encode_texts,
+    lowers_in_name_only,
+    position_limit,
+)
 
 # What carries the regions of a batch, by what prompts.
 REGION_INPUT_NAMES = {"box": "region_boxes", "mask": "region_masks", "point": "region_points"}
@@ -54,6 +63,9 @@ class RegionTextProcessor(OptionalTokenizer):
         image_processor: a `RegionImageProcessor`.
         tokenizer: the tokenizer of the text tower; None for a model that takes pooled text states.
         text_model_name: the language model that a processor without a tokenizer expects those states from.
+        reads_padding: the text tower reads the padding behind a text too (SigLIP): every text is filled up to the
+            tokenizer's limit, and the tokens that fill it up count as its own.
+        lowercase_texts: texts are lower-cased before the tokenizer sees them.
     """
 
     valid_processor_kwargs = RegionTextProcessorKwargs
@@ -72,9 +84,22 @@ class RegionTextProcessor(OptionalTokenizer):
         # on what that imports.
         cls._auto_class = None
 
-    def __init__(self, image_processor: Any, tokenizer: Any = None, text_model_name: str | None = None):
+    def __init__(
+        self,
+        image_processor: Any,
+        tokenizer: Any = None,
+        text_model_name: str | None = None,
+        reads_padding: bool = False,
+        lowercase_texts: bool = False,
+    ):
+        if reads_padding and (tokenizer is None or tokenizer.model_max_length >= UNLIMITED):
+            given = "no tokenizer" if tokenizer is None else f"{tokenizer.model_max_length}"
+            raise ValueError(
+                f"reads_padding=True needs a tokenizer whose model_max_length is the tower's, got {given}"
+            )
         super().__init__(image_processor, tokenizer)
         self.text_model_name = text_model_name
+        self.reads_padding, self.lowercase_texts = reads_padding, lowercase_texts
 
     @classmethod
     def from_vision_text_pretrained(
@@ -102,7 +127,8 @@ class RegionTextProcessor(OptionalTokenizer):
             kwargs: other Hub arguments (`token`, `cache_dir`, `local_files_only`).
 
         Raises:
-            ValueError: `vision` has no image size of its own.
+            ValueError: `vision` has no image size of its own; `max_position_embeddings` for a text tower whose
+                positions are not stretched.
         """
         vision_kwargs = kwargs | {"revision": vision_revision or revision}
         text_kwargs = kwargs | {"revision": text_revision or revision}
@@ -122,13 +148,27 @@ class RegionTextProcessor(OptionalTokenizer):
         config = AutoConfig.from_pretrained(text, **text_kwargs)
         config = getattr(config, "text_config", None) or config
         tokenizer = AutoTokenizer.from_pretrained(text, **text_kwargs)
+        if max_position_embeddings is not None and config.model_type in PADDING_READERS:
+            raise ValueError(
+                f"max_position_embeddings must be None for a {config.model_type!r} tower, got "
+                f"{max_position_embeddings}"
+            )
         if max_position_embeddings is not None:
             tokenizer.model_max_length = max_position_embeddings
         elif (limit := position_limit(config)) is not None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(image_processor=image_processor, tokenizer=tokenizer)
+        if config.model_type not in PADDING_READERS:
+            return cls(image_processor=image_processor, tokenizer=tokenizer)
+        # The tokenizer's own limit may lie below the length that the tower was trained at, and is not its padding.
+        tokenizer.model_max_length = config.max_position_embeddings
+        return cls(
+            image_processor=image_processor,
+            tokenizer=tokenizer,
+            reads_padding=True,
+            lowercase_texts=lowers_in_name_only(tokenizer),
+        )
 
     def __call__(
         self,
@@ -218,6 +258,8 @@ class RegionTextProcessor(OptionalTokenizer):
                 counts,
                 batched,
                 settings["text_kwargs"],
+                self.reads_padding,
+                self.lowercase_texts,
             )
         )
         return BatchFeature(data, tensor_type=tensor_type, skip_tensor_conversion=["regions"])

@@ -15,6 +15,8 @@ from .processing_regions import split_per_image
 logger = logging.get_logger(__name__)
 
 TEXT_INPUT_NAMES = ("input_ids", "attention_mask", "region_input_ids", "region_text_attention_mask")
+# Text towers that read the padding behind a text too.
+PADDING_READERS = ("siglip_text_model", "siglip2_text_model")
 # A tokenizer without a limit reports int(1e30).
 UNLIMITED = 10**20
 # Ways to cut a text that has no second one.
@@ -111,6 +113,15 @@ def position_limit(config: Any) -> int | None:
     return rows
 
 
+def lowers_in_name_only(tokenizer: Any) -> bool:
+    """Whether a tokenizer is said to lower-case (`do_lower_case`) and does not, as Gemma's in checkpoints of SigLIP 2,
+    which were trained on lower-cased texts."""
+    if not tokenizer.init_kwargs.get("do_lower_case"):
+        return False
+    upper, lower = (tokenizer(text, verbose=False)["input_ids"] for text in ("A B C", "a b c"))
+    return upper != lower
+
+
 def encode_texts(
     tokenizer: Any,
     text_model_name: str | None,
@@ -119,6 +130,8 @@ def encode_texts(
     region_counts: list[int],
     batched: bool,
     settings: dict[str, Any],
+    reads_padding: bool = False,
+    lowercase: bool = False,
 ) -> dict[str, np.ndarray]:
     """
     Tokenize the texts of a call.
@@ -130,6 +143,9 @@ def encode_texts(
         batched: the images came as a list, so `region_text` is a list of lists.
         settings: see `RegionTextKwargs`. Texts are cut as the tokenizer cuts them, and one warning says how many texts
             and tokens that were.
+        reads_padding: the text tower reads the padding too: every text is filled up to the tokenizer's limit, and the
+            tokens that fill it up count as its own.
+        lowercase: texts are lower-cased before the tokenizer sees them.
 
     Returns:
         `input_ids`, `attention_mask` (T, L) and `region_input_ids`, `region_text_attention_mask` (B, R, L), int64.
@@ -168,12 +184,17 @@ def encode_texts(
                 f"{name} must hold one text per region, got {len(groups[-1])} for {region_counts[i]} regions"
             )
     named = texts + [entry for group in groups for entry in group]
+    if lowercase:
+        named = [(name, entry.lower()) for name, entry in named]
     limit = _limit(tokenizer, settings.get("max_length"))
     rows = _tokenize(tokenizer, named, limit, settings)
     # Texts and region texts are padded by themselves.
     parts = [part for part in (slice(0, len(texts)), slice(len(texts), None)) if rows[part]]
-    length = _padded_length(named, rows, limit, bool(groups), settings)
-    padded = [_pad(tokenizer, rows[part], length, settings) for part in parts]
+    if reads_padding:
+        length, settings = _tower_length(tokenizer, named, rows, settings), {"padding_side": "right"}
+    else:
+        length = _padded_length(named, rows, limit, bool(groups), settings)
+    padded = [_pad(tokenizer, rows[part], length, settings, reads_padding) for part in parts]
     data = {}
     if texts:
         data["input_ids"], data["attention_mask"] = padded[0]
@@ -274,8 +295,26 @@ def _padded_length(
     return limit
 
 
+def _tower_length(
+    tokenizer: Any, named: list[tuple[str, str]], rows: list[list[int]], settings: dict[str, Any]
+) -> int:
+    """The length of all texts of a tower that reads the padding, whatever `max_length` cuts them to."""
+    refused = {"padding": (None, True, "max_length"), "padding_side": (None, "right"), "pad_to_multiple_of": (None,)}
+    for name, taken in refused.items():
+        if (value := settings.get(name)) not in taken:
+            raise ValueError(
+                f"{name} must be {' or '.join(map(repr, taken))} for a text tower that reads the padding, got "
+                f"{value!r}"
+            )
+    length = tokenizer.model_max_length
+    for (name, _), row in zip(named, rows, strict=True):
+        if len(row) > length:
+            raise ValueError(f"{name} has {len(row)} tokens, more than the text tower takes, {length}: truncate it")
+    return length
+
+
 def _pad(
-    tokenizer: Any, rows: list[list[int]], length: int | None, settings: dict[str, Any]
+    tokenizer: Any, rows: list[list[int]], length: int | None, settings: dict[str, Any], as_text: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     length = length or max(len(row) for row in rows)
     if (multiple := settings.get("pad_to_multiple_of")) is not None:
@@ -285,5 +324,6 @@ def _pad(
     mask = np.zeros_like(ids)
     for i, row in enumerate(rows):
         filled = slice(length - len(row), length) if side == "left" else slice(0, len(row))
-        ids[i, filled], mask[i, filled] = row, 1
+        ids[i, filled] = row
+        mask[i, slice(None) if as_text else filled] = 1
     return ids, mask

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
+from ..modeling.configuration_region_text import pooled_width
 from ..modeling.modeling_text import announce_own_code, set_bidirectional
 
 QUANTIZATIONS = ("4bit", "8bit")
@@ -115,10 +116,9 @@ def attach_text_model(model: PreTrainedModel, name_or_path: str, **hub_kwargs: A
     if model.text_model is not None:
         raise ValueError("`model` has a text tower already.")
     tower = load_text_model(name_or_path, model.dtype, config.bidirectional, **hub_kwargs)
-    if tower.config.hidden_size != config.text_hidden_size:
+    if (width := pooled_width(tower.config)) != config.text_hidden_size:
         raise ValueError(
-            f"`model` takes text states of width {config.text_hidden_size}, {name_or_path!r} gives "
-            f"{tower.config.hidden_size}."
+            f"`model` takes text states of width {config.text_hidden_size}, {name_or_path!r} gives {width}."
         )
     model.text_model = tower.to(model.device)
     config.text_config, config.text_model_name = tower.config, None

@@ -19,8 +19,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.whole_files import whole_file
-from ..modeling.configuration_region_text import TEXT_POOLINGS, check_choice
+from ..modeling.configuration_region_text import TEXT_POOLINGS, check_choice, pooled_width
 from ..modeling.modeling_text import encode_text
+from ..processing.processing_text import lowers_in_name_only
 from .llm import load_text_model, text_model_revision
 
 logger = logging.get_logger(__name__)
@@ -79,7 +80,7 @@ class TextEmbeddingCache:
                 f"`max_length` must be a number of tokens, for the tokenizer has no limit; got {max_length}."
             )
         config = AutoConfig.from_pretrained(self.text_model, revision=revision)
-        self.width = getattr(config, "text_config", config).hidden_size
+        self.width = pooled_width(getattr(config, "text_config", None) or config)
         self.key: dict[str, Any] = {
             "text_model_name": self.text_model,
             "revision": text_model_revision(self.text_model, revision),
@@ -237,6 +238,8 @@ class TextEmbeddingCache:
     @torch.inference_mode()
     def _encode(self, model: Any, texts: list[str]) -> tuple[np.ndarray, int]:
         limit = self.key["max_length"]
+        if lowers_in_name_only(self.tokenizer):
+            texts = [text.lower() for text in texts]
         inputs = self.tokenizer(
             texts,
             truncation=True,
