@@ -68,7 +68,7 @@ def test_threshold_suppression_and_top_k(find):
     assert find(IMAGE, candidate_labels=LABELS, boxes=BOXES, threshold=0, top_k=3) == kept[:3]
     middle = (kept[0]["score"] + kept[1]["score"]) / 2
     assert find(IMAGE, candidate_labels=LABELS, boxes=BOXES, threshold=middle) == kept[:1]
-    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 4], [50, 50, 60, 60]]).float()
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 3], [50, 50, 60, 60]]).float()
     assert class_nms(boxes, torch.tensor([0.5, 0.9, 0.3, 0.2]), 0.25, 0.5) == [1, 2]
 
 

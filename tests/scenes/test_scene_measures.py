@@ -26,7 +26,7 @@ from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 IMAGE_MEASURES = {"image_to_text_recall@1", "text_to_image_recall@1", "image_count"}
 DESCRIPTION_MEASURES = {f"region_description_{name}" for name in ("exact", "texture", "color", "shape", "count")}
 MASK_MEASURES = {"region_description_exact_mask", "same_box_by_mask_caption", "same_box_by_mask_caption_count"}
-GROUNDING_MEASURES = {"grounding_accuracy", "grounding_accuracy_count"}
+GROUNDING_MEASURES = {"grounding_accuracy", "grounding_accuracy_count", "grounding_ap", "grounding_ap_count"}
 PAIRS = ("same_box_by_mask", "late_detail", "late_detail_cut_77", "crop_same_box", "crop_late_detail")
 
 
