@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from builders import build_batch, build_config, build_model, build_texts
 from transformers import AutoModel
+from transformers.utils.generic import find_labels
 
 from pixclip_hf import CLOCModel, CLOCVisionModel
 from pixclip_hf.modeling.modeling_points import point_windows
@@ -126,6 +127,10 @@ def test_points_train_with_the_boxes_of_their_regions(points):
     del batch["region_boxes"]
     with pytest.raises(ValueError, match="grounding loss needs `region_boxes` or `region_masks`"):
         model(**batch, **points)
+
+
+def test_a_trainer_finds_no_targets_among_the_arguments():
+    assert find_labels(CLOCModel) == []
 
 
 def test_regions_without_a_box_are_not_grounded(model, points):

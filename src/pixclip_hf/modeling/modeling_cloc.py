@@ -2,7 +2,7 @@
 pass."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -450,7 +450,6 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         token_type_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         region_points: Tensor | None = None,
-        region_point_labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLOCOutput:
         """
@@ -470,6 +469,9 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             ValueError: see [`RegionTextModel`] and [`CLOCModel.get_region_features`]; points alone where boxes are to
                 be grounded.
         """
+        # Not in the signature: `Trainer` takes any argument whose name holds "label" for targets, and evaluates no loss
+        # of a batch without it.
+        region_point_labels = cast(dict[str, Any], kwargs).pop("region_point_labels", None)
         texts = input_ids if text_states is None else text_states
         region_texts = region_input_ids if region_text_states is None else region_text_states
         with_loss = wants_loss(return_loss, pixel_values, texts, region_texts)
