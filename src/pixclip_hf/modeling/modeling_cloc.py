@@ -469,8 +469,8 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             ValueError: see [`RegionTextModel`] and [`CLOCModel.get_region_features`]; points alone where boxes are to
                 be grounded.
         """
-        # Not in the signature: `Trainer` takes any argument whose name holds "label" for targets, and evaluates no loss
-        # of a batch without it.
+        # Not in the signature: `Trainer` takes any argument whose name holds "label" for targets, and evaluates no
+        # loss of a batch without it.
         region_point_labels = cast(dict[str, Any], kwargs).pop("region_point_labels", None)
         texts = input_ids if text_states is None else text_states
         region_texts = region_input_ids if region_text_states is None else region_text_states
