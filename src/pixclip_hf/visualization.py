@@ -298,7 +298,7 @@ def draw_heat_map(
         ValueError: not one map per text.
     """
     texts = [text] if isinstance(text, str) else list(text)
-    maps = [values] if isinstance(text, str) else list(values)
+    maps: list[Any] = [values] if isinstance(text, str) else list(values)
     if len(texts) != len(maps) or not texts:
         raise ValueError(f"`values` must hold one map per text, got {len(maps)} for {len(texts)} texts.")
     figure = _figure_class()(figsize=(4 + 4 * len(maps), 4.2), layout="constrained")

@@ -285,6 +285,17 @@ def test_points_are_drawn_uniformly_from_a_mask():
         assert 60 < places.count(place) < 140
 
 
+def test_points_of_polygons():
+    triangle = {"box": [2, 3, 12, 9], "mask": [[2, 3, 12, 3, 2, 9]]}
+    for seed in range(50):
+        points, labels = training_points(triangle, (20, 12), np.random.default_rng(seed))
+        for (x, y), label in zip(points, labels, strict=True):
+            # Half a pixel to either side of the long edge.
+            side = (x - 2) / 10 + (y - 3) / 6
+            assert side < 1.15 if label else (side > 0.85 or x < 2.5 or y < 3.5)
+    assert point_of(triangle) == point_of(triangle)
+
+
 def test_points_prompt_a_model_that_takes_them(tiny_cloc, scenes):
     batch = RegionCollator(tiny_cloc[1], point_prompt_share=1.0)(scenes)
     assert batch["region_points"].shape[:2] == batch["region_boxes"].shape[:2] == (6, 4)

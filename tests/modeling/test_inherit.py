@@ -340,7 +340,7 @@ def wrong_config(name):
 @pytest.mark.parametrize(
     ("side", "name", "message"),
     [
-        ("vision", "naflex", "`vision` must name a CLIP, SigLIP or fixed-resolution SigLIP2 .*'siglip2' checkpoint"),
+        ("vision", "naflex", "`vision` must name a CLIP, SigLIP, fixed-resolution SigLIP2, .*'siglip2' checkpoint"),
         ("vision", "llama", "`vision` must name .*'llama' checkpoint"),
         ("vision", "llava", "`vision` must name .*'llava' checkpoint"),
         ("vision", "vit", "convolutional patch projection, got 'vit'"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..processing.processing_regions import read_rle
+from ..processing.processing_runs import RunMask, polygon_runs
 
 # Regions that train with one point, and those without a point beside them; the others have two or three, one or two.
 ONE_POSITIVE_SHARE = 0.6
@@ -51,7 +52,7 @@ def _inside(region: Mapping[str, Any], rng: np.random.Generator) -> list[float]:
     if not region.get("mask"):
         x0, y0, x1, y1 = region["box"]
         return [float(rng.uniform(x0, x1)), float(rng.uniform(y0, y1))]
-    mask = read_rle(region["mask"])
+    mask = _runs(region["mask"])
     starts, ends = mask.edges[::2], mask.edges[1::2]
     passed = np.cumsum(ends - starts)
     chosen = rng.integers(passed[-1])
@@ -61,16 +62,26 @@ def _inside(region: Mapping[str, Any], rng: np.random.Generator) -> list[float]:
     return [column + float(rng.random()), row + float(rng.random())]
 
 
+def _runs(mask: Any) -> RunMask:
+    """A mask of a record: an RLE, or the rings of a polygon, which reach as far as their corners do."""
+    if isinstance(mask, Mapping):
+        return read_rle(dict(mask))
+    width, height = (int(np.ceil(max(max(ring[axis::2]) for ring in mask))) for axis in (0, 1))
+    return polygon_runs(mask, (max(height, 1), max(width, 1)))
+
+
 def _beside(region: Mapping[str, Any], size: tuple[int, int], rng: np.random.Generator) -> list[float] | None:
     """A point near a region and not inside it; None where none was found."""
     x0, y0, x1, y1 = region["box"]
     width, height = size
     wide, high = _MARGIN * (x1 - x0), _MARGIN * (y1 - y0)
-    pixels = read_rle(region["mask"]).decode() if region.get("mask") else None
+    pixels = _runs(region["mask"]).decode() if region.get("mask") else None
     for _ in range(_TRIES):
         x = float(rng.uniform(max(x0 - wide, 0), min(x1 + wide, width)))
         y = float(rng.uniform(max(y0 - high, 0), min(y1 + high, height)))
-        in_mask = pixels is None or pixels[min(int(y), height - 1), min(int(x), width - 1)]
+        # Beyond the corners of a polygon there is no mask.
+        row, column = min(int(y), height - 1), min(int(x), width - 1)
+        in_mask = pixels is None or (row < pixels.shape[0] and column < pixels.shape[1] and pixels[row, column])
         if not (in_mask and x0 <= x <= x1 and y0 <= y <= y1):
             return [x, y]
     return None

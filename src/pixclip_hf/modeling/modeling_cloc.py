@@ -2,7 +2,7 @@
 pass."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -471,7 +471,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         """
         # Not in the signature: `Trainer` takes any argument whose name holds "label" for targets, and evaluates no
         # loss of a batch without it.
-        region_point_labels = cast(dict[str, Any], kwargs).pop("region_point_labels", None)
+        region_point_labels = kwargs.pop("region_point_labels", None)
         texts = input_ids if text_states is None else text_states
         region_texts = region_input_ids if region_text_states is None else region_text_states
         with_loss = wants_loss(return_loss, pixel_values, texts, region_texts)

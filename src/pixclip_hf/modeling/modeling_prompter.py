@@ -27,6 +27,7 @@ from .modeling_regions import (
     weighted_mean,
 )
 from .modeling_text import ScaledLinear
+from .modeling_vision import VISION_ADAPTERS
 
 # Gain of the first queries and keys: enough to single out a region, not a patch of it.
 QUERY_GAIN = 1.5
@@ -51,10 +52,14 @@ class RegionPrompts(NamedTuple):
 
     def with_points(self, points: "RegionPrompts", by_point: Tensor) -> "RegionPrompts":
         """These prompts, but those of `points` where `by_point` (B, R) is true."""
-        pairs = zip(points[:3], self[:3], strict=True)
-        rows = [torch.where(by_point[..., None], other, own) for other, own in pairs]
-        content = None if points.content is None else torch.where(by_point[..., None], points.content, 0)
-        return RegionPrompts(*rows, content)
+        chosen = by_point[..., None]
+        content = None if points.content is None else torch.where(chosen, points.content, 0)
+        return RegionPrompts(
+            torch.where(chosen, points.positions, self.positions),
+            torch.where(chosen, points.refinement, self.refinement),
+            torch.where(chosen, points.coverage, self.coverage),
+            content,
+        )
 
 
 class PlacedTokens(NamedTuple):
@@ -321,7 +326,7 @@ class CLOCPrompter(nn.Module):
         sizes = (
             width,
             config.prompter_num_attention_heads or vision.num_attention_heads,
-            config.prompter_intermediate_size or vision.intermediate_size,
+            config.prompter_intermediate_size or VISION_ADAPTERS.of(vision).feed_forward_width(vision),
         )
         self.layer: Any
         if self.first_edition:

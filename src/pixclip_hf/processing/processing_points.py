@@ -61,7 +61,7 @@ class Points:
 
 
 def read_points(
-    points: Any, labels: Any, sizes: list[tuple[int, int]], batched: bool, normalized: bool = False
+    points: Any, labels: Any, sizes: list[tuple[int, int]], batched: bool, normalized: bool | None = None
 ) -> list[Points]:
     """
     Read the points of a batch, nested as SAM takes them.
@@ -72,7 +72,8 @@ def read_points(
         labels: nested alike, 1 for a point on the region and 0 for a point beside it; None for positive points alone.
         sizes: (height, width) of each image.
         batched: the images came as a list.
-        normalized: coordinates are fractions of the width and height, not pixels.
+        normalized: coordinates are fractions of the width and height (True) or pixels (False); None is for pixels that
+            do not look like fractions.
 
     Raises:
         TypeError, ValueError: another nesting, points that are not finite or outside their image, labels other than 0
@@ -117,7 +118,7 @@ def _numbers(values: Any) -> np.ndarray:
     return np.array(values, dtype=np.float64)
 
 
-def _read_region(region: Any, size: tuple[int, int], name: str, normalized: bool) -> np.ndarray:
+def _read_region(region: Any, size: tuple[int, int], name: str, normalized: bool | None) -> np.ndarray:
     try:
         points = _numbers(region)
     except (TypeError, ValueError) as error:
@@ -134,7 +135,7 @@ def _read_region(region: Any, size: tuple[int, int], name: str, normalized: bool
         i = int(outside.argmax())
         where = "[0, 1] with normalized=True" if normalized else f"its image of width {width} and height {height}"
         raise ValueError(f"{name}[{i}] must lie in {where}, got {points[i].tolist()}")
-    if not normalized and (points <= 1).all() and (points % 1).any():
+    if normalized is None and (points <= 1).all() and (points % 1).any():
         raise ValueError(
             f"{name} holds no value above 1, so it looks like fractions of the image: pass normalized=True or pixels, "
             f"got {points[0].tolist()}"
@@ -196,7 +197,7 @@ def read_mixed(
     batched: bool,
     prompt: str | None,
     box_format: str,
-    normalized: bool,
+    normalized: bool | None,
 ) -> MixedRegions:
     """
     Read points, and see which regions they prompt among boxes and masks.
@@ -264,7 +265,7 @@ def _choose(points: Points, has_other: np.ndarray, prompt: str | None) -> np.nda
     return ~has_other if prompt in ("box", "mask") else points.given
 
 
-def _whole_box(size: tuple[int, int], box_format: str, normalized: bool) -> list[float]:
+def _whole_box(size: tuple[int, int], box_format: str, normalized: bool | None) -> list[float]:
     height, width = (1, 1) if normalized else size
     return [width / 2, height / 2, width, height] if box_format == "cxcywh" else [0, 0, width, height]
 
@@ -305,6 +306,6 @@ def pad_points(
     padded = np.full((len(placed), slots, most), PADDING, dtype=np.int64)
     for i, (rows, marks) in enumerate(zip(placed, labels, strict=True)):
         for j, (row, mark) in enumerate(zip(rows, marks, strict=True)):
-            if row is not None:
+            if row is not None and mark is not None:
                 points[i, j, : len(row)], padded[i, j, : len(row)] = row, mark
     return points, padded

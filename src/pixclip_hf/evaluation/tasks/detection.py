@@ -123,7 +123,7 @@ def logit_scale(model: Any) -> float:
 
 def _detections(image_id: int, boxes: Tensor, scores: Tensor, nms_iou: float) -> list[dict[str, Any]]:
     """The best detections of an image as rows of COCO's results, classes counted from one."""
-    found = []
+    found: list[dict[str, Any]] = []
     for number in range(scores.shape[1]):
         for row in class_nms(boxes, scores[:, number], 0.0, nms_iou):
             x0, y0, x1, y1 = boxes[row].tolist()
@@ -147,8 +147,8 @@ def score_detections(
         [`MEASURES`], without those that no object counts for.
     """
     try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+        from pycocotools.coco import COCO  # type: ignore[import-untyped]
+        from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError("`open-vocabulary-detection` needs pycocotools: `pip install pixclip-hf[eval]`.") from error
     numbers = {category: number for number, category in enumerate(categories, 1)}

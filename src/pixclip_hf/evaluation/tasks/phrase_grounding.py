@@ -52,7 +52,7 @@ def ground_by_proposals(
     filled = [record for record in records if record["regions"]]
     rows = iter(encoder.encode_records(filled, name=f"proposals {proposals}") if filled else [])
     texts = iter(encoder.encode_texts([phrase for record in records for phrase in record["phrases"]] or ["-"]))
-    hits: dict[str, list[float]] = {f"recall@{k}": [] for k in RANKS} | {"upper_bound": []}
+    hits: dict[str, list[float]] = {name: [] for name in (*(f"recall@{k}" for k in RANKS), "upper_bound")}
     groups = []
     for number, record in enumerate(records):
         embeds = next(rows) if record["regions"] else None
@@ -63,7 +63,7 @@ def ground_by_proposals(
             right = np.zeros(0, dtype=bool)
             if embeds is not None:
                 order = (-(embeds @ text)).argsort(stable=True).numpy()
-                right = (pairwise_iou(boxes, own).max(1) >= IOU_THRESHOLD)[order]
+                right = (pairwise_iou(boxes, np.array(own)).max(1) >= IOU_THRESHOLD)[order]
             for k in RANKS:
                 hits[f"recall@{k}"].append(float(right[:k].any()))
             hits["upper_bound"].append(float(right.any()))
@@ -91,7 +91,7 @@ def ground_by_head(encoder: CachedEncoder, data: Images, resamples: int = RESAMP
             continue
         found = encoder.find_boxes(open_image(record["image"]), list(phrases)).numpy()
         for box, own in zip(found, phrases.values(), strict=True):
-            hits["recall@1"].append(float(pairwise_iou(box[None], own).max() >= IOU_THRESHOLD))
+            hits["recall@1"].append(float(pairwise_iou(box[None], np.array(own)).max() >= IOU_THRESHOLD))
             groups.append(number)
     return _result(data, "grounding-head", hits, groups, resamples, ["The head finds one box per phrase."])
 
