@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, LlamaConfig, LlamaModel
 
 from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
-from pixclip_hf.training.command import main
+from pixclip_hf.training.arguments import ModelArguments
+from pixclip_hf.training.command import build_model, main
 
 FAMILIES = {"cloc": "CLOC", "pixclip": "PixCLIP"}
 
@@ -375,3 +376,11 @@ def test_early_stopping_needs_something_to_judge_by(given, message, tmp_path):
         ValueError, match="`--early_stopping_threshold` needs `--early_stopping_patience`, got 0.1 alone"
     ):
         main(options(tmp_path / "run", "--early_stopping_threshold", 0.1))
+
+
+def test_points_prompt_the_small_cloc_and_no_other_model():
+    model, _, _ = build_model(ModelArguments(model_type="cloc"), points=True)
+    assert model.config.prompter_points
+    assert not build_model(ModelArguments(model_type="cloc"))[0].config.prompter_points
+    with pytest.raises(ValueError, match="`point_prompt_share` needs a CLOC with `--config_overrides"):
+        build_model(ModelArguments(model_type="pixclip"), points=True)

@@ -15,6 +15,7 @@ from ..data.sources import AnnotatedImage, cached_source
 from ..data.sources.records import read_image, read_regions
 from ..data.whole_files import whole_file
 from ..jobs import Shard, between_path
+from ..pipelines.region_detection import grid_boxes
 from ..record import LeftOut, foreign, record_features
 
 Region = dict[str, Any]
@@ -83,16 +84,6 @@ def new_region(number: int, box: Sequence[float], **fields: Any) -> Region:
     """A region of the record schema."""
     empty = dict.fromkeys(("mask", "category", "caption", "long_caption", "score", "source"))
     return {**empty, "id": number, "box": [float(edge) for edge in box], **fields}
-
-
-def grid_boxes(width: int, height: int, counts: Sequence[int]) -> list[list[float]]:
-    """Windows that overlap by half, for each of `counts` as many along either side; 1 is the whole image."""
-    boxes = []
-    for count in counts:
-        side = 2 / (count + 1)
-        steps = [side / 2 * step for step in range(count)]
-        boxes += [[x * width, y * height, (x + side) * width, (y + side) * height] for y in steps for x in steps]
-    return boxes
 
 
 @dataclass

@@ -61,6 +61,8 @@ class BaseEncoder:
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
         mode: str | None = None,
+        points: Any = None,
+        point_labels: Any = None,
     ) -> list[Embeddings] | Embeddings:
         """Embeds the regions of images.
 
@@ -71,30 +73,39 @@ class BaseEncoder:
                 without regions has an empty list.
             masks: for each image the masks of its regions, in any form that the processor reads (PIL, arrays, RLE,
                 polygons); for one image its masks. Where boxes are given too, the counts must match.
-            prompt: what prompts the model, `"box"` (a mask becomes its tight box) or `"mask"` (a box becomes a
-                rectangle); the encoder's own prompt when None, whatever is given.
+            prompt: what prompts the model, `"box"` (a mask becomes its tight box), `"mask"` (a box becomes a
+                rectangle) or `"point"`. When None it is `"point"` where nothing but points is given, and else the
+                encoder's own prompt, whatever is given.
             batch_size: images per pass.
             num_workers: processes that open and preprocess images ahead of the model.
             show_progress_bar: None shows one at the logging levels INFO and DEBUG.
             convert_to_tensor: tensors in place of numpy arrays.
             normalize_embeddings: L2-normalized rows, or the model's own lengths.
             mode: one of `modes`, for a model that has several ways to read a region.
+            points: for each image the points of its regions, each a list of `[x, y]` in pixels; for one image those of
+                its regions. Where boxes or masks are given too, a region has None where it lacks one of them.
+            point_labels: nested alike, 1 for a point on the region, 0 for one beside it; all 1 when None.
 
         Returns:
             For each image `(R, D)` float32 in the memory of the CPU, `(0, D)` for an image without regions; for one
             image its `(R, D)`.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: neither boxes nor masks, a list of another length than `images`,
-                an unknown prompt or mode, or bad input; the message names the image by its index.
+            FileNotFoundError, TypeError, ValueError: no boxes, masks or points, a list of another length than
+                `images`, an unknown prompt or mode, or bad input; the message names the image by its index.
         """
         self._check("prompt", prompt, self.prompts)
         self._check("mode", mode, self.modes)
         items, one = as_images(images)
-        given = {"boxes": boxes, "masks": masks}
+        if points is not None and "point" not in self.prompts:
+            raise ValueError(
+                f"`points` must be None: they prompt no such {type(self.model).__name__}. Make masks of them first "
+                "with `masks_from_points`."
+            )
+        given = {"boxes": boxes, "masks": masks, "points": points, "point_labels": point_labels}
         regions = {name: [values] if one else values for name, values in given.items() if values is not None}
         if not regions:
-            raise ValueError("`boxes` or `masks` must be given, got neither.")
+            raise ValueError("`boxes`, `masks` or `points` must be given, got none of them.")
         for name, values in regions.items():
             if len(values) != len(items):
                 raise ValueError(f"`{name}` must hold a list for each of the {len(items)} images, got {len(values)}.")
@@ -102,7 +113,8 @@ class BaseEncoder:
         numbers = batches(range(len(items)), self._images_per_part(batch_size))
         filled = [[number for number in part if counts[number]] for part in numbers]
         parts = Parts(items, regions, [part for part in filled if part])
-        call = self._region_call(prompt or self.prompt)
+        usual = "point" if boxes is None and masks is None else self.prompt
+        call = self._region_call(prompt or usual)
         found: dict[int, Tensor] = {}
         inputs_of_parts = prepared(call, parts, num_workers, self._shows(show_progress_bar), "regions")
         features_of_parts = self._features_of_parts(inputs_of_parts, batch_size, mode)

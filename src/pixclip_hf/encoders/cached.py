@@ -145,6 +145,10 @@ class CachedEncoder:
         self._check_weights()
         return self.encoder.find_boxes(image, texts)
 
+    def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As [`RegionEncoder.find_scored_boxes`]; not cached."""
+        return self.encoder.find_scored_boxes(image, texts)
+
     def _encode_shown(self, record: Record, show: Callable) -> Tensor:
         image = open_image(record["image"])
         shown = [show(image, region) for region in record["regions"]]

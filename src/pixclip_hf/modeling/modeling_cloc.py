@@ -1,4 +1,5 @@
-"""CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box or mask, in one image pass."""
+"""CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box, mask or point, in one image
+pass."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -15,6 +16,7 @@ from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .configuration_region_text import check_choice
 from .modeling_losses import grounding_losses
 from .modeling_parallel import returns_loss, with_every_parameter
+from .modeling_points import PointTypes, point_slots
 from .modeling_prompter import (
     QUERY_GAIN,
     CLOCBoxHead,
@@ -40,7 +42,7 @@ from .modeling_region_text import (
     vision_output,
     wants_loss,
 )
-from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights, roi_align
+from .modeling_regions import box_coverage, boxes_around, mask_boxes, mask_patch_weights, roi_align
 from .modeling_text import ScaledLinear, build_logit_scale
 
 
@@ -64,7 +66,8 @@ class CLOCGroundingOutput(ModelOutput):
 
     Args:
         pred_boxes (`(B, T, 4)`): where each text lies in each image, xyxy in [0, 1] of the processed image.
-        scores (`(B, T)`): cosine similarity between the text and the region embedding of its box.
+        scores (`(B, T)`): cosine similarity between the text and the region embedding of its box, or the mean over
+            boxes around it (`steady_scores`).
     """
 
     pred_boxes: Tensor | None = None
@@ -79,12 +82,14 @@ class ImageTokens(NamedTuple):
 
 
 class PromptedRegions(NamedTuple):
-    """The regions of a batch in the form that prompts: boxes (B, R, 4) or masks (B, R, H, W), and which slots hold
-    one, (B, R) bool."""
+    """The regions of a batch in the form that prompts: boxes (B, R, 4) or masks (B, R, H, W), in their place or alone
+    points (B, R, P, 2) with labels (B, R, P), and which slots hold a region, (B, R) bool."""
 
     boxes: Tensor | None
     masks: Tensor | None
     is_real: Tensor
+    points: Tensor | None = None
+    point_labels: Tensor | None = None
 
     def get_coverage(self, grid: tuple[int, int]) -> Tensor:
         """(B, R, N): share of each patch that lies inside the region."""
@@ -119,6 +124,8 @@ class CLOCPreTrainedModel(RegionTextPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FourierPositions):
             init.normal_(module.frequencies, std=module.scale)
+        elif isinstance(module, PointTypes):
+            init.normal_(module.weight)
         elif isinstance(module, CLOCPrompterLayer) and module.prior_gain is not None:
             init.ones_(module.prior_gain)
 
@@ -155,6 +162,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         prompt: str | None = None,
         interpolate_pos_encoding: bool = False,
+        region_points: Tensor | None = None,
+        region_point_labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Features of regions; all regions of an image come from one image pass.
@@ -166,18 +175,25 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
                 as zeros.
             region_masks (`(B, R, H, W)`): 1 inside the region. A mask prompts by its own pixels if
                 `config.prompts_by_coverage` is true, and by its tight box otherwise.
-            prompt: `"box"` or `"mask"`, which of the two prompts; it may be left out where only one is given.
+            prompt: `"box"`, `"mask"` or `"point"`, which of them prompts. It may be left out where boxes or masks are
+                given and not both: they then prompt the regions that have no points.
             interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
                 multiples of its patch size.
+            region_points (`(B, R, P, 2)`): xy in [0, 1] of the processed image, for a model with
+                `config.prompter_points`.
+            region_point_labels (`(B, R, P)`): 1 for points on the region, 0 for points beside it, -1 for padding. A
+                region with points has at least one on it.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the image
             tokens.
 
         Raises:
-            ValueError: no regions, boxes and masks without a `prompt`, or regions of another shape.
+            ValueError: no regions, boxes and masks without a `prompt`, regions of another shape, points for a model
+                without `config.prompter_points`, labels other than these, or a region without what prompts it.
         """
-        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
+        points = region_points, region_point_labels
+        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points)
         outputs = self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
         outputs.pooler_output = only_real(self._project_regions(outputs.pooler_output), regions.is_real)
         return outputs
@@ -191,14 +207,16 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         prompt: str | None = None,
         interpolate_pos_encoding: bool = False,
+        region_points: Tensor | None = None,
+        region_point_labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """What the Prompter gives for each region, before the region head: one token per region for a language model,
         in the place of the visual sampler of Ferret (arXiv 2310.07704), where the CLOC paper puts it.
 
         Args:
-            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, interpolate_pos_encoding: as in
-                [`CLOCModel.get_region_features`].
+            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, interpolate_pos_encoding,
+                region_points, region_point_labels: as in [`CLOCModel.get_region_features`].
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, vision_config.hidden_size)`, zeros for padded
@@ -207,7 +225,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         Raises:
             ValueError: as [`CLOCModel.get_region_features`].
         """
-        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
+        points = region_points, region_point_labels
+        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points)
         return self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
 
     def _read_regions(
@@ -240,12 +259,15 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         prompt: str | None = None,
         interpolate_pos_encoding: bool = False,
+        region_points: Tensor | None = None,
+        region_point_labels: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionVisionOutput:
         """Normalized image embeddings and, with regions, region embeddings. Arguments as in [`CLOCModel`]."""
         regions = None
-        if region_boxes is not None or region_masks is not None:
-            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
+        points = region_points, region_point_labels
+        if any(given is not None for given in (region_boxes, region_masks, *points)):
+            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points)
         image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
         return vision_output(image, region_embeds)
 
@@ -268,22 +290,47 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_attention_mask: Tensor | None,
         region_masks: Tensor | None,
         prompt: str | None,
+        region_points: Tensor | None,
+        region_point_labels: Tensor | None,
     ) -> PromptedRegions:
-        """What prompts: as said, or the one that is given."""
-        if prompt is None:
-            if region_boxes is not None and region_masks is not None:
-                raise ValueError(
-                    "`prompt` must be 'box' or 'mask' where both `region_boxes` and `region_masks` are given, "
-                    "got None."
-                )
-            prompt = "box" if region_masks is None else "mask"
-        check_choice("prompt", prompt, self.config.prompts)
-        if prompt == "box":
-            real = real_slots("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
-            return PromptedRegions(region_boxes, None, real)
-        trailing = tuple(pixel_values.shape[-2:])
-        real = real_slots("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
-        return PromptedRegions(None, region_masks, real)
+        """What prompts: as said, or what is given."""
+        has_points = region_points is not None or region_point_labels is not None
+        if has_points and not self.config.prompter_points:
+            raise ValueError(
+                "`region_points` needs a CLOC with `config.prompter_points=True`, got False. A mask model makes masks "
+                "of points: see `masks_from_points`."
+            )
+        if prompt is not None:
+            check_choice("prompt", prompt, self.config.prompts)
+            kinds = [prompt]
+        elif region_boxes is not None and region_masks is not None:
+            raise ValueError(
+                "`prompt` must be 'box' or 'mask' where both `region_boxes` and `region_masks` are given, got None."
+            )
+        else:
+            given = {"box": region_boxes is not None, "mask": region_masks is not None, "point": has_points}
+            kinds = [kind for kind, is_given in given.items() if is_given] or ["box"]
+        of_batch = region_attention_mask, pixel_values
+        slots = []
+        if "box" in kinds:
+            slots.append(real_slots("region_boxes", region_boxes, *of_batch, trailing=(4,)))
+        if "mask" in kinds:
+            slots.append(real_slots("region_masks", region_masks, *of_batch, tuple(pixel_values.shape[-2:])))
+        if "point" in kinds:
+            slots.append(point_slots(region_points, region_point_labels, *of_batch, alone=kinds == ["point"]))
+        if slots[0].shape != slots[-1].shape:
+            raise ValueError(
+                f"`region_points` must have as many region slots as the boxes or masks, {tuple(slots[0].shape)}, got "
+                f"{tuple(slots[-1].shape)}."
+            )
+        by_point = "point" in kinds
+        return PromptedRegions(
+            region_boxes if "box" in kinds else None,
+            region_masks if "mask" in kinds else None,
+            slots[0],
+            region_points if by_point else None,
+            region_point_labels if by_point else None,
+        )
 
     def _image_tokens(self, last_hidden_state: Tensor, pixel_values: Tensor) -> ImageTokens:
         grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
@@ -298,18 +345,21 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         if self.config.region_readout == "image_head":
             coverage = regions.get_coverage(tokens.grid)
             return self.vision_adapter.pool_regions(self.vision_model, tokens.states, coverage)
+        points = {"points": regions.points, "point_labels": regions.point_labels}
+        if regions.boxes is None and regions.masks is None:
+            return self.prompter(tokens.states, tokens.grid, **points)
         if regions.boxes is None and self.config.prompts_by_coverage:
-            return self.prompter(tokens.states, tokens.grid, masks=regions.masks)
+            return self.prompter(tokens.states, tokens.grid, masks=regions.masks, **points)
         boxes = regions.get_boxes()
         if self.config.region_readout == "roi_align":
             boxes = boxes.to(tokens.states.device)
             return roi_align(tokens.states, boxes, tokens.grid, self.config.roi_align_size).mean(2)
-        return self.prompter(tokens.states, tokens.grid, boxes=boxes)
+        return self.prompter(tokens.states, tokens.grid, boxes=boxes, **points)
 
 
 class CLOCModel(RegionTextModel, CLOCVisionModel):
-    """CLOC (arXiv 2410.02746): CLIP with a Prompter. One image pass embeds the image and any number of boxes or masks;
-    a text prompt finds its box.
+    """CLOC (arXiv 2410.02746): CLIP with a Prompter. One image pass embeds the image and any number of boxes,
+    masks or points; a text prompt finds its box.
 
     Trained on image captions (`input_ids`) and on regions with a text each (`region_input_ids`). Of a model from two
     towers the Prompter, the region head, the box head and `region_logit_scale` start from new weights.
@@ -340,6 +390,8 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         text_states: Tensor | None = None,
         position_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        text_embeds: Tensor | None = None,
+        steady_scores: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLOCGroundingOutput:
         """Finds the box of each text in each image.
@@ -348,25 +400,34 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             pixel_values (`(B, 3, H, W)`): normalized RGB.
             input_ids, attention_mask, position_ids (`(T, L)`), text_states: as in [`CLOCModel.get_text_features`].
             interpolate_pos_encoding: as in [`CLOCModel.get_region_features`].
+            text_embeds (`(T, D)`): what [`CLOCModel.get_text_features`] gave, of any length, in place of the texts.
+            steady_scores: averages each score over the box and five others: one of 0.8 of its sides, and the box moved
+                by 0.12 of them either way. A box that lies well on its object scores the same there; one on the edge
+                of it, or of another, does not. Such scores tell texts that are there better from texts that are not.
 
         Returns:
             [`CLOCGroundingOutput`]
 
         Raises:
-            ValueError: the model was built with `grounding=False`.
+            ValueError: the model was built with `grounding=False`, or texts and `text_embeds` are both given.
         """
         if self.box_head is None:
             raise ValueError("`ground` needs a model with `config.grounding=True`, got False.")
-        texts = self.get_text_features(
-            input_ids, attention_mask, position_ids, text_states, return_dict=True
-        ).pooler_output
+        if text_embeds is None:
+            text_embeds = self.get_text_features(
+                input_ids, attention_mask, position_ids, text_states, return_dict=True
+            ).pooler_output
+        elif input_ids is not None or text_states is not None:
+            raise ValueError("One of `text_embeds` and `input_ids` or `text_states` must be given, got both.")
         outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
-        text_embeds = unit(texts)[None].expand(len(pixel_values), -1, -1)
+        text_embeds = unit(text_embeds)[None].expand(len(pixel_values), -1, -1)
         pred_boxes = self._find_boxes(tokens, text_embeds)
-        found = PromptedRegions(pred_boxes, None, torch.ones_like(pred_boxes[..., 0], dtype=torch.bool))
+        scored = boxes_around(pred_boxes) if steady_scores else pred_boxes[:, :, None]
+        found = PromptedRegions(scored.flatten(1, 2), None, torch.ones_like(scored[..., 0]).flatten(1).bool())
         region_embeds = unit(self._project_regions(self._region_tokens(tokens, found)))
-        scores = (region_embeds * text_embeds.to(region_embeds.device)).sum(-1)
+        region_embeds = region_embeds.unflatten(1, scored.shape[1:3])
+        scores = (region_embeds * text_embeds[:, :, None].to(region_embeds.device)).sum(-1).mean(-1)
         return CLOCGroundingOutput(pred_boxes=pred_boxes, scores=scores)
 
     @can_return_tuple
@@ -388,6 +449,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        region_points: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLOCOutput:
         """
@@ -395,24 +457,29 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
             region_attention_mask (`(B, R)`): 1 for real regions.
-            region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding: see [`CLOCModel.get_region_features`]. The
-                grounding loss asks for `region_boxes`, whatever prompts, and for the tight boxes of the masks where
-                there are none.
+            region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding, region_points (`(B, R, P, 2)`),
+                region_point_labels (`(B, R, P)`): see [`CLOCModel.get_region_features`]. The grounding loss asks for
+                `region_boxes`, whatever prompts, and for the tight boxes of the masks where there are none.
             The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:
             [`CLOCOutput`]
 
         Raises:
-            ValueError: see [`RegionTextModel`]; boxes and masks without a `prompt`.
+            ValueError: see [`RegionTextModel`] and [`CLOCModel.get_region_features`]; points alone where boxes are to
+                be grounded.
         """
+        # Not in the signature: `Trainer` takes any argument whose name holds "label" for targets, and evaluates no
+        # loss of a batch without it.
+        region_point_labels = kwargs.pop("region_point_labels", None)
         texts = input_ids if text_states is None else text_states
         region_texts = region_input_ids if region_text_states is None else region_text_states
         with_loss = wants_loss(return_loss, pixel_values, texts, region_texts)
 
         regions = None
-        if region_texts is not None or region_boxes is not None or region_masks is not None:
-            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
+        points = region_points, region_point_labels
+        if any(given is not None for given in (region_texts, region_boxes, region_masks, *points)):
+            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points)
         image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
         output = CLOCOutput(
             image_embeds=unit(image.pooler_output), region_embeds=region_embeds, vision_model_output=image
@@ -472,9 +539,15 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         if self.config.region_text_loss_weight:
             losses["region_text"] = self._region_text_loss(output.region_embeds, output, is_real, gather, ranks)
         if output.pred_boxes is not None and self.config.grounding_loss_weight:
+            if region_boxes is None:
+                raise ValueError(
+                    "The grounding loss needs `region_boxes` or `region_masks` beside `region_points`, got neither."
+                )
             # A text that several regions of the image have finds none of their boxes in particular.
             same = output.region_text_ids[:, :, None] == output.region_text_ids[:, None, :]
-            found = (is_real & ((same & is_real[:, None, :]).sum(-1) == 1)).flatten()
+            found = is_real & ((same & is_real[:, None, :]).sum(-1) == 1)
+            # A region of points among boxes has none.
+            found = (found & (region_boxes[..., 2:] > region_boxes[..., :2]).all(-1).to(found.device)).flatten()
             pred_boxes = output.pred_boxes.flatten(0, 1).to(found.device)
             losses["grounding_l1"], losses["grounding_giou"] = grounding_losses(
                 pred_boxes, region_boxes.flatten(0, 1), found, rows_per_rank(found, gather, ranks)

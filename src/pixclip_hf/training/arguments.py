@@ -168,6 +168,13 @@ class DataArguments:
             "1 for PixCLIP."
         },
     )
+    point_prompt_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of batches whose regions prompt by points drawn inside and beside them, before masks have "
+            "their share of the others; for a CLOC with `prompter_points`, which the small one then has."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={
@@ -212,7 +219,7 @@ class DataArguments:
             "mask_prompt_share": 1.0 if pixclip else 0.5,
         }
         given = {name: getattr(self, name) for name in defaults if getattr(self, name) is not None}
-        return {**defaults, **given, "crops": pixclip}
+        return {**defaults, **given, "point_prompt_share": self.point_prompt_share, "crops": pixclip}
 
 
 @dataclass

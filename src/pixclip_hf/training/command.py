@@ -73,9 +73,17 @@ transformers; the groups behind them are this command's own.
 """
 
 
-def build_model(arguments: ModelArguments) -> tuple[Any, Any, TextEmbeddingCache | None]:
+def build_model(arguments: ModelArguments, points: bool = False) -> tuple[Any, Any, TextEmbeddingCache | None]:
     """Model and processor, from a checkpoint, from two towers, or small and random; and the cache of text states, if
-    there is to be one."""
+    there is to be one.
+
+    Args:
+        arguments: which model.
+        points: whether points are to prompt it.
+
+    Raises:
+        ValueError: points for a model that takes none.
+    """
     overrides: Any = arguments.config_overrides or {}
     cache = None
     if arguments.text_cache is not None:
@@ -92,7 +100,13 @@ def build_model(arguments: ModelArguments) -> tuple[Any, Any, TextEmbeddingCache
             model = model_class.from_vision_text_pretrained(*towers, **overrides)
         processor = processor_class.from_vision_text_pretrained(*towers, **_sizes(overrides))
     else:
-        model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size)
+        fields: Any = {"prompter_points": True} if points and arguments.model_type == "cloc" else {}
+        model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size, **fields)
+    if points and "point" not in model.config.prompts:
+        raise ValueError(
+            "`point_prompt_share` needs a CLOC with `--config_overrides '{\"prompter_points\": true}'`, got a "
+            f"{model.config.model_type} without it."
+        )
     if arguments.text_max_length is not None:
         processor.tokenizer.model_max_length = arguments.text_max_length
     return model, processor, cache
@@ -268,7 +282,7 @@ def _run(
         raise ValueError("`--text_cache` excludes `--lora_r`, which changes the states, and `--streaming`.")
     if quantization is not None and model_arguments.text_cache is None and not lora_arguments.lora_r:
         raise ValueError(f"`--text_quantization` needs `--lora_r` or `--text_cache`, got {quantization!r} alone.")
-    model, processor, cache = build_model(model_arguments)
+    model, processor, cache = build_model(model_arguments, points=data_arguments.point_prompt_share > 0)
     model_arguments.model_type = model.config.model_type  # a checkpoint has its own
     if loss_arguments.contrastive_tile_size is not None:
         model.contrastive_tile_size = loss_arguments.contrastive_tile_size
