@@ -35,7 +35,7 @@ _PRETTY_NAMES = {"longgrit": "LongGRIT", "vesl": "VESL"}
 EMBEDDING_SETTINGS = "embeddings.json"
 _QUOTED_PATH = re.compile(r"'((?:/|~|\.|[A-Za-z]:)[^']*)'")
 # What turns foreign text into Markdown that shows it, for the templates.
-_SAFE = {"plain": plain_markdown, "code": markdown_code, "string": python_string}
+_SAFE: dict[str, Any] = {"plain": plain_markdown, "code": markdown_code, "string": python_string}
 # Fields of `TrainingArguments` that a card shows.
 TRAINING_FIELDS = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
@@ -338,10 +338,10 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
                 dataset = public_words(result["dataset"])
                 results.append(_evaluation(measure, value, dataset, setting, result["split"], task))
     evaluated = _read_json(records / "all_results.json")
-    if dataset := data.get("dataset_name"):
-        name = dataset if dataset == "scenes" or is_hub_id(dataset) else Path(dataset).name
-        setting = data.get("scenes_setting") if dataset == "scenes" else None
-        split = data.get("eval_split") or ("test" if dataset == "scenes" else None)
+    if trained_on := data.get("dataset_name"):
+        name = trained_on if trained_on == "scenes" or is_hub_id(trained_on) else Path(trained_on).name
+        setting = data.get("scenes_setting") if trained_on == "scenes" else None
+        split = data.get("eval_split") or ("test" if trained_on == "scenes" else None)
         for key, value in evaluated.items():
             if "_recall@" in key and key.startswith("eval_"):
                 results.append(_evaluation(key.removeprefix("eval_"), value, name, setting, split))

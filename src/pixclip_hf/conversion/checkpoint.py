@@ -174,7 +174,7 @@ def _refuse_overlaps(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _bytes(tensor: Tensor) -> tuple[int, int]:
     """First byte of a tensor in its storage, and the one behind its last."""
-    start = tensor.storage_offset()
+    start = int(tensor.storage_offset())
     stop = start + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return start * tensor.element_size(), stop * tensor.element_size()
 

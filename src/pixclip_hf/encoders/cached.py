@@ -204,7 +204,7 @@ _CHECKSUM = "sha256"
 
 
 def _checksum(embeds: Tensor) -> str:
-    return hashlib.sha256(embeds.contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(embeds.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _read_shard(path: Path) -> tuple[Tensor, list[int]] | None:

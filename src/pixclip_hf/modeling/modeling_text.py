@@ -52,7 +52,7 @@ class LogitScale(nn.Module):
 
     def forward(self) -> Tensor:
         """Scalar: the inverse temperature."""
-        log_scale = self.log_scale
+        log_scale: Tensor = self.log_scale
         if self.bias is None:
             # The bound shifts the value and leaves the gradient: checkpoints of CLIP lie on it, where a clamp would
             # hold them for good.

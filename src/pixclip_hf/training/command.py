@@ -242,10 +242,11 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
     during_training = training_arguments.eval_strategy != "no"
     trains = training_arguments.do_train or during_training or not training_arguments.do_eval
     with only_training(training_arguments) if trains else nullcontext():
-        return _run(*arguments, trains=trains)
+        return _run(trains, *arguments)
 
 
 def _run(
+    trains: bool,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     lora_arguments: LoraArguments,
@@ -253,7 +254,6 @@ def _run(
     optimizer_arguments: OptimizerArguments,
     stopping_arguments: EarlyStoppingArguments,
     training_arguments: TrainingArguments,
-    trains: bool,
 ) -> Trainer:
     callbacks = early_stopping(stopping_arguments, training_arguments)
 
