@@ -144,10 +144,11 @@ def test_finetuning_guide(places):
     assert not any(record["captions"] for record in load_records("my-regions", "train"))
     trainers = [run(block) for block in blocks("finetune", "bash")]
     assert len(trainers) == 8 and all(trainer.state.global_step == 1 for trainer in trainers)
-    frozen, lora, cloc, lit, more, *recipes = trainers
+    frozen, lora, cloc, locked, more, *recipes = trainers
     assert not any(p.requires_grad for p in frozen.model.text_model.parameters())
-    assert type(lora.model).__name__ == type(lit.model).__name__ == "PeftModel"
-    assert not any(p.requires_grad for p in lit.model.vision_model.parameters())
+    assert type(lora.model).__name__ == type(locked.model).__name__ == "PeftModel"
+    assert not any(p.requires_grad for p in locked.model.vision_model.parameters())
+    assert locked.model.config.vision_config.image_size == 224
     assert len({group["initial_lr"] for group in cloc.optimizer.param_groups}) > 3
     assert AutoModel.from_pretrained("runs/more").config.model_type == more.model.config.model_type == "cloc"
     assert [trainer.model.config.model_type for trainer in recipes] == ["pixclip", "cloc", "cloc"]
