@@ -125,6 +125,13 @@ class ViewEncoder(BaseEncoder):
         """
         raise NotImplementedError(f"{type(self.model).__name__} has no grounding head.")
 
+    def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """
+        Raises:
+            NotImplementedError: always; `grounds` is False.
+        """
+        raise NotImplementedError(f"{type(self.model).__name__} has no grounding head.")
+
     def _images_per_part(self, batch_size: int) -> int:
         return 1  # and `batch_size` of its regions per pass
 
