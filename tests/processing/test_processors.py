@@ -115,8 +115,8 @@ def test_masks_and_boxes_together(processor_class):
             processor(IMAGE_B, masks=[MASK_B], boxes=[BOX_B, BOX_C], prompt=prompt)
     with pytest.raises(ValueError, match="prompt must say which of masks and boxes"):
         processor(IMAGE_B, masks=[MASK_B], boxes=[BOX_C])
-    with pytest.raises(ValueError, match="prompt must be one of .*'mask', got 'point'"):
-        processor(IMAGE_B, masks=[MASK_B], prompt="point")
+    with pytest.raises(ValueError, match="prompt must be one of .*'mask', got 'line'"):
+        processor(IMAGE_B, masks=[MASK_B], prompt="line")
 
 
 def test_boxes_and_masks_prompt_cloc_as_what_they_are_or_as_what_is_said():
