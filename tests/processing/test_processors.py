@@ -115,7 +115,7 @@ def test_masks_and_boxes_together(processor_class):
             processor(IMAGE_B, masks=[MASK_B], boxes=[BOX_B, BOX_C], prompt=prompt)
     with pytest.raises(ValueError, match="prompt must say which of masks and boxes"):
         processor(IMAGE_B, masks=[MASK_B], boxes=[BOX_C])
-    with pytest.raises(ValueError, match="prompt must be one of .*'mask', got 'line'"):
+    with pytest.raises(ValueError, match="prompt must be one of .*'mask'.*, got 'line'"):
         processor(IMAGE_B, masks=[MASK_B], prompt="line")
 
 
