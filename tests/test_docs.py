@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tiny, build_tokenizer
+from tiny_sam import save_tiny_sam
 from transformers import (
     AutoModel,
     CLIPConfig,
@@ -18,8 +19,10 @@ from transformers import (
     Dinov2Model,
     LlamaConfig,
     LlamaModel,
+    pipeline,
 )
 
+import pixclip_hf
 from pixclip_hf import CLOCConfig, CLOCModel, CLOCProcessor, save_records
 from pixclip_hf.data.sources import KINDS, load_records
 from pixclip_hf.record import validate_record
@@ -163,6 +166,25 @@ def test_the_finetuning_guide_takes_drawn_scenes_too(places):
     for part in tiny:
         part.save_pretrained(places / "start")
     assert run(command).state.global_step == 1
+
+
+def test_prompts(places):
+    """With a grid in the place of a detector."""
+    processor = build_tiny(CLOCConfig, CLOCModel, CLOCProcessor)[1]
+    for name, points in (("cloc-with-points", True), ("cloc", False)):
+        config = CLOCConfig(
+            vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, projection_dim=16, prompter_points=points
+        )
+        for part in (CLOCModel(config), processor):
+            part.save_pretrained(places / "org" / name)
+    save_tiny_sam(places / "facebook" / "sam-vit-base")
+    image = make_scene(0, "test", size=200)["image"]
+    found = {"image": image, "pipeline": pipeline, "pixclip_hf": pixclip_hf}
+    found["classify"] = pipeline("zero-shot-region-classification", model="org/cloc")
+    for block in blocks("prompts", "python"):
+        block = block.replace('"detector:PekingU/rtdetr_r50vd"', '"grid"')
+        exec(compile(block, "prompts.md", "exec"), found)
+    assert [mask.shape for mask in found["masks"]] == [(200, 200)] and found["detections"]
 
 
 def test_the_guide_lists_every_kind_of_source_with_its_arguments():

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tiny, build_tokenizer
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    LlamaConfig,
+    LlamaModel,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
 
 import pixclip_hf
 
@@ -39,6 +48,14 @@ def places(tmp_path, monkeypatch):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaModel(LlamaConfig(vocab_size=259, num_key_value_heads=2, **sizes)).save_pretrained(llm)
     build_tokenizer().save_pretrained(llm)
+    siglip = tmp_path / "google/siglip2-base-patch16-224"
+    text = {**sizes, "vocab_size": 259, "max_position_embeddings": 16, "projection_size": 32}
+    vision = {**sizes, "image_size": 32, "patch_size": 8}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(siglip)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(siglip)
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = 16
+    tokenizer.save_pretrained(siglip)
     monkeypatch.chdir(tmp_path)
 
 

@@ -19,7 +19,7 @@ LEAST_ROWS = 256
 # Dimensions per byte of a product quantization, where nothing else is said.
 SUB_VECTOR = 8
 # Hits are chosen among so many times as many candidates by their full vectors: the codes of an index only preselect.
-REFINE = 20
+REFINE = 50
 # Rounds of k-means, and rows per partition (or code) that it sees: a fifth and a quarter of LanceDB's own.
 TRAINING = {"max_iterations": 10, "sample_rate": 64}
 # Files of the table are joined after so many shards: a version of the table lists all of them.
