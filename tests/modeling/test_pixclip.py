@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from builders import (
     FAMILIES,
+    MODELS,
     VISION_KINDS,
     build_batch,
     build_config,
@@ -371,8 +372,9 @@ def test_a_tower_without_patch_convolution_is_refused():
         with pytest.raises(ValueError, match="vision_config.*siglip2_vision_model"):
             build_config(family, vision_config=naflex)
     # Some repositories carry an image size all the same.
-    with pytest.raises(ValueError, match="convolutional patch projection.*siglip2_vision_model"):
-        PixCLIPModel(build_config("pixclip", vision_config=naflex | {"image_size": 32, "num_hidden_layers": 1}))
+    for family in FAMILIES:
+        with pytest.raises(ValueError, match="convolutional patch projection.*siglip2_vision_model"):
+            MODELS[family](build_config(family, vision_config=naflex | {"image_size": 32, "num_hidden_layers": 1}))
 
 
 def test_a_tower_without_pooling_head_is_refused():

@@ -225,6 +225,21 @@ class SiglipVisionAdapter(VisionAdapter):
         return tower.head(pooled.flatten(0, 1)[:, None]).unflatten(0, pooled.shape[:2])
 
 
+@VISION_ADAPTERS.register("siglip2_vision_model")
+class NaFlexVisionAdapter(VisionAdapter):
+    """SigLIP2 of variable resolution (NaFlex), which is refused: its tower takes patches in place of images."""
+
+    def build(self, config: Any) -> PreTrainedModel:
+        """
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"`vision_config` must describe a tower with a convolutional patch projection, got {config.model_type!r}, "
+            "whose images are cut into patches before they enter (NaFlex)."
+        )
+
+
 @VISION_ADAPTERS.register(Eva02VisionConfig.model_type)
 class Eva02VisionAdapter(VisionAdapter):
     """EVA02-CLIP, whose tower is part of this package."""
