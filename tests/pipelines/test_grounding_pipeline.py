@@ -101,6 +101,19 @@ def test_errors_name_the_image(find):
         find([{"image": IMAGES[0], "boxes": []}], candidate_labels=["a"])
 
 
+def test_scores_that_are_no_numbers_are_refused(find, monkeypatch):
+    ground = find.model.ground
+
+    def broken(*args, **kwargs):
+        found = ground(*args, **kwargs)
+        found.scores[0, 1] = float("nan")
+        return found
+
+    monkeypatch.setattr(find.model, "ground", broken)
+    with pytest.raises(ValueError, match="Region 1, .*'a blue square'.*, has NaN or infinite values"):
+        find(IMAGES[0], candidate_labels=LABELS)
+
+
 def test_models_that_do_not_ground(tiny_pixclip):
     with pytest.raises(ValueError, match=r"`model` must be a CLOC with `config.grounding=True`, got a PixCLIPModel"):
         pipeline(TASK, model=tiny_pixclip[0], processor=tiny_pixclip[1])

@@ -601,6 +601,14 @@ def test_points_in_a_pipeline(pointing):
     torch.testing.assert_close(torch.tensor(mixed[0]["embedding"]), boxes[0], atol=1e-5, rtol=0)
 
 
+def test_points_without_an_embedding(pointing):
+    extract, model, _ = pointing
+    with torch.no_grad():
+        model.prompter.point_prompt.fc2.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"Region 0, \{'points': \[\[3.0, 4.0\]\], .*, has NaN or infinite values"):
+        extract(make_image(0), points=[[[3, 4]]])
+
+
 def test_points_for_models_without_them(extract):
     with pytest.raises(ValueError, match=r"`region_points` needs a CLOC|points must be None for a model that"):
         extract(make_image(0), points=[[[3, 4]]])

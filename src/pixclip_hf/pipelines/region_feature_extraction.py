@@ -333,8 +333,10 @@ class RegionPipeline(Pipeline):
         finite = rows.isfinite().all(-1)
         if not finite.all():
             number = int(finite.int().argmin())
+            # Regions of points, and texts to be found, have no box.
+            region = regions[number].get("box", regions[number])
             raise ValueError(
-                f"Region {number}, {regions[number]['box']}, has NaN or infinite values: the model's weights are "
+                f"Region {number}, {region}, has NaN or infinite values: the model's weights are "
                 "damaged, or its dtype is too narrow (take bfloat16 or float32 in place of float16)."
             )
         return rows, regions
