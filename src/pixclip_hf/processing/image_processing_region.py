@@ -12,6 +12,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 from .processing_geometry import Geometry, clip_boxes
 from .processing_images import load_images
 from .processing_numbers import as_array, as_float64, most_pixels, read_whole, shown
+from .processing_regions import is_list
 
 
 class RegionImageProcessor(PilBackend):
@@ -133,10 +134,7 @@ class RegionImageProcessor(PilBackend):
         return results
 
     def _with_geometries(self, values: Any, target_sizes: Any, name: str) -> list[tuple[Geometry, torch.Tensor]]:
-        is_list = isinstance(values, list | tuple) or (
-            isinstance(values, np.ndarray | torch.Tensor) and values.ndim > 0
-        )
-        if not is_list:
+        if not is_list(values):
             raise TypeError(f"{name} must be a tensor, or a list with one for each image, got {shown(values)}")
         sizes = _target_sizes(target_sizes, len(values), name)
         tensors = (_as_tensor(value, f"{name}[{i}]") for i, value in enumerate(values))

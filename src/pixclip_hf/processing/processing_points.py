@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from .processing_geometry import Geometry
-from .processing_regions import split_per_image
+from .processing_numbers import as_float64, shown
+from .processing_regions import is_list, split_per_image
 
 # Labels of points: on the region, beside it, and padding.
 POSITIVE, NEGATIVE, PADDING = 1, 0, -1
@@ -98,7 +98,7 @@ def read_points(
             own_marks = None if marks is None else marks[j]
             if region is None:
                 if own_marks is not None:
-                    raise ValueError(f"{label_name}[{j}] must be None as {name}[{j}] is, got {own_marks!r:.80}")
+                    raise ValueError(f"{label_name}[{j}] must be None as {name}[{j}] is, got {shown(own_marks)}")
                 rows.append(None)
                 continue
             read = _read_region(region, size, f"{name}[{j}]", normalized)
@@ -108,21 +108,12 @@ def read_points(
 
 
 def _check_list(values: Any, name: str) -> None:
-    if not isinstance(values, list | tuple | np.ndarray | torch.Tensor):
+    if not is_list(values):
         raise TypeError(f"{name} must be a list with the points of each region, got {type(values).__name__}")
 
 
-def _numbers(values: Any) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().double().numpy()
-    return np.array(values, dtype=np.float64)
-
-
 def _read_region(region: Any, size: tuple[int, int], name: str, normalized: bool | None) -> np.ndarray:
-    try:
-        points = _numbers(region)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a list of points [x, y], got {region!r:.80}") from error
+    points = as_float64(region, name, "a list of points [x, y]")
     if points.ndim != 2 or points.shape[1:] != (2,) or not len(points):
         raise ValueError(
             f"{name} must hold the points of a region, shape (P, 2) with at least one, got {points.shape}: points are "
@@ -137,8 +128,8 @@ def _read_region(region: Any, size: tuple[int, int], name: str, normalized: bool
         raise ValueError(f"{name}[{i}] must lie in {where}, got {points[i].tolist()}")
     if normalized is None and (points <= 1).all() and (points % 1).any():
         raise ValueError(
-            f"{name} holds no value above 1, so it looks like fractions of the image: pass normalized=True or pixels, "
-            f"got {points[0].tolist()}"
+            f"{name} holds no value above 1, so it looks like fractions of the image: pass normalized=True, or "
+            f"normalized=False where it is pixels, got {points[0].tolist()}"
         )
     return points * [width, height] if normalized else points
 
@@ -146,10 +137,7 @@ def _read_region(region: Any, size: tuple[int, int], name: str, normalized: bool
 def _read_labels(labels: Any, count: int, name: str) -> np.ndarray:
     if labels is None:
         return np.full(count, POSITIVE)
-    try:
-        read = _numbers(labels)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a list of labels, got {labels!r:.80}") from error
+    read = as_float64(labels, name, "a list of labels")
     if read.shape != (count,):
         raise ValueError(f"{name} must hold one label for each of {count} points, got shape {read.shape}")
     other = (read != POSITIVE) & (read != NEGATIVE)

@@ -269,7 +269,7 @@ def split_per_image(values: Any, name: str, num_images: int, batched: bool) -> l
     """
     if not batched:
         return [values]
-    count = len(values) if _is_list(values) else type(values).__name__
+    count = len(values) if is_list(values) else type(values).__name__
     if count != num_images:
         raise ValueError(f"{name} must be a list with one list for each of the {num_images} images, got {count}")
     return [[] if value is None else value for value in values]
@@ -294,12 +294,12 @@ def flatten_like(images: list[list], values: Any, name: str) -> list | None:
 def _count(values: Any, name: str, ndim: int) -> int:
     if isinstance(values, np.ndarray | torch.Tensor) and values.ndim != ndim and (not values.ndim or len(values)):
         raise ValueError(f"{name} must have {ndim} dimensions, one row per region, got shape {tuple(values.shape)}")
-    if not _is_list(values):
+    if not is_list(values):
         raise TypeError(f"{name} must be a list with one entry per region, got {type(values).__name__}")
     return len(values)
 
 
-def _is_list(values: Any) -> bool:
+def is_list(values: Any) -> bool:
     """Whether values come one after the other: in a list, or in an array that has an axis."""
     return isinstance(values, list | tuple) or (isinstance(values, np.ndarray | torch.Tensor) and values.ndim > 0)
 
