@@ -159,9 +159,7 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
         logits, regions = self.split_outputs(model_outputs)
         if not regions:
             return []
-        logits = logits / temperature
-        sigmoid = self.model.config.contrastive_objective == "sigmoid"
-        scores = (logits.sigmoid() if sigmoid else logits.softmax(dim=-1))[:, : len(candidate_labels)]
+        scores = self.label_scores(logits / temperature)[:, : len(candidate_labels)]
         if proposal_weight:
             proposed = torch.tensor([region.get("proposal_score", 1.0) for region in regions])[:, None]
             scores = scores ** (1 - proposal_weight) * proposed**proposal_weight

@@ -109,13 +109,16 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         self, model_outputs: dict[str, Any], candidate_labels: tuple[str, ...], top_k: int | None = None
     ) -> list[dict[str, Any]]:
         logits, regions = self.split_outputs(model_outputs)
-        sigmoid = self.model.config.contrastive_objective == "sigmoid"
-        scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
-        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        scores, order = self.label_scores(logits).sort(dim=-1, descending=True, stable=True)
         return [
             {**region, "labels": [candidate_labels[i] for i in best[:top_k]], "scores": values[:top_k]}
             for region, values, best in zip(regions, scores.tolist(), order.tolist(), strict=True)
         ]
+
+    def label_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits `(R, T)` to scores in [0, 1]: of all labels together, or, with a sigmoid, of each by itself."""
+        sigmoid = self.model.config.contrastive_objective == "sigmoid"
+        return logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
 
 
 def checked_labels(candidate_labels: list[str]) -> tuple[str, ...]:
