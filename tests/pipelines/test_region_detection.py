@@ -108,6 +108,23 @@ def test_a_detector_and_sam_propose(find, tmp_path):
         assert entry["score"] == pytest.approx((own[entry["label"], box] * proposed[box]) ** 0.5, abs=1e-5)
 
 
+def test_what_proposes_sees_the_image_as_the_processor_reads_it(find):
+    seen = []
+
+    def propose(image):
+        seen.append(image)
+        return [{"box": [2, 3, 20, 25]}, {"box": [0.25, 0.25, 0.75, 1]}]
+
+    every = {"candidate_labels": LABELS, "threshold": 0, "nms_iou": 1, "proposals": propose}
+    expected = find(IMAGE, **every)
+    # Boxes of proposals are pixels, whatever the forms of other boxes.
+    assert {tuple(e["box"].values()) for e in expected} == {(2, 3, 20, 25), (0.25, 0.25, 0.75, 1)}
+    assert find(np.asarray(IMAGE), **every, box_format="xywh") == expected
+    assert all(image.mode == "RGB" and image.tobytes() == IMAGE.tobytes() for image in seen) and len(seen) == 2
+    with pytest.raises(ValueError, match="PIXCLIP_HF_LOCAL_ADDRESSES=1"):
+        find("file:///image.png", **every)
+
+
 def test_lists_masks_and_a_saved_folder(find, tmp_path):
     images = [IMAGE, make_image(1, (25, 60))]
     boxes = [BOXES, [[1, 1, 20, 50]]]

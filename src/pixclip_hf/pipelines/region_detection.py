@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from transformers import Pipeline
-from transformers.image_utils import load_image
 
 from .region_feature_extraction import given_parameters, image_item, is_one_image
 from .zero_shot_region_classification import ZeroShotRegionClassificationPipeline, check_top_k, checked_labels
@@ -13,7 +12,6 @@ from .zero_shot_region_classification import ZeroShotRegionClassificationPipelin
 GRID = (1, 3, 7)
 BACKGROUND = ("background",)
 _KEYS = ("boxes", "masks")
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
@@ -128,13 +126,15 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
                 proposal["mask"] = mask
         elif proposals == "grid":
             # Fractions, so that any image that the processor reads will do.
-            item["boxes"], given = grid_boxes(1, 1), [{} for _ in grid_boxes(1, 1)]
+            item["boxes"] = grid_boxes(1, 1)
+            given = [{} for _ in item["boxes"]]
             kwargs |= {"normalized": True, "box_format": "xyxy"}
         else:
-            image = item["image"]
-            item["image"] = load_image(str(image) if hasattr(image, "__fspath__") else image)
+            # As the processor reads it: the proposals are in the frame of these pixels.
+            item["image"] = self.processor.image_processor.read_image(item["image"])
             given = [dict(proposal) for proposal in proposals(item["image"])]
             item["boxes"] = [proposal["box"] for proposal in given]
+            kwargs |= {"normalized": False, "box_format": "xyxy"}
             masks = [proposal.get("mask") for proposal in given]
             if given and all(mask is not None for mask in masks):
                 item["masks"] = masks

@@ -55,6 +55,10 @@ class RegionImageProcessor(PilBackend):
     ) -> list[Image.Image]:
         return load_images(images, input_data_format, do_convert_rgb)
 
+    def read_image(self, image: Any) -> Image.Image:
+        """One image, in any form that a call takes, as an RGB PIL image; errors as `load_images`."""
+        return load_images([image])[0]
+
     def _preprocess(self, images: list[Image.Image], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         geometries = _geometries([(image.height, image.width) for image in images], **kwargs)
         return BatchFeature({"pixel_values": _render(images, geometries, **kwargs)}, tensor_type=return_tensors)
