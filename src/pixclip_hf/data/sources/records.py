@@ -36,7 +36,7 @@ def read_regions(item: AnnotatedImage, size: tuple[int, int], kind: str) -> tupl
     """
     counts = Counter(item.left_out)
 
-    def read(region: Mapping[str, Any]) -> dict[str, Any]:
+    def read(region: dict[str, Any]) -> dict[str, Any]:
         if region.get("iscrowd"):
             raise LeftOut(CROWD)
         return _read_region(in_pixels(region, size) if item.normalized else region, size, kind, counts)
