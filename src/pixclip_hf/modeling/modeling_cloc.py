@@ -13,10 +13,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
-from .configuration_region_text import check_choice
 from .modeling_losses import grounding_losses
 from .modeling_parallel import returns_loss, with_every_parameter
-from .modeling_points import PointTypes, point_slots
+from .modeling_points import PointTypes
 from .modeling_prompter import (
     QUERY_GAIN,
     CLOCBoxHead,
@@ -25,6 +24,7 @@ from .modeling_prompter import (
     CLOCPrompterLayer,
     FourierPositions,
 )
+from .modeling_prompts import PromptedRegions, prompted_regions
 from .modeling_region_text import (
     Gather,
     RegionTextModel,
@@ -33,7 +33,6 @@ from .modeling_region_text import (
     RegionTextVisionModel,
     RegionVisionOutput,
     only_real,
-    real_slots,
     region_text_features,
     rows_per_rank,
     set_losses,
@@ -42,7 +41,7 @@ from .modeling_region_text import (
     vision_output,
     wants_loss,
 )
-from .modeling_regions import box_coverage, boxes_around, mask_boxes, mask_patch_weights, roi_align
+from .modeling_regions import boxes_around, mask_boxes, roi_align
 from .modeling_text import ScaledLinear, build_logit_scale
 
 
@@ -79,25 +78,6 @@ class ImageTokens(NamedTuple):
 
     states: Tensor
     grid: tuple[int, int]
-
-
-class PromptedRegions(NamedTuple):
-    """The regions of a batch in the form that prompts: boxes (B, R, 4) or masks (B, R, H, W), in their place or alone
-    points (B, R, P, 2) with labels (B, R, P), and which slots hold a region, (B, R) bool."""
-
-    boxes: Tensor | None
-    masks: Tensor | None
-    is_real: Tensor
-    points: Tensor | None = None
-    point_labels: Tensor | None = None
-
-    def get_coverage(self, grid: tuple[int, int]) -> Tensor:
-        """(B, R, N): share of each patch that lies inside the region."""
-        return box_coverage(self.boxes, grid) if self.masks is None else mask_patch_weights(self.masks, grid)
-
-    def get_boxes(self) -> Tensor:
-        """(B, R, 4), xyxy in [0, 1]: the boxes, or the tight ones of the masks."""
-        return mask_boxes(self.masks) if self.boxes is None else self.boxes
 
 
 class CLOCPreTrainedModel(RegionTextPreTrainedModel):
@@ -193,7 +173,9 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
                 without `config.prompter_points`, labels other than these, or a region without what prompts it.
         """
         points = region_points, region_point_labels
-        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points)
+        regions = prompted_regions(
+            self.config, pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points
+        )
         outputs = self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
         outputs.pooler_output = only_real(self._project_regions(outputs.pooler_output), regions.is_real)
         return outputs
@@ -226,7 +208,9 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             ValueError: as [`CLOCModel.get_region_features`].
         """
         points = region_points, region_point_labels
-        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points)
+        regions = prompted_regions(
+            self.config, pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points
+        )
         return self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
 
     def _read_regions(
@@ -267,7 +251,9 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         regions = None
         points = region_points, region_point_labels
         if any(given is not None for given in (region_boxes, region_masks, *points)):
-            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points)
+            regions = prompted_regions(
+                self.config, pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points
+            )
         image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
         return vision_output(image, region_embeds)
 
@@ -282,55 +268,6 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             return image, tokens, None
         embeds = unit(self._project_regions(self._region_tokens(tokens, regions)))
         return image, tokens, only_real(embeds, regions.is_real)
-
-    def _regions(
-        self,
-        pixel_values: Tensor,
-        region_boxes: Tensor | None,
-        region_attention_mask: Tensor | None,
-        region_masks: Tensor | None,
-        prompt: str | None,
-        region_points: Tensor | None,
-        region_point_labels: Tensor | None,
-    ) -> PromptedRegions:
-        """What prompts: as said, or what is given."""
-        has_points = region_points is not None or region_point_labels is not None
-        if has_points and not self.config.prompter_points:
-            raise ValueError(
-                "`region_points` needs a CLOC with `config.prompter_points=True`, got False. A mask model makes masks "
-                "of points: see `masks_from_points`."
-            )
-        if prompt is not None:
-            check_choice("prompt", prompt, self.config.prompts)
-            kinds = [prompt]
-        elif region_boxes is not None and region_masks is not None:
-            raise ValueError(
-                "`prompt` must be 'box' or 'mask' where both `region_boxes` and `region_masks` are given, got None."
-            )
-        else:
-            given = {"box": region_boxes is not None, "mask": region_masks is not None, "point": has_points}
-            kinds = [kind for kind, is_given in given.items() if is_given] or ["box"]
-        of_batch = region_attention_mask, pixel_values
-        slots = []
-        if "box" in kinds:
-            slots.append(real_slots("region_boxes", region_boxes, *of_batch, trailing=(4,)))
-        if "mask" in kinds:
-            slots.append(real_slots("region_masks", region_masks, *of_batch, tuple(pixel_values.shape[-2:])))
-        if "point" in kinds:
-            slots.append(point_slots(region_points, region_point_labels, *of_batch, alone=kinds == ["point"]))
-        if slots[0].shape != slots[-1].shape:
-            raise ValueError(
-                f"`region_points` must have as many region slots as the boxes or masks, {tuple(slots[0].shape)}, got "
-                f"{tuple(slots[-1].shape)}."
-            )
-        by_point = "point" in kinds
-        return PromptedRegions(
-            region_boxes if "box" in kinds else None,
-            region_masks if "mask" in kinds else None,
-            slots[0],
-            region_points if by_point else None,
-            region_point_labels if by_point else None,
-        )
 
     def _image_tokens(self, last_hidden_state: Tensor, pixel_values: Tensor) -> ImageTokens:
         grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
@@ -479,7 +416,9 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         regions = None
         points = region_points, region_point_labels
         if any(given is not None for given in (region_texts, region_boxes, region_masks, *points)):
-            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points)
+            regions = prompted_regions(
+                self.config, pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points
+            )
         image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
         output = CLOCOutput(
             image_embeds=unit(image.pooler_output), region_embeds=region_embeds, vision_model_output=image
