@@ -1,7 +1,7 @@
 """A search from a cold start: `pixclip-hf search` in a fresh process, against importing torch and transformers alone.
 
-A small CLOC (two layers of width 32, random weights) and the regions of 40 drawn scenes. Of each search the time until
-its hits are printed, and until the sheet is drawn; with LanceDB, the default, and with the exact store, which needs no
+A small CLOC (two layers of width 32, random weights) embeds the regions of 40 drawn scenes. Each search is timed until
+its hits are printed and until its sheet is drawn, with LanceDB, the default, and with the exact store, which needs no
 library of its own. Runs without arguments; prints a table and, last, one line of JSON.
 """
 

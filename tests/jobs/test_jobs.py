@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from stub_passes import Fails, First, Killed, NeverStarts, Second, Squares
+from stub_passes import Fails, First, Killed, LastDies, NeverStarts, Second, Squares
 
 from pixclip_hf.data import whole_files
 from pixclip_hf.data.sources import open_source
@@ -42,6 +42,22 @@ def files(folder):
 def forked(monkeypatch):
     """Workers that start at once. Those of users are forked from a server, which imports everything first."""
     monkeypatch.setattr(local_engine, "worker_context", lambda: multiprocessing.get_context("fork"))
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """The processes of all workers that were started, by their ids; the file `third` says that three were."""
+    pids = []
+
+    class Noted(local_engine._Worker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            pids.append(self.process.pid)
+            if len(pids) == 3:
+                (tmp_path / "third").touch()
+
+    monkeypatch.setattr(local_engine, "_Worker", Noted)
+    return pids
 
 
 @pytest.fixture
@@ -93,15 +109,25 @@ def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     assert not calls.exists()
 
 
-def test_killed_workers_are_replaced(forked, whole, tmp_path):
-    """Before and after a shard is written, in two processes."""
+def test_killed_workers_are_replaced(forked, started, whole, tmp_path):
+    """Before and after a shard is written, in two processes: one starts for each that dies, and no other. Which of
+    those that live takes a shard again is open."""
     calls = tmp_path / "calls"
     output = run([Killed(tmp_path / "run", calls, at=(0, 3, 12))], tmp_path / "run", workers=2)
     assert files(output) == whole
-    written = Counter(line.split()[0] for line in calls.read_text().splitlines())
-    assert {number: written[number] for number in ("0", "3", "12")} == {"0": 3, "3": 3, "12": 3}
-    # Six have died; which of the others takes the last shard again is open.
-    assert len({line.split()[1] for line in calls.read_text().splitlines()}) >= 7
+    lines = [tuple(map(int, line.split())) for line in calls.read_text().splitlines()]
+    by_shard = {number: [pid for shard, pid in lines if shard == number] for number in range(len(PLAN))}
+    assert {number: len(pids) for number, pids in by_shard.items() if len(pids) > 1} == {0: 3, 3: 3, 12: 3}
+    killed = {pid for pids in by_shard.values() for pid in pids[:-1]}
+    assert len(killed) == 6 and len(set(started)) == len(started) == 2 + 6
+    assert {pid for _, pid in lines} <= set(started)
+
+
+def test_a_worker_that_has_ended_is_not_replaced(forked, started, whole, tmp_path):
+    """It ends after another has died with the last shard, before the one in the place of that one takes the shard."""
+    output = run([LastDies(tmp_path / "run", tmp_path / "calls", last=12)], tmp_path / "run", workers=2)
+    assert files(output) == whole
+    assert len(started) == 2 + 1
 
 
 def test_a_shard_that_always_kills_its_worker_ends_the_run(forked, tmp_path):

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from ..data.whole_files import file_names
 from ..finite import check_finite
-from ..jobs.folder import MANIFESTS, done_shards, file_names, manifests
+from ..jobs.folder import MANIFESTS, done_shards, manifests
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow as pa
 
 SETTINGS = "embeddings.json"
 FORMAT_VERSION = 1
@@ -148,7 +149,18 @@ def embedding_counts(output: str | os.PathLike) -> Counter:
     return sums
 
 
-def check_embeddings(rows: "pa.Table", path: str | os.PathLike) -> None:
+def embedding_matrix(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
+    """The column `embedding` of some rows: `(N, D)`, in its own type."""
+    column = rows["embedding"]
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    # `flatten` and not `values`: the values of a slice are those of the whole array.
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    # A table that another program wrote may not know the width.
+    return values.reshape(len(rows), column.type.list_size if pa.types.is_fixed_size_list(column.type) else -1)
+
+
+def check_embeddings(rows: pa.Table, path: str | os.PathLike) -> None:
     """Refuses embeddings that are not finite: among hits they would stand anywhere.
 
     Args:
@@ -158,16 +170,12 @@ def check_embeddings(rows: "pa.Table", path: str | os.PathLike) -> None:
     Raises:
         ValueError: one of them holds NaN or infinite values; names its id and the file.
     """
-    values = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    values = values.astype(np.float32).reshape(len(rows), -1)
+    values = embedding_matrix(rows).astype(np.float32)
     check_finite(values, f"In {str(path)!r} the embedding of", rows["id"].to_pylist())
 
 
 def check_shard(path: str | os.PathLike) -> None:
     """[`check_embeddings`] of a whole Parquet file, some rows of which are in memory at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["id", "embedding"]):
             check_embeddings(pa.Table.from_batches([batch]), path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..data.whole_files import UNFINISHED, file_fault, only_writer, write_json
+from ..data.whole_files import file_fault, file_names, only_writer, remove_unfinished, write_json
 
 logger = logging.get_logger(__name__)
 
@@ -48,8 +48,7 @@ class JobFolder:
 
     def _start_or_continue(self, settings: Mapping[str, Any]) -> None:
         for folder in (self.path, *(self.path / name for name in self.folders)):
-            for leftover in [name for name in file_names(folder) if name.endswith(UNFINISHED)]:  # of a run that died
-                (folder / leftover).unlink(missing_ok=True)
+            remove_unfinished(folder)
         path = self.path / self.settings_name
         if not path.exists():
             write_json(path, settings)
@@ -79,15 +78,6 @@ class JobFolder:
                 logger.warning(f"Shard {number} of {str(self.path)!r} is done again: {fault}.")
                 manifest_path(self.path, number).unlink()
         return found
-
-
-def file_names(folder: Path) -> Iterator[str]:
-    """The names of the files and folders in a folder, one after another: a list of a million takes 100 MB. None where
-    the folder does not exist."""
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                yield entry.name
 
 
 def done_shards(output: str | os.PathLike) -> np.ndarray:

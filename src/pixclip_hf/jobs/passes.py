@@ -1,6 +1,5 @@
 """Passes over shards, and the three ways to run them: in this process, in processes of this machine, with Ray."""
 
-import errno
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from ..data.whole_files import is_full_disk, write_json
-from .folder import BETWEEN, JobFolder, file_names, manifest_path
+from ..data.whole_files import file_names, naming_full_disk, write_json
+from .folder import BETWEEN, JobFolder, manifest_path
 from .plan import Plan, Shard
 
 ENGINES = ("local", "ray")
@@ -124,18 +123,13 @@ def run_passes(
     if not done.all():
         for number in range(len(passes) - 1):
             (output / BETWEEN / f"{number}").mkdir(parents=True, exist_ok=True)
-        with tqdm(total=plan.items, initial=plan.items_of(done), unit=unit, disable=not progress) as bar:
-            try:
-                for shard, _ in _run(engine, passes, plan, done, output, workers):
-                    bar.update(len(shard))
-            except Exception as error:
-                if not is_full_disk(error):
-                    raise
-                raise OSError(
-                    errno.ENOSPC,
-                    f"No space left for `output` {str(output)!r}. The shards that are done are whole: make room and "
-                    "start the run again, and it goes on",
-                ) from error
+        advice = "The shards that are done are whole: make room and start the run again, and it goes on"
+        with (
+            tqdm(total=plan.items, initial=plan.items_of(done), unit=unit, disable=not progress) as bar,
+            naming_full_disk(f"`output` {str(output)!r}", advice),
+        ):
+            for shard, _ in _run(engine, passes, plan, done, output, workers):
+                bar.update(len(shard))
     if (output / BETWEEN).exists():
         shutil.rmtree(output / BETWEEN)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ..embedding.folder import EmbeddingFolder
+from ..embedding.folder import EmbeddingFolder, embedding_matrix
 from ..record import LeftOut
 from .queries import Query, as_query, check_encoder, encode_queries, load_query_encoder
 from .store import Filter, Store, StoreOptions
@@ -182,7 +182,7 @@ class Collection:
         stored = {}
         if ids:
             rows = self.store.fetch(ids)
-            stored = dict(zip(rows["id"].to_pylist(), _matrix(rows), strict=True))
+            stored = dict(zip(rows["id"].to_pylist(), embedding_matrix(rows), strict=True))
             if missing := [name for name in ids if name not in stored]:
                 raise ValueError(f"`id` must be one of the collection's, got {missing[0]!r}.")
         needs_model = any(query.id is None for query in parts)
@@ -229,18 +229,11 @@ class Collection:
         self.store.close()
 
 
-def _matrix(rows: pa.Table) -> np.ndarray:
-    # `flatten` minds where a slice begins.
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows["embedding"].chunks]
-    flat = np.concatenate(chunks).astype(np.float32) if chunks else np.empty(0, np.float32)
-    return flat.reshape(len(rows), -1) if len(rows) else flat.reshape(0, 1)
-
-
 def _hits(rows: pa.Table, vector: np.ndarray, itself: str | None, fold: float | None) -> list[Hit]:
     """Rows as hits by their exact cosines, best first."""
     if not len(rows):
         return []
-    embeds = _matrix(rows)
+    embeds = embedding_matrix(rows).astype(np.float32)
     embeds /= np.maximum(np.linalg.norm(embeds, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     cosines = embeds @ vector
     values = rows.select(_COLUMNS).to_pylist()

@@ -1,11 +1,10 @@
 """The arguments that say where a collection's embeddings are stored and how they are indexed."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from .store import STORES, StoreOptions
-
-OPTIONS = ("url", "index", "partitions", "sub_vectors", "probes")
 
 
 def add_store_arguments(parser: argparse.ArgumentParser, store: str | None, store_help: str) -> None:
@@ -30,4 +29,4 @@ def store_options(arguments: argparse.Namespace) -> StoreOptions:
     Raises:
         ValueError: as [`StoreOptions`].
     """
-    return StoreOptions(**{name: getattr(arguments, name) for name in OPTIONS})
+    return StoreOptions(**{field.name: getattr(arguments, field.name) for field in fields(StoreOptions)})

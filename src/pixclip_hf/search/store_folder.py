@@ -7,11 +7,8 @@
 - `data/`: what the store itself keeps, unless it keeps it elsewhere.
 """
 
-import errno
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ import pyarrow.parquet as pq
 
 from .. import __version__
 from ..data.source_index import digest
-from ..data.whole_files import is_full_disk, only_writer, write_json
+from ..data.whole_files import naming_full_disk, only_writer, write_json
 from ..embedding.folder import EmbeddingFolder, check_embeddings, shard_path
 from ..jobs.folder import MANIFESTS, done_shards, manifest_path
 from .store import STORES, Store, StoreOptions, place_of, store_class, store_rows
@@ -68,7 +65,11 @@ def open_store(
     made = _made(folder)
     width, dtype = folder.settings["width"], folder.settings["dtype"]
     name = "pixclip_hf_" + digest(sorted((key, repr(value)) for key, value in made.items()))
-    with _with_room(place):
+    advice = (
+        "The embeddings are whole, and so are the shards that the store has: make room and search again, and it "
+        "goes on"
+    )
+    with naming_full_disk(f"the store {str(place)!r}", advice):
         opened: Store = kind(place / "data", name, width, dtype, options)
         try:
             missing = np.setdiff1d(shards, done_shards(place), assume_unique=True)
@@ -129,8 +130,9 @@ def check_own_stores(folder: EmbeddingFolder) -> None:
         ValueError: a store of other embeddings, or of a newer version.
     """
     for store in STORES:
-        if (place_of(folder.path, store) / STORE).exists():
-            _check_stamp(place_of(folder.path, store), _read(place_of(folder.path, store)), folder)
+        place = place_of(folder.path, store)
+        if (place / STORE).exists():
+            _check_stamp(place, _read(place), folder)
 
 
 def _fill(store: Store, folder: Path, place: Path, shards: np.ndarray) -> None:
@@ -155,20 +157,6 @@ def _read_shard(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"{str(path)!r} is damaged: {error}. Delete it and run `pixclip-hf embed` again, which writes it anew."
-        ) from error
-
-
-@contextmanager
-def _with_room(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not is_full_disk(error):
-            raise
-        raise OSError(
-            errno.ENOSPC,
-            f"No space left for the store {str(place)!r}. The embeddings are whole, and so are the shards that the "
-            "store has: make room and search again, and it goes on",
         ) from error
 
 
