@@ -17,7 +17,7 @@ from ..command_help import HelpFormatter
 from ..data.collator import RegionCollator
 from ..data.whole_files import whole_files, write_json
 from ..modeling.modeling_inherit import read_towers
-from ..outgoing import is_local_path, last_part, public_text
+from ..outgoing import public_values
 from ..scenes.small_models import MODEL_CLASSES, small_model
 from ..scenes.tokenizer import scenes_tokenizer
 from .arguments import (
@@ -200,18 +200,7 @@ def save_run_arguments(
         # Without the values of tokens; settings that are no plain values become text.
         "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
     }
-    write_json(Path(training.output_dir, "run_arguments.json"), _without_paths(content))
-
-
-def _without_paths(content: Any) -> Any:
-    """Settings whose absolute paths are cut to their last parts, in a form that is no Hub id."""
-    if isinstance(content, dict):
-        return {name: _without_paths(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_paths(value) for value in content]
-    if isinstance(content, str):
-        return f"./{last_part(content)}" if is_local_path(content) else public_text(content)
-    return content
+    write_json(Path(training.output_dir, "run_arguments.json"), public_values(content, start="./"))
 
 
 def build_parser() -> HfArgumentParser:
@@ -341,15 +330,16 @@ def _run(
     )
     main_process, output_dir = trainer.is_world_process_zero(), training_arguments.output_dir
     if trains:
-        finished = agreed(finished_step(output_dir) if main_process else None, training_arguments)
         checkpoint = training_arguments.resume_from_checkpoint
         if not checkpoint:
             checkpoint = agreed(last_checkpoint(output_dir) if main_process else None, training_arguments)
         if cache is not None and checkpoint is not None:
             cache.check(AutoConfig.from_pretrained(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        if trainer.trained_nothing and finished == trainer.state.global_step:
-            return trainer
+        if trainer.trained_nothing:
+            finished = agreed(finished_step(output_dir) if main_process else None, training_arguments)
+            if finished == trainer.state.global_step:
+                return trainer
         if main_process:
             begin_result(output_dir)
         if not trainer.trained_nothing:
