@@ -65,7 +65,7 @@ CLOC_ARROWS = [
 PIXCLIP = {
     "image": Box(0, 3.6, "image", INPUT, given="pixel_values"),
     "masks": Box(0, 2.6, "masks", INPUT, given="region_masks"),
-    "patches": Box(2.3, 3.1, "patch and mask projection", NEW, "vision_model.embeddings.patch_embedding"),
+    "patches": Box(2.3, 3.1, "patches with masks", NEW, "vision_model.embeddings.patch_embedding"),
     "tower": Box(4.6, 3.1, "vision tower", TOWER, "vision_model"),
     "region": Box(6.9, 3.1, "region embedding", TOWER, "visual_projection"),
     "crops": Box(0, 1.5, "crops with masks", INPUT, given="crop_pixel_values"),
@@ -74,7 +74,7 @@ PIXCLIP = {
     "pooled": Box(6.9, 4.2, "pooled patches", TOWER),
     "texts": Box(0, 0.4, "long texts", INPUT, given="region_input_ids"),
     "language": Box(2.3, 0.4, "language model", TOWER, "text_model"),
-    "text": Box(4.6, 0.4, "text embedding", NEW, "text_projection"),
+    "text": Box(6.9, 0.4, "text embedding", NEW, "text_projection"),
     "mask loss": Box(9.2, 3.1, "1  mask and text", LOSS),
     "crop loss": Box(9.2, 1.5, "2  crop and text", LOSS),
     "local loss": Box(9.2, 4.2, "3  pooled and crop", LOSS),
@@ -83,6 +83,7 @@ PIXCLIP_ARROWS = [
     ("image", "patches"), ("masks", "patches"), ("patches", "tower"), ("tower", "region"), ("tower", "pooled"),
     ("crops", "same"), ("same", "crop"), ("texts", "language"), ("language", "text"), ("region", "mask loss"),
     ("crop", "crop loss"), ("pooled", "local loss"), ("text", "crop loss"),
+    ("text", "mask loss"), ("crop", "local loss"),
 ]  # fmt: skip
 DIAGRAMS = {"cloc": (CLOC, CLOC_ARROWS), "pixclip": (PIXCLIP, PIXCLIP_ARROWS)}
 
@@ -111,8 +112,9 @@ def record_shapes(family: str) -> dict[str, tuple[int, ...]]:
             model.get_submodule(box.part).register_forward_hook(keep(box.part))
     names = ("pixel_values", "region_boxes", "region_masks", "region_attention_mask")
     with torch.no_grad():
-        # The regions first: of parts that are called several times, the first call counts.
+        # The regions and their texts first: of parts that are called several times, the first call counts.
         model.eval().get_region_features(**{name: inputs[name] for name in names if name in inputs})
+        model.get_text_features(inputs["region_input_ids"][0], inputs["region_text_attention_mask"][0])
         model(**inputs)
     return shapes
 

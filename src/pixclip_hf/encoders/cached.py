@@ -148,6 +148,7 @@ class CachedEncoder:
 
     def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """As [`RegionEncoder.find_scored_boxes`]; not cached."""
+        self._check_weights()
         return self.encoder.find_scored_boxes(image, texts)
 
     def _encode_shown(self, record: Record, show: Callable) -> Tensor:

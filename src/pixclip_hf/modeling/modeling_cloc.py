@@ -197,8 +197,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         in the place of the visual sampler of Ferret (arXiv 2310.07704), where the CLOC paper puts it.
 
         Args:
-            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, interpolate_pos_encoding,
-                region_points, region_point_labels: as in [`CLOCModel.get_region_features`].
+            pixel_values, region_boxes, region_attention_mask, region_masks: as in [`CLOCModel.get_region_features`].
+            prompt, interpolate_pos_encoding, region_points, region_point_labels: as there too.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, vision_config.hidden_size)`, zeros for padded
@@ -394,9 +394,9 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
             region_attention_mask (`(B, R)`): 1 for real regions.
-            region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding, region_points (`(B, R, P, 2)`),
-                region_point_labels (`(B, R, P)`): see [`CLOCModel.get_region_features`]. The grounding loss asks for
-                `region_boxes`, whatever prompts, and for the tight boxes of the masks where there are none.
+            region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding: see [`CLOCModel.get_region_features`].
+            region_points (`(B, R, P, 2)`), region_point_labels (`(B, R, P)`): see there too. The grounding loss asks
+                for `region_boxes`, whatever prompts, and for the tight boxes of the masks where there are none.
             The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:

@@ -8,7 +8,7 @@ import numpy as np
 from ...encoders.cached import CachedEncoder
 from ...images import open_image
 from ..image_sets import LAYOUTS, Images
-from ..intervals import RESAMPLES, mean_interval
+from ..intervals import RESAMPLES, mean_measures
 from ..metrics.referring_accuracy.box_overlap import pairwise_iou
 from ..report import Result
 from .base import Task
@@ -27,6 +27,14 @@ def phrases_of(record: Mapping[str, Any]) -> dict[str, list[list[float]]]:
     return phrases
 
 
+def _with_phrases(data: Images) -> list[tuple[Mapping[str, Any], dict[str, list[list[float]]]]]:
+    """The images that have phrases, each with its own."""
+    found = [(record, phrases) for record in data.records if (phrases := phrases_of(record))]
+    if not found:
+        raise ValueError(f"{data.name} has no phrase to ground: no region has a `caption`.")
+    return found
+
+
 def ground_by_proposals(
     encoder: CachedEncoder, data: Images, proposals: str = "grid", resamples: int = RESAMPLES
 ) -> Result:
@@ -41,17 +49,18 @@ def ground_by_proposals(
 
     Returns:
         `recall@1`, `recall@5`, `recall@10`, `upper_bound` (phrases with any right proposal), `phrase_count`.
+
+    Raises:
+        ValueError: no phrases, or unknown proposals.
     """
     records = []
-    for record in data.records:
-        if not phrases_of(record):
-            continue
+    for record, phrases in _with_phrases(data):
         found = propose(proposals)(open_image(record["image"]))
         regions = [{"box": list(region["box"]), "mask": region.get("mask")} for region in found]
-        records.append({**record, "regions": regions, "phrases": phrases_of(record)})
+        records.append({**record, "regions": regions, "phrases": phrases})
     filled = [record for record in records if record["regions"]]
     rows = iter(encoder.encode_records(filled, name=f"proposals {proposals}") if filled else [])
-    texts = iter(encoder.encode_texts([phrase for record in records for phrase in record["phrases"]] or ["-"]))
+    texts = iter(encoder.encode_texts([phrase for record in records for phrase in record["phrases"]]))
     hits: dict[str, list[float]] = {name: [] for name in (*(f"recall@{k}" for k in RANKS), "upper_bound")}
     groups = []
     for number, record in enumerate(records):
@@ -67,8 +76,7 @@ def ground_by_proposals(
             for k in RANKS:
                 hits[f"recall@{k}"].append(float(right[:k].any()))
             hits["upper_bound"].append(float(right.any()))
-    notes = [f"Boxes from {proposals}."]
-    return _result(data, "proposals", hits, groups, resamples, notes)
+    return _result(data, "proposals", hits, groups, resamples, [f"Boxes from {proposals}."])
 
 
 def ground_by_head(encoder: CachedEncoder, data: Images, resamples: int = RESAMPLES) -> Result:
@@ -85,10 +93,7 @@ def ground_by_head(encoder: CachedEncoder, data: Images, resamples: int = RESAMP
         raise ValueError("`encoder` must have a grounding head: a CLOC model with `config.grounding=True`.")
     hits: dict[str, list[float]] = {"recall@1": []}
     groups = []
-    for number, record in enumerate(data.records):
-        phrases = phrases_of(record)
-        if not phrases:
-            continue
+    for number, (record, phrases) in enumerate(_with_phrases(data)):
         found = encoder.find_boxes(open_image(record["image"]), list(phrases)).numpy()
         for box, own in zip(found, phrases.values(), strict=True):
             hits["recall@1"].append(float(pairwise_iou(box[None], np.array(own)).max() >= IOU_THRESHOLD))
@@ -99,13 +104,7 @@ def ground_by_head(encoder: CachedEncoder, data: Images, resamples: int = RESAMP
 def _result(
     data: Images, protocol: str, hits: dict[str, list[float]], groups: Sequence[int], resamples: int, notes: list[str]
 ) -> Result:
-    if not groups:
-        raise ValueError(f"{data.name} has no phrase to ground: no region has a `caption`.")
-    metrics, intervals = {}, {}
-    for name, values in hits.items():
-        metrics[name] = float(np.mean(values))
-        if resamples:
-            intervals[name] = mean_interval(np.array(values), np.array(groups), resamples)
+    metrics, intervals = mean_measures(hits, groups, resamples)
     metrics["phrase_count"] = len(groups)
     return Result("phrase-grounding", data.name, protocol, metrics, intervals, data.split, data.left_out, notes)
 
