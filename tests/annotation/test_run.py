@@ -77,18 +77,19 @@ def test_the_folder_is_a_dataset(whole):
 
 
 def test_the_card_counts_records_alone(whole):
-    card = hub.write_dataset_card(whole, "org/name", "vesl").read_text()
+    card = hub.write_dataset_card(whole, "org/name", "vesl", pictured=False).read_text()
     (whole / "README.md").unlink()
     records = sum(json.loads(path.read_text())["records"] for path in (whole / "shards").iterdir())
     assert f"| train | {records} | 6 |" in card and "rejected" not in card
 
 
 def test_only_records_are_pushed(whole, monkeypatch):
-    monkeypatch.setattr(hub, "_push", lambda folder, paths, *others: paths)
+    monkeypatch.setattr(hub, "_push", lambda files, *others: files)
     pushed = hub.publish_dataset(whole, "org/name", "vesl")
-    (whole / "README.md").unlink()
-    names = [path.relative_to(whole).as_posix() for path in pushed]
-    assert names == ["README.md", *(f"data/train-{i:05d}.parquet" for i in range(6))]
+    for name in ("README.md", "samples.png"):
+        (whole / name).unlink()
+    shards = {f"data/train-{i:05d}.parquet" for i in range(6)}
+    assert pushed.keys() == {"README.md", "samples.png", hub.PUSHED, *shards}
 
 
 def run_until_killed(output, replacement, before):
