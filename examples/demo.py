@@ -53,9 +53,10 @@ def announce(recipe: str, stages: list[str], folder: Path) -> None:
         parts.append(
             (f"train a small {model_type_of(stage)} from {start}, {steps:,} steps", seconds_of_training(stage))
         )
-    times = 2 + (model_type_of(recipe) == "pixclip")
-    seconds = times * seconds_of_measuring(recipe, TEST_IMAGES)
-    parts.append((f"measure it on {TEST_IMAGES:,} unseen scenes, {times} times", seconds))
+    inherits = model_type_of(recipe) == "pixclip"
+    text = f"measure it on {TEST_IMAGES:,} unseen scenes and as many harder ones"
+    text += ", and the towers that it began with" if inherits else ""
+    parts.append((text, (2 + inherits) * seconds_of_measuring(recipe, TEST_IMAGES)))
     for number, (text, seconds) in enumerate(parts, 1):
         print(f"  {number}. {text}: about {in_words(seconds)}")
     print(f"  {len(parts) + 1}. draw two pictures, write a report and a model card")

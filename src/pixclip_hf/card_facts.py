@@ -25,7 +25,7 @@ _CHANGED_FIELDS = (
 # Our own arguments by their group in run_arguments.json, with the values that change nothing and are not shown. Those
 # that name the starting weights have a sentence of their own, and those that only say how a step is computed are left
 # out. Written down here because a card is written without the extra `train` too.
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "model": {
         "config_overrides": None, "freeze_text": False, "freeze_vision": False, "text_cache_dtype": "float32",
         "text_max_length": None, "text_quantization": None,
@@ -55,7 +55,7 @@ def starting_sentence(made_from: Mapping[str, Any]) -> str:
     if checkpoint := made_from.get("model_name_or_path"):
         return f"Fine-tuned from {_named(checkpoint)}."
     vision, text = (made_from.get(f"{part}_model_name_or_path") for part in ("vision", "text"))
-    if vision is None:
+    if vision is None or text is None:
         return "Trained from random weights." if "model_type" in made_from else ""
     towers = _named(vision) if vision == text else f"{_named(vision)} and {_named(text)}"
     if made_from.get("random_weights"):
