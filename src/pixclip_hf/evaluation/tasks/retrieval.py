@@ -152,10 +152,11 @@ class RegionRetrieval(Task):
         keys = [given[index] for index in first]
         own = dict(zip(given, ids.tolist(), strict=True))
         compared = ComparedTexts(keys, encoder.encode_texts(keys), lambda region: own[region[field]])
-        title = f"{self.name}: {{}} of {len(given)} regions, by `{field}`"
+        best, found = f"best of {len(keys)} texts", f"what texts find among {len(given)} regions"
+        title = f"{self.name} by `{field}`"
         return [
-            *draw_first_image(encoder, records, compared, folder, name, title.format(f"{len(keys)} texts")),
-            *draw_found_regions(encoder, records, compared, folder, name, title.format("texts find")),
+            *draw_first_image(encoder, records, compared, folder, name, f"{title}: {best}"),
+            *draw_found_regions(encoder, records, compared, folder, name, f"{title}: {found}"),
         ]
 
 
