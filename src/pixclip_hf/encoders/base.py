@@ -154,7 +154,7 @@ class BaseEncoder:
         parts = Parts(items, {}, batches(range(len(items)), batch_size))
         features = [torch.zeros(0, self.width)]
         for inputs in prepared(self._image_call(), parts, num_workers, self._shows(show_progress_bar), "images"):
-            features.append(self._image_features(inputs["pixel_values"], unscaled_mask).float().cpu())
+            features.append(self._image_features(inputs, unscaled_mask).float().cpu())
         rows = torch.cat(features)
         if normalize_embeddings:
             rows = F.normalize(rows, dim=-1)
@@ -239,7 +239,7 @@ class BaseEncoder:
                 features = self._region_features(inputs, batch_size, None)
             rows += [row[: batch.counts[number]] for number, row in zip(numbers, features, strict=True)]
         if batch.images is not None:
-            whole = self._image_features(batch.images["pixel_values"], False)
+            whole = self._image_features(batch.images, False)
         regions = F.normalize(torch.cat([row.float() for row in rows]), dim=-1)
         return regions, None if whole is None else F.normalize(whole.float(), dim=-1)
 
@@ -324,7 +324,7 @@ class BaseEncoder:
         """`(B, R, D)` of a part of images; rows beyond an image's regions are padding."""
         raise NotImplementedError
 
-    def _image_features(self, pixel_values: Tensor, unscaled_mask: bool) -> Tensor:
+    def _image_features(self, inputs: Any, unscaled_mask: bool) -> Tensor:
         """`(B, D)` of whole images."""
         raise NotImplementedError
 

@@ -115,7 +115,7 @@ class ViewEncoder(BaseEncoder):
         embeds = [torch.zeros(0, self.width)]
         for part in batches(records, batch_size):
             pixels = self.region_processor(images=[record["image"] for record in part]).pixel_values
-            embeds.append(self._image_features(pixels).float().cpu())
+            embeds.append(self._image_features({"pixel_values": pixels}).float().cpu())
         return F.normalize(torch.cat(embeds), dim=-1)
 
     def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
@@ -142,7 +142,8 @@ class ViewEncoder(BaseEncoder):
     def _region_features(self, inputs: Any, batch_size: int, mode: str | None) -> Tensor:
         pixels = inputs["pixel_values"]
         if self.view != "mask_pooled":
-            return torch.cat([self._image_features(part) for part in pixels.split(batch_size)])[None]
+            parts = pixels.split(batch_size)
+            return torch.cat([self._image_features({"pixel_values": part}) for part in parts])[None]
         pixels = pixels.to(input_device(self.model), self.model.dtype)
         tower, config = self.model.vision_model, self.model.config.vision_config
         adapter = VISION_ADAPTERS.of(config)
@@ -153,8 +154,8 @@ class ViewEncoder(BaseEncoder):
         projection = getattr(self.model, "visual_projection", None)
         return pooled if projection is None else projection(pooled)
 
-    def _image_features(self, pixel_values: Tensor, unscaled_mask: bool = False) -> Tensor:
-        pixels = pixel_values.to(input_device(self.model), self.model.dtype)
+    def _image_features(self, inputs: Any, unscaled_mask: bool = False) -> Tensor:
+        pixels = inputs["pixel_values"].to(input_device(self.model), self.model.dtype)
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def _text_features(self, texts: Sequence[str], limit: int | None, batch_size: int, show: bool) -> Tensor:

@@ -1,5 +1,6 @@
 """CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box or mask, in one image pass."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +16,7 @@ from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .configuration_region_text import check_choice
 from .modeling_losses import grounding_losses
 from .modeling_parallel import returns_loss, with_every_parameter
+from .modeling_patches import by_grid, cut_masks, scale_boxes
 from .modeling_prompter import (
     QUERY_GAIN,
     CLOCBoxHead,
@@ -72,10 +74,18 @@ class CLOCGroundingOutput(ModelOutput):
 
 
 class ImageTokens(NamedTuple):
-    """Patch tokens (B, N, D) of an image pass, as they leave the tower, and their grid."""
+    """Patch tokens (B, N, D) of an image pass, as they leave the tower, and their grid; or, where images differ, the
+    grid of each, (B, 2), with which N is filled up."""
 
     states: Tensor
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
+    shapes: Tensor | None = None
+
+    def per_grid(self, read: Callable[[Tensor, tuple[int, int], Any], Tensor]) -> Tensor:
+        """`read(states, grid, images)` for the images of each grid, together in the order of the batch."""
+        if self.shapes is None:
+            return read(self.states, self.grid, slice(None))
+        return by_grid(self.shapes, lambda images, grid: read(self.states[images, : grid[0] * grid[1]], grid, images))
 
 
 class PromptedRegions(NamedTuple):
@@ -85,6 +95,12 @@ class PromptedRegions(NamedTuple):
     boxes: Tensor | None
     masks: Tensor | None
     is_real: Tensor
+
+    def on_images(self, images: Any, grid: tuple[int, int], patch: int) -> "PromptedRegions":
+        """The regions of some images, which have this grid."""
+        boxes = None if self.boxes is None else self.boxes[images]
+        masks = None if self.masks is None else cut_masks(self.masks[images], grid, patch)
+        return PromptedRegions(boxes, masks, self.is_real[images])
 
     def get_coverage(self, grid: tuple[int, int]) -> Tensor:
         """(B, R, N): share of each patch that lies inside the region."""
@@ -155,6 +171,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         prompt: str | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Features of regions; all regions of an image come from one image pass.
@@ -169,6 +187,10 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             prompt: `"box"` or `"mask"`, which of the two prompts; it may be left out where only one is given.
             interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
                 multiples of its patch size.
+            pixel_attention_mask (`(B, N)`), spatial_shapes (`(B, 2)`): for a tower of variable resolution, whose
+                `pixel_values` are patches `(B, N, 3 * patch²)`: which of them are there, and the grid of each image. H
+                and W of masks are then those of the largest image, and what lies behind a smaller one is not looked
+                at.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the image
@@ -177,8 +199,11 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         Raises:
             ValueError: no regions, boxes and masks without a `prompt`, or regions of another shape.
         """
-        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        outputs = self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+        regions = self._regions(
+            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, spatial_shapes
+        )
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        outputs = self._read_regions(pixel_values, regions, interpolate_pos_encoding, **patches, **kwargs)
         outputs.pooler_output = only_real(self._project_regions(outputs.pooler_output), regions.is_real)
         return outputs
 
@@ -191,14 +216,16 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         prompt: str | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """What the Prompter gives for each region, before the region head: one token per region for a language model,
         in the place of the visual sampler of Ferret (arXiv 2310.07704), where the CLOC paper puts it.
 
         Args:
-            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, interpolate_pos_encoding: as in
-                [`CLOCModel.get_region_features`].
+            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, interpolate_pos_encoding,
+            pixel_attention_mask, spatial_shapes: as in [`CLOCModel.get_region_features`].
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, vision_config.hidden_size)`, zeros for padded
@@ -207,14 +234,17 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         Raises:
             ValueError: as [`CLOCModel.get_region_features`].
         """
-        regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        return self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+        regions = self._regions(
+            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, spatial_shapes
+        )
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        return self._read_regions(pixel_values, regions, interpolate_pos_encoding, **patches, **kwargs)
 
     def _read_regions(
         self, pixel_values: Tensor, regions: PromptedRegions, interpolate_pos_encoding: bool, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **kwargs)
-        tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
+        tokens = self._image_tokens(outputs.last_hidden_state, pixel_values, kwargs["spatial_shapes"])
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=only_real(self._region_tokens(tokens, regions), regions.is_real),
@@ -240,13 +270,19 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         prompt: str | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionVisionOutput:
         """Normalized image embeddings and, with regions, region embeddings. Arguments as in [`CLOCModel`]."""
         regions = None
         if region_boxes is not None or region_masks is not None:
-            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+            regions = self._regions(
+                pixel_values, region_boxes, region_attention_mask, region_masks, prompt, spatial_shapes
+            )
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        options = {**patches, **kwargs}
+        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **options)
         return vision_output(image, region_embeds)
 
     def _embed(
@@ -255,7 +291,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         """The image features, the patch tokens behind them, and the normalized embeddings of the regions."""
         kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
         image = self.get_image_features(pixel_values, **kwargs)
-        tokens = self._image_tokens(image.last_hidden_state, pixel_values)
+        tokens = self._image_tokens(image.last_hidden_state, pixel_values, kwargs["spatial_shapes"])
         if regions is None:
             return image, tokens, None
         embeds = unit(self._project_regions(self._region_tokens(tokens, regions)))
@@ -268,6 +304,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_attention_mask: Tensor | None,
         region_masks: Tensor | None,
         prompt: str | None,
+        spatial_shapes: Tensor | None,
     ) -> PromptedRegions:
         """What prompts: as said, or the one that is given."""
         if prompt is None:
@@ -281,11 +318,15 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         if prompt == "box":
             real = real_slots("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
             return PromptedRegions(region_boxes, None, real)
-        trailing = tuple(pixel_values.shape[-2:])
+        trailing = self._mask_shape(pixel_values, region_masks, spatial_shapes)
         real = real_slots("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
         return PromptedRegions(None, region_masks, real)
 
-    def _image_tokens(self, last_hidden_state: Tensor, pixel_values: Tensor) -> ImageTokens:
+    def _image_tokens(
+        self, last_hidden_state: Tensor, pixel_values: Tensor, spatial_shapes: Tensor | None
+    ) -> ImageTokens:
+        if spatial_shapes is not None:
+            return ImageTokens(last_hidden_state, None, spatial_shapes)
         grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
         return ImageTokens(self.vision_adapter.patch_tokens(last_hidden_state, grid), grid)
 
@@ -295,16 +336,24 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         return self.region_projection(self.region_norm(states))
 
     def _region_tokens(self, tokens: ImageTokens, regions: PromptedRegions) -> Tensor:
+        if tokens.shapes is None:
+            return self._read_prompts(tokens.states, tokens.grid, regions)
+        patch = self.config.vision_config.patch_size
+        return tokens.per_grid(
+            lambda states, grid, images: self._read_prompts(states, grid, regions.on_images(images, grid, patch))
+        )
+
+    def _read_prompts(self, states: Tensor, grid: tuple[int, int], regions: PromptedRegions) -> Tensor:
         if self.config.region_readout == "image_head":
-            coverage = regions.get_coverage(tokens.grid)
-            return self.vision_adapter.pool_regions(self.vision_model, tokens.states, coverage)
+            coverage = regions.get_coverage(grid)
+            return self.vision_adapter.pool_regions(self.vision_model, states, coverage)
         if regions.boxes is None and self.config.prompts_by_coverage:
-            return self.prompter(tokens.states, tokens.grid, masks=regions.masks)
+            return self.prompter(states, grid, masks=regions.masks)
         boxes = regions.get_boxes()
         if self.config.region_readout == "roi_align":
-            boxes = boxes.to(tokens.states.device)
-            return roi_align(tokens.states, boxes, tokens.grid, self.config.roi_align_size).mean(2)
-        return self.prompter(tokens.states, tokens.grid, boxes=boxes)
+            boxes = boxes.to(states.device)
+            return roi_align(states, boxes, grid, self.config.roi_align_size).mean(2)
+        return self.prompter(states, grid, boxes=boxes)
 
 
 class CLOCModel(RegionTextModel, CLOCVisionModel):
@@ -340,6 +389,8 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         text_states: Tensor | None = None,
         position_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLOCGroundingOutput:
         """Finds the box of each text in each image.
@@ -347,7 +398,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         Args:
             pixel_values (`(B, 3, H, W)`).
             input_ids, attention_mask, position_ids (`(T, L)`), text_states: as in [`CLOCModel.get_text_features`].
-            interpolate_pos_encoding: as in [`CLOCModel.get_region_features`].
+            interpolate_pos_encoding, pixel_attention_mask, spatial_shapes: as in [`CLOCModel.get_region_features`].
 
         Returns:
             [`CLOCGroundingOutput`]
@@ -360,8 +411,9 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         texts = self.get_text_features(
             input_ids, attention_mask, position_ids, text_states, return_dict=True
         ).pooler_output
-        outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **kwargs)
-        tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **patches, **kwargs)
+        tokens = self._image_tokens(outputs.last_hidden_state, pixel_values, spatial_shapes)
         text_embeds = unit(texts)[None].expand(len(pixel_values), -1, -1)
         pred_boxes = self._find_boxes(tokens, text_embeds)
         found = PromptedRegions(pred_boxes, None, torch.ones_like(pred_boxes[..., 0], dtype=torch.bool))
@@ -388,6 +440,8 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLOCOutput:
         """
@@ -395,9 +449,9 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
             region_attention_mask (`(B, R)`): 1 for real regions.
-            region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding: see [`CLOCModel.get_region_features`]. The
-                grounding loss asks for `region_boxes`, whatever prompts, and for the tight boxes of the masks where
-                there are none.
+            region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding, pixel_attention_mask, spatial_shapes: see
+                [`CLOCModel.get_region_features`]. The grounding loss asks for `region_boxes`, whatever prompts, and
+                for the tight boxes of the masks where there are none.
             The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:
@@ -412,8 +466,12 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
 
         regions = None
         if region_texts is not None or region_boxes is not None or region_masks is not None:
-            regions = self._regions(pixel_values, region_boxes, region_attention_mask, region_masks, prompt)
-        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+            regions = self._regions(
+                pixel_values, region_boxes, region_attention_mask, region_masks, prompt, spatial_shapes
+            )
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        options = {**patches, **kwargs}
+        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **options)
         output = CLOCOutput(
             image_embeds=unit(image.pooler_output), region_embeds=region_embeds, vision_model_output=image
         )
@@ -428,16 +486,24 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
                 found = self._find_boxes(tokens, output.region_text_embeds)
                 output.pred_boxes = only_real(found, regions.is_real)
         if with_loss:
-            boxes = self.loss_regions(region_boxes, region_masks)
+            boxes = self.loss_regions(region_boxes, region_masks, spatial_shapes)
             parts = self.compute_loss(output, boxes, region_attention_mask)
             set_losses(output, parts, self.loss_weights())
             output.loss = with_every_parameter(self, output.loss)
         # Built again because a `ModelOutput` keeps its fields in the order in which they were set: the loss is first.
         return CLOCOutput(**output)
 
-    def loss_regions(self, region_boxes: Tensor | None, region_masks: Tensor | None) -> Tensor | None:
+    def loss_regions(
+        self, region_boxes: Tensor | None, region_masks: Tensor | None, spatial_shapes: Tensor | None = None
+    ) -> Tensor | None:
         """What [`CLOCModel.compute_loss`] takes of a batch's regions: the boxes, or the tight ones of the masks."""
-        return mask_boxes(region_masks) if region_boxes is None and region_masks is not None else region_boxes
+        if region_boxes is not None or region_masks is None:
+            return region_boxes
+        boxes = mask_boxes(region_masks)
+        if spatial_shapes is None:
+            return boxes
+        height, width = region_masks.shape[-2:]
+        return scale_boxes(boxes, spatial_shapes, (height, width), self.config.vision_config.patch_size)
 
     def loss_weights(self) -> dict[str, float]:
         """Weight of each part of the loss."""
@@ -482,7 +548,9 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         return losses
 
     def _find_boxes(self, tokens: ImageTokens, text_embeds: Tensor) -> Tensor:
-        return self.box_head(self.prompter(tokens.states, tokens.grid, text_embeds=text_embeds))
+        return tokens.per_grid(
+            lambda states, grid, images: self.box_head(self.prompter(states, grid, text_embeds=text_embeds[images]))
+        )
 
 
 __all__ = ["CLOCModel", "CLOCOutput", "CLOCGroundingOutput", "CLOCPreTrainedModel", "CLOCVisionModel"]

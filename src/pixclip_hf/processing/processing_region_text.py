@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessingKwargs
 from .image_processing_region import RegionImageProcessor
 from .processing_geometry import Geometry, place_boxes, sample_masks
 from .processing_images import is_batch, is_nested, load_images
+from .processing_patches import on_one_canvas
 from .processing_regions import Regions, check_call, choose_prompt, flatten_like, pad_regions, read_regions
 from .processing_text import (
     PADDING_READERS,
@@ -131,16 +132,22 @@ class RegionTextProcessor(OptionalTokenizer):
         text_kwargs = kwargs | {"revision": text_revision or revision}
         config = AutoConfig.from_pretrained(vision, **vision_kwargs)
         config = getattr(config, "vision_config", config)
-        if not isinstance(getattr(config, "image_size", None), int):
-            raise ValueError(
-                f"vision must name a checkpoint with one image size, got {vision!r}, a {config.model_type!r} tower"
-            )
-        # As the model has it: whole patches.
-        side = image_size or config.image_size // config.patch_size * config.patch_size
         source = AutoImageProcessor.from_pretrained(vision, **vision_kwargs)
         names = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         settings = {name: getattr(source, name) for name in names if getattr(source, name, None) is not None}
-        image_processor = RegionImageProcessor(size={"height": side, "width": side}, **settings)
+        if getattr(source, "max_num_patches", None) is not None:
+            if image_size is not None:
+                raise ValueError(f"image_size must be None for patches of images of any size, got {image_size}")
+            settings |= {"max_num_patches": source.max_num_patches, "patch_size": source.patch_size}
+        elif not isinstance(getattr(config, "image_size", None), int):
+            raise ValueError(
+                f"vision must name a checkpoint with one image size, got {vision!r}, a {config.model_type!r} tower"
+            )
+        else:
+            # As the model has it: whole patches.
+            side = image_size or config.image_size // config.patch_size * config.patch_size
+            settings["size"] = {"height": side, "width": side}
+        image_processor = RegionImageProcessor(**settings)
 
         config = AutoConfig.from_pretrained(text, **text_kwargs)
         config = getattr(config, "text_config", None) or config
@@ -194,7 +201,8 @@ class RegionTextProcessor(OptionalTokenizer):
                 processor, flat or by kind in `text_kwargs`, `images_kwargs` and `common_kwargs`.
 
         Returns:
-            `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32; `region_boxes` (B, R, 4)
+            `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32, or patches with their
+            `pixel_attention_mask` and `spatial_shapes` (`RegionImageProcessor`); `region_boxes` (B, R, 4)
             float32, xyxy in [0, 1] of the processed image, or `region_masks` (B, R, H, W) bool;
             `region_attention_mask` (B, R) int64; `input_ids` and `attention_mask` (T, L); `region_input_ids` and
             `region_text_attention_mask` (B, R, L).
@@ -223,6 +231,7 @@ class RegionTextProcessor(OptionalTokenizer):
             use = "masks" if prompt == "mask" else "boxes"
             regions = read_regions(masks, boxes, sizes, batched, use, settings["box_format"], settings["normalized"])
             data["pixel_values"] = self.image_processor.render(loaded, geometries, **image_settings)
+            data.update(self.image_processor.patch_inputs(geometries, **image_settings))
             if regions is not None:
                 counts = [len(entry.names) for entry in regions]
                 data.update(self._region_inputs(loaded, geometries, regions, prompt, asked, image_settings))
@@ -309,6 +318,8 @@ class RegionTextProcessor(OptionalTokenizer):
             else sample_masks(entry.get_masks(), geometry, entry.names)
             for geometry, entry in zip(geometries, regions, strict=True)
         ]
+        if prompt == "mask":
+            placed = on_one_canvas(placed)
         rows, is_real = pad_regions(placed)
         return {REGION_INPUT_NAMES[prompt]: rows, "region_attention_mask": is_real}
 
@@ -316,7 +327,8 @@ class RegionTextProcessor(OptionalTokenizer):
     def model_input_names(self) -> list[str]:
         """Keys that a call can return for the model."""
         region_names = [REGION_INPUT_NAMES[prompt] for prompt in self.prompts]
-        return ["pixel_values", *region_names, "region_attention_mask", *TEXT_INPUT_NAMES]
+        patches = ["pixel_attention_mask", "spatial_shapes"] if self.image_processor.max_num_patches else []
+        return ["pixel_values", *patches, *region_names, "region_attention_mask", *TEXT_INPUT_NAMES]
 
     def post_process_boxes(self, boxes: Any, target_sizes: Any) -> list[torch.Tensor]:
         """Boxes in [0, 1] of the processed images -> original pixels: `RegionImageProcessor.post_process_boxes`."""
