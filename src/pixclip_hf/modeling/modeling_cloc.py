@@ -78,14 +78,13 @@ class ImageTokens(NamedTuple):
     grid of each, (B, 2), with which N is filled up."""
 
     states: Tensor
-    grid: tuple[int, int] | None
-    shapes: Tensor | None = None
+    grid: tuple[int, int] | Tensor
 
     def per_grid(self, read: Callable[[Tensor, tuple[int, int], Any], Tensor]) -> Tensor:
         """`read(states, grid, images)` for the images of each grid, together in the order of the batch."""
-        if self.shapes is None:
+        if not isinstance(self.grid, Tensor):
             return read(self.states, self.grid, slice(None))
-        return by_grid(self.shapes, lambda images, grid: read(self.states[images, : grid[0] * grid[1]], grid, images))
+        return by_grid(self.grid, lambda images, grid: read(self.states[images, : grid[0] * grid[1]], grid, images))
 
 
 class PromptedRegions(NamedTuple):
@@ -326,7 +325,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         self, last_hidden_state: Tensor, pixel_values: Tensor, spatial_shapes: Tensor | None
     ) -> ImageTokens:
         if spatial_shapes is not None:
-            return ImageTokens(last_hidden_state, None, spatial_shapes)
+            return ImageTokens(last_hidden_state, spatial_shapes)
         grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
         return ImageTokens(self.vision_adapter.patch_tokens(last_hidden_state, grid), grid)
 
@@ -336,7 +335,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         return self.region_projection(self.region_norm(states))
 
     def _region_tokens(self, tokens: ImageTokens, regions: PromptedRegions) -> Tensor:
-        if tokens.shapes is None:
+        if not isinstance(tokens.grid, Tensor):
             return self._read_prompts(tokens.states, tokens.grid, regions)
         patch = self.config.vision_config.patch_size
         return tokens.per_grid(

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+# Vision towers that take images of any aspect as rows of patches.
+PATCH_TOWERS = ("siglip2_vision_model",)
 # How finely the scale is searched, and the most that an image is enlarged.
 SCALE_STEP, LARGEST_SCALE = 1e-5, 100.0
 

@@ -14,7 +14,7 @@ from transformers.processing_utils import ProcessingKwargs
 from .image_processing_region import RegionImageProcessor
 from .processing_geometry import Geometry, place_boxes, sample_masks
 from .processing_images import is_batch, is_nested, load_images
-from .processing_patches import on_one_canvas
+from .processing_patches import PATCH_TOWERS, on_one_canvas
 from .processing_regions import Regions, check_call, choose_prompt, flatten_like, pad_regions, read_regions
 from .processing_text import (
     PADDING_READERS,
@@ -125,24 +125,25 @@ class RegionTextProcessor(OptionalTokenizer):
             kwargs: other Hub arguments (`token`, `cache_dir`, `local_files_only`).
 
         Raises:
-            ValueError: `vision` has no image size of its own; `max_position_embeddings` for a text tower whose
-                positions are not stretched.
+            ValueError: `vision` has no image size of its own, or takes images of any and `image_size` is given;
+                `max_position_embeddings` for a text tower whose positions are not stretched.
         """
         vision_kwargs = kwargs | {"revision": vision_revision or revision}
         text_kwargs = kwargs | {"revision": text_revision or revision}
         config = AutoConfig.from_pretrained(vision, **vision_kwargs)
         config = getattr(config, "vision_config", config)
-        source = AutoImageProcessor.from_pretrained(vision, **vision_kwargs)
-        names = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        settings = {name: getattr(source, name) for name in names if getattr(source, name, None) is not None}
-        if getattr(source, "max_num_patches", None) is not None:
-            if image_size is not None:
-                raise ValueError(f"image_size must be None for patches of images of any size, got {image_size}")
-            settings |= {"max_num_patches": source.max_num_patches, "patch_size": source.patch_size}
-        elif not isinstance(getattr(config, "image_size", None), int):
+        takes_patches = config.model_type in PATCH_TOWERS
+        if not takes_patches and not isinstance(getattr(config, "image_size", None), int):
             raise ValueError(
                 f"vision must name a checkpoint with one image size, got {vision!r}, a {config.model_type!r} tower"
             )
+        if takes_patches and image_size is not None:
+            raise ValueError(f"image_size must be None for a {config.model_type!r} tower, got {image_size}")
+        source = AutoImageProcessor.from_pretrained(vision, **vision_kwargs)
+        names = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        settings = {name: getattr(source, name) for name in names if getattr(source, name, None) is not None}
+        if takes_patches:
+            settings |= {"max_num_patches": source.max_num_patches, "patch_size": config.patch_size}
         else:
             # As the model has it: whole patches.
             side = image_size or config.image_size // config.patch_size * config.patch_size
