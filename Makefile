@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: ablation demo test test-slow test-upstream check bench dist clean
+.PHONY: ablation demo test test-slow test-upstream fuzz check bench dist clean
 
 $(STAMP): setup.py constraints.txt src/pixclip_hf/versions.py
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,10 @@ test-slow: $(SMOLLM2)
 test-upstream: $(STAMP)
 	$(RUN) tests/upstream/suite.py
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/upstream -n auto --maxprocesses 4 --dist loadscope
+
+# Drawn cases, minutes of them: processors, masks, boxes, annotations, streams and measures.
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/fuzz -m fuzz
 
 check: $(STAMP)
 	$(RUN) -m ruff check .

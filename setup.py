@@ -34,8 +34,11 @@ EXTRAS = {
         "build",
         # What benchmarks/search.py compares the stores with.
         "faiss-cpu",
+        # Drawn cases, and COCO's own code to compare with (`make fuzz`).
+        "hypothesis",
         "mypy",
         "parameterized",
+        "pycocotools",
         "pytest",
         "pytest-timeout",
         "pytest-xdist",

@@ -10,13 +10,13 @@ loads with AutoModel, AutoProcessor and pipeline, here or where the package is n
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from pixclip_hf.cards import write_card
+from pixclip_hf.data.whole_files import write_json
 from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.scenes.measures import evaluate_scenes
 from pixclip_hf.scenes.recipes import RECIPES, find_stage, start_from_towers, train_stage
@@ -71,7 +71,7 @@ def main() -> None:
     run |= {"train_steps": int(RECIPES[arguments.model][1]), "train_seconds": stage["seconds"]}
     hard = {f"hard_{name}": value for name, value in measure(folder, seed, "hard").items()}
     metrics = {**run, **measure(folder, seed), **hard, **towers}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", metrics)
 
     # 3. Show: a table, two pictures, the card, and the folder in a pipeline.
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

@@ -9,7 +9,6 @@ computed once and kept. Two runs of equal length continue from it: one on the sa
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from run_pretrain import main as run_pretrain
 from transformers import AutoModel, AutoProcessor
 
 from pixclip_hf import RegionEncoder
+from pixclip_hf.data.whole_files import write_json
 from pixclip_hf.evaluation.report import markdown_table, share
 from pixclip_hf.evaluation.retrieval import retrieval_recall
 from pixclip_hf.scenes.dataset import late_detail_pairs, make_scene
@@ -125,7 +125,7 @@ def main() -> None:
     chance = f"own caption in its scene (chance {100 * runs[0]['chance_in_scene']:.0f} %)"
     header = ["run", "steps", "seconds", chance, "long caption of all, recall@10", "late detail of 2"]
     print(markdown_table(header, rows))
-    (arguments.output_dir / "metrics.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.output_dir / "metrics.json", runs)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,16 @@ from pathlib import Path
 import datasets
 import pytest
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tokenizer
-from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaModel
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaModel,
+)
 
 from pixclip_hf.data.sources import KINDS, load_records
 from pixclip_hf.record import validate_record
@@ -38,7 +47,12 @@ def places(tmp_path, monkeypatch):
     CLIPModel(CLIPConfig(vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, projection_dim=16)).save_pretrained(
         clip
     )
-    CLIPImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(clip)
+    dino = tmp_path / "facebook/dinov2-base"
+    Dinov2Model(
+        Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=112, patch_size=28)
+    ).save_pretrained(dino)
+    for folder in (clip, dino):
+        CLIPImageProcessorPil(size={"shortest_edge": 32}).save_pretrained(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaModel(LlamaConfig(vocab_size=259, num_key_value_heads=2, **sizes)).save_pretrained(llm)
     for folder in (clip, llm):

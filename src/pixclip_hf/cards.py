@@ -3,16 +3,28 @@
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from .data.whole_files import whole_file
 from .evaluation.report import weights_digest, with_current_names
 from .evaluation.tasks import TASKS
+from .images import store_image
+from .outgoing import (
+    is_hub_id,
+    last_part,
+    markdown_code,
+    own_file,
+    plain_markdown,
+    public_name,
+    public_word,
+    public_words,
+    python_string,
+)
 
 # Built distributions carry the templates inside the package, a checkout (and an editable install of it) beside `src`.
 _TEMPLATE_FOLDERS = (Path(__file__).with_name("hub_cards"), Path(__file__).parents[2] / "hub_cards")
@@ -22,6 +34,8 @@ _PRETTY_NAMES = {"longgrit": "LongGRIT", "vesl": "VESL"}
 # What `pixclip-hf embed` writes beside its shards.
 EMBEDDING_SETTINGS = "embeddings.json"
 _QUOTED_PATH = re.compile(r"'((?:/|~|\.|[A-Za-z]:)[^']*)'")
+# What turns foreign text into Markdown that shows it, for the templates.
+_SAFE: dict[str, Any] = {"plain": plain_markdown, "code": markdown_code, "string": python_string}
 # Fields of `TrainingArguments` that a card shows.
 TRAINING_FIELDS = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
@@ -115,12 +129,13 @@ def write_card(
     card = ModelCard.from_template(
         card_data,
         template_str=_template(model_type),
+        **_SAFE,
         model_name=name,
         repo_id=repo_id,
         base_model=_listed(base_model),
         adapter=adapter,
         has_text=config.get("text_config", True) is not None,
-        text_model_name=config.get("text_model_name"),
+        text_model_name=public_name(config["text_model_name"]) if config.get("text_model_name") else None,
         picture=_picture(folder, evaluation_folder, evaluation.get("pictures", [])),
         page=PAGE if (folder / PAGE).is_file() else None,
         results=results,
@@ -132,7 +147,8 @@ def write_card(
         license=license,
     )
     path = folder / "README.md"
-    card.save(path)
+    with whole_file(path) as unfinished:
+        card.save(unfinished)
     return path
 
 
@@ -186,16 +202,18 @@ def write_dataset_card(
     card = DatasetCard.from_template(
         DatasetCardData(**{key: value for key, value in fields.items() if value}),
         template_str=_template(kind),
+        **_SAFE,
         repo_id=repo_id,
         dataset_name=repo_id.rstrip("/").split("/")[-1],
         splits=splits,
         sources=sources,
-        models=dict(models or {}),
+        models={step: public_name(model) for step, model in (models or {}).items()},
         license=license,
         **(_embedding_facts(folder) if kind == "embeddings" else {}),
     )
     path = folder / "README.md"
-    card.save(path)
+    with whole_file(path) as unfinished:
+        card.save(unfinished)
     return path
 
 
@@ -219,29 +237,13 @@ def public_settings(folder: str | PathLike) -> dict[str, Any]:
     """The settings of a folder of embeddings without the paths of this machine: of each, its last part."""
     settings = _read_json(Path(folder, EMBEDDING_SETTINGS))
     if "model" in settings and not is_hub_id(settings["model"]):
-        settings["model"] = _last_part(settings["model"])
+        settings["model"] = last_part(settings["model"])
     if (source := settings.get("source")) is not None:
-        words = [_public_word(word) for word in ([source] if isinstance(source, str) else source)]
+        words = [public_word(word) for word in ([source] if isinstance(source, str) else source)]
         settings["source"] = words[0] if isinstance(source, str) else words
     if settings.get("regions") is not None:  # the repr of what finds them, which may name a model
-        settings["regions"] = _QUOTED_PATH.sub(lambda found: repr(_last_part(found[1])), settings["regions"])
+        settings["regions"] = _QUOTED_PATH.sub(lambda found: repr(last_part(found[1])), settings["regions"])
     return settings
-
-
-def _public_word(word: str) -> str:
-    name, equals, value = word.partition("=")
-    if not equals:
-        return word if is_hub_id(word) or not _is_path(word) else _last_part(word)
-    return f"{name}={_last_part(value)}" if _is_path(value) else word
-
-
-def _is_path(value: str) -> bool:
-    return "/" in value or "\\" in value
-
-
-def _last_part(path: str) -> str:
-    name = PureWindowsPath(path).name or path  # which takes both kinds of slash
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _template(name: str) -> str:
@@ -253,11 +255,6 @@ def _template(name: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def is_hub_id(name: Any) -> bool:
-    """Whether `name` can only mean a repository: `owner/name`, and nothing of that name lies here."""
-    return isinstance(name, str) and name.count("/") == 1 and name[0] not in "./~" and not Path(name).exists()
 
 
 def _listed(names: str | Iterable[str] | None) -> list[str]:
@@ -294,10 +291,25 @@ def _picture(folder: Path, evaluation_folder: str | PathLike | None, drawn: Iter
     """The picture of regions that a card shows: that of the run, else the first of the evaluation."""
     if (folder / "regions.png").is_file():
         return "regions.png"
-    name = next((name for name in drawn if name.endswith("regions.png")), None)
+    name = next((name for name in drawn if str(name).endswith("regions.png")), None)
     if evaluation_folder is not None and name is not None and not (folder / name).is_file():
-        shutil.copyfile(Path(evaluation_folder, name), folder / name)
+        copy_picture(evaluation_folder, name, folder)
     return name
+
+
+def copy_picture(source: str | PathLike, name: Any, target: Path) -> None:
+    """Copies a picture of a report without what it holds beside its pixels.
+
+    Raises:
+        ValueError: its name leads out of the folder, or it is a link.
+    """
+    content = own_file(source, name, "A picture of `results.json`").read_bytes()
+    try:
+        content, _ = store_image(content)
+    except ValueError:
+        pass  # no image that anybody can open: it is looked through as a text
+    with whole_file(target / name) as unfinished:
+        unfinished.write_bytes(content)
 
 
 def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[EvalResult]:
@@ -309,7 +321,7 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
     """
     results = []
     metrics = with_current_names(_read_json(records / "metrics.json"))
-    if dataset := metrics.get("dataset"):
+    if dataset := public_words(metrics.get("dataset") or ""):
         for key, value in metrics.items():
             hard = key.startswith("hard_")
             measure = key.removeprefix("hard_")
@@ -323,12 +335,13 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
                 setting = "hard" if measure != key else None if task == "scenes" else result["protocol"]
                 # The measures of the scenes are named by themselves.
                 task = None if task == "scenes" else task
-                results.append(_evaluation(measure, value, result["dataset"], setting, result["split"], task))
+                dataset = public_words(result["dataset"])
+                results.append(_evaluation(measure, value, dataset, setting, result["split"], task))
     evaluated = _read_json(records / "all_results.json")
-    if dataset := data.get("dataset_name"):
-        name = dataset if dataset == "scenes" or is_hub_id(dataset) else Path(dataset).name
-        setting = data.get("scenes_setting") if dataset == "scenes" else None
-        split = data.get("eval_split") or ("test" if dataset == "scenes" else None)
+    if trained_on := data.get("dataset_name"):
+        name = trained_on if trained_on == "scenes" or is_hub_id(trained_on) else Path(trained_on).name
+        setting = data.get("scenes_setting") if trained_on == "scenes" else None
+        split = data.get("eval_split") or ("test" if trained_on == "scenes" else None)
         for key, value in evaluated.items():
             if "_recall@" in key and key.startswith("eval_"):
                 results.append(_evaluation(key.removeprefix("eval_"), value, name, setting, split))

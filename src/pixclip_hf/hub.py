@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -10,11 +11,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModel, AutoProcessor
 
-from .cards import EMBEDDING_SETTINGS, PAGE, dataset_shards, is_hub_id, public_settings, write_card, write_dataset_card
+from .cards import (
+    EMBEDDING_SETTINGS,
+    PAGE,
+    copy_picture,
+    dataset_shards,
+    public_settings,
+    write_card,
+    write_dataset_card,
+)
 from .command_help import HelpFormatter
+from .embedding.folder import check_shard
+from .finite import check_finite_weights
+from .outgoing import check_no_links, check_outgoing, check_outgoing_shard, clean_folder, is_hub_id, listing, own_file
 
 DESCRIPTION = """\
 Publishes a trained model: weights, configuration, processor, tokenizer, code, and a card filled from its run.
@@ -31,11 +42,14 @@ The token is that of `hf auth login`, or HF_TOKEN.
 """
 # What of a run's folder goes along to the Hub.
 RUN_FILES = ("metrics.json", "report.md", "regions.png", PAGE)
-# Files of an earlier push that would be taken for part of this one, if it has no such file itself.
-STALE_FILES = {
-    "model": ["*.safetensors", "*.safetensors.index.json", "*.py", "config.json", "adapter_config.json"],
-    "dataset": ["*.parquet"],
-}
+PUSHED = "pixclip_hf_files.json"
+"""Lists the files of a push, so that the next one can tell its own from those of others."""
+# Of pushes by versions before 0.2, which left no list: what only a push of a model writes, and would be taken for part
+# of the next one. Code that travels has the names of this package's own files.
+_EARLIER_FILES = re.compile(
+    r"(?:adapter_)?model(?:-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|adapter_config\.json"
+)
+_TRAVELING = ("modeling", "processing", "pipelines")
 
 
 def publish(
@@ -66,14 +80,14 @@ def publish(
         The commit: `oid` is what `revision=` pins.
 
     Raises:
-        ValueError: as [`write_folder`].
+        ValueError: as [`write_folder`], or a secret, a path or the name of this machine in what would be pushed.
         huggingface_hub.errors.HfHubHTTPError: what the Hub refuses. Until the commit, which comes last, readers see
             the earlier revision.
     """
     with TemporaryDirectory() as folder:
         write_folder(model, processor, folder, repo_id, **options)
-        paths = Path(folder).rglob("*")
-        return _push(Path(folder), paths, repo_id, "model", private, token, revision, commit_message)
+        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return _push(Path(folder), paths, repo_id, "model", private, token, revision, commit_message, {})
 
 
 def publish_dataset(
@@ -98,16 +112,59 @@ def publish_dataset(
         The commit.
 
     Raises:
-        ValueError: as [`write_dataset_card`].
+        ValueError: as [`write_dataset_card`]; links among the shards, a secret in what would be pushed, or shards in
+            the repository that this package did not write and that would be loaded with it, or an embedding that is
+            not finite.
         huggingface_hub.errors.HfHubHTTPError: as [`publish`].
     """
-    folder = Path(folder)
-    paths = [write_dataset_card(folder, repo_id, kind, **options), *dataset_shards(folder)]
-    contents = {}
-    if kind == "embeddings":
-        paths.append(folder / EMBEDDING_SETTINGS)
-        contents[EMBEDDING_SETTINGS] = (json.dumps(public_settings(folder), indent=1) + "\n").encode("utf-8")
-    return _push(folder, paths, repo_id, "dataset", private, token, revision, commit_message, contents)
+    paths, contents = _dataset(Path(folder), repo_id, kind, **options)
+    return _push(Path(folder), paths, repo_id, "dataset", private, token, revision, commit_message, contents)
+
+
+def dataset_files(folder: str | PathLike, repo_id: str, kind: str, **options: Any) -> dict[str, Path | bytes]:
+    """What [`publish_dataset`] pushes, by the paths in the repository; writes the card into the folder.
+
+    Args:
+        folder, repo_id, kind, options: as there.
+
+    Raises:
+        ValueError: as there, before it asks the Hub.
+    """
+    paths, contents = _dataset(Path(folder), repo_id, kind, **options)
+    return _checked(Path(folder), paths, contents)
+
+
+def _dataset(folder: Path, repo_id: str, kind: str, **options: Any) -> tuple[list[Path], dict[str, bytes]]:
+    """The files to push, and what some of them hold in public."""
+    shards = dataset_shards(folder)
+    check_no_links(folder, shards)
+    for path in shards:
+        check_outgoing_shard(path)
+    paths = [write_dataset_card(folder, repo_id, kind, **options), *shards]
+    if kind != "embeddings":
+        return paths, {}
+    for path in shards:
+        check_shard(path)
+    settings = json.dumps(public_settings(folder), indent=1) + "\n"
+    return [*paths, folder / EMBEDDING_SETTINGS], {EMBEDDING_SETTINGS: settings.encode("utf-8")}
+
+
+def model_files(folder: str | PathLike) -> dict[str, Path | bytes]:
+    """What [`publish`] pushes of a folder that [`write_folder`] wrote, by the paths in the repository.
+
+    Raises:
+        ValueError: a secret, a path or the name of this machine in one of the files.
+    """
+    return _checked(Path(folder), [path for path in Path(folder).rglob("*") if path.is_file()], {})
+
+
+def _checked(folder: Path, paths: Iterable[Path], contents: Mapping[str, bytes]) -> dict[str, Path | bytes]:
+    """Files by their paths in the repository, the list of them included, when nothing in them must stay here."""
+    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    files |= contents
+    files[PUSHED] = _pushed(files)
+    check_outgoing(files)
+    return files
 
 
 def _push(
@@ -119,18 +176,17 @@ def _push(
     token: str | bool | None,
     revision: str | None,
     commit_message: str,
-    contents: Mapping[str, bytes] | None = None,
+    contents: Mapping[str, bytes],
 ) -> CommitInfo:
+    files = _checked(folder, paths, contents)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-    files: dict[str, Path | bytes] = {
-        path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()
-    }
-    files |= contents or {}
-    present = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
-    stale = set(filter_repo_objects(present, allow_patterns=STALE_FILES[repo_type])) - files.keys()
+    present = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=revision))
+    stale = (_own_files(api, repo_id, repo_type, revision, present) & present) - files.keys()
+    if repo_type == "dataset":
+        _refuse_strangers(repo_id, present - stale - files.keys(), files)
     # Not `upload_folder`: it may split a large folder into several commits, and readers would see a part of it.
     return api.create_commit(
         repo_id,
@@ -140,6 +196,38 @@ def _push(
         repo_type=repo_type,
         revision=revision,
     )
+
+
+def _pushed(files: Iterable[str]) -> bytes:
+    """The content of [`PUSHED`] beside these files."""
+    return (json.dumps({"files": sorted({*files, PUSHED})}, indent=1) + "\n").encode("utf-8")
+
+
+def _own_files(api: HfApi, repo_id: str, repo_type: str, revision: str | None, present: set[str]) -> set[str]:
+    """The files of a repository that this package wrote."""
+    if PUSHED not in present:
+        if repo_type == "dataset":
+            return set()
+        code = {path.name for part in _TRAVELING for path in Path(__file__).with_name(part).glob("*.py")}
+        return {name for name in present if name in code or _EARLIER_FILES.fullmatch(name)}
+    with TemporaryDirectory() as folder:
+        path = api.hf_hub_download(repo_id, PUSHED, repo_type=repo_type, revision=revision, local_dir=folder)
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {name for name in content["files"] if isinstance(name, str)}
+
+
+def _refuse_strangers(repo_id: str, others: Iterable[str], files: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: shards that this package did not write would be loaded together with those of the push.
+    """
+    shards = {(Path(name).parent, Path(name).name.split("-")[0]) for name in files if name.endswith(".parquet")}
+    for name in sorted(others):
+        if name.endswith(".parquet") and (Path(name).parent, Path(name).name.split("-")[0]) in shards:
+            raise ValueError(
+                f"{repo_id!r} holds {name!r}, which this package did not write and which would be loaded with the "
+                "shards that are pushed. Delete it there, or push to another repository or `revision`."
+            )
 
 
 def write_folder(
@@ -175,12 +263,13 @@ def write_folder(
         `folder`.
 
     Raises:
-        ValueError: a folder with files in it, adapters whose base is a local folder, `merge` without adapters, or
-            an evaluation of another model.
+        ValueError: a folder with files in it, adapters whose base is a local folder, `merge` without adapters, an
+            evaluation of another model, or pictures and records that are links or lie elsewhere.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"`folder` must be empty or not exist, got {str(folder)!r}, which has files in it.")
+    check_finite_weights(model)
     adapters = hasattr(model, "merge_and_unload")
     if getattr(model, "_hf_peft_config_loaded", False) and not adapters:
         raise ValueError(
@@ -200,8 +289,8 @@ def write_folder(
     processor.save_pretrained(folder)
     if run_folder is not None:
         for name in RUN_FILES:
-            if (source := Path(run_folder, name)).is_file():
-                shutil.copyfile(source, folder / name)
+            if Path(run_folder, name).exists():
+                _copy(run_folder, name, folder)
     write_card(
         folder,
         repo_id,
@@ -214,8 +303,19 @@ def write_folder(
     if evaluation_folder is not None:
         pictures = json.loads(Path(evaluation_folder, "results.json").read_text(encoding="utf-8"))["pictures"]
         for name in ("results.json", "results.md", *pictures):
-            shutil.copyfile(Path(evaluation_folder, name), folder / name)
+            _copy(evaluation_folder, name, folder)
+    clean_folder(folder)
+    written = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    (folder / PUSHED).write_bytes(_pushed(written))
     return folder
+
+
+def _copy(source: str | PathLike, name: Any, target: Path) -> None:
+    """Copies a record or a picture of a run."""
+    if isinstance(name, str) and name.endswith((".json", ".md")):
+        shutil.copyfile(own_file(source, name, "A record of a run"), target / name)
+    else:
+        copy_picture(source, name, target)
 
 
 def _save_adapters(model: Any, folder: Path, base_model: str | None) -> None:
@@ -260,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--model", required=True, help="output folder of a training run, or a folder of save_pretrained"
     )
     parser.add_argument("--repo_id", required=True, help="organization/name on the Hub")
-    parser.add_argument("--dry_run", action="store_true", help="write the folder and push nothing")
+    parser.add_argument("--dry_run", action="store_true", help="write the folder, list its files and push nothing")
     parser.add_argument("--output_dir", help="folder of a dry run; runs/publish/<repo_id> by default")
     parser.add_argument(
         "--private", action="store_true", default=None, help="make a private repository, if there is none yet"
@@ -280,7 +380,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = {name: getattr(arguments, name) for name in names} | {"run_folder": arguments.model}
     if arguments.dry_run:
         folder = arguments.output_dir or Path("runs/publish", arguments.repo_id)
-        print(f"written: {write_folder(model, processor, folder, arguments.repo_id, **options)}")
+        folder = write_folder(model, processor, folder, arguments.repo_id, **options)
+        print(f"written: {folder}\nto be pushed, in bytes:\n{listing(model_files(folder))}")
     else:
         commit = publish(
             model,

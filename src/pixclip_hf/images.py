@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from .image_metadata import STRIPPERS, has_metadata, png_has_metadata
-from .processing.processing_addresses import is_address
+from .processing.processing_addresses import ALLOW_LOCAL, is_address
 from .processing.processing_images import exif_orientation, load_images, open_image_file, read_image, to_rgb
 from .record import LeftOut, foreign
 
@@ -46,6 +46,7 @@ def open_image(image: Any, at_least: int | None = None) -> Image.Image:
     Raises:
         TypeError: none of these.
         ValueError: an image that cannot be read.
+        LeftOut: an encoded image with neither bytes nor path, or of a dataset that may not name its path.
         FileNotFoundError: a path without a file.
     """
     if isinstance(image, StoredImage):
@@ -56,7 +57,11 @@ def open_image(image: Any, at_least: int | None = None) -> Image.Image:
                 raise ValueError(
                     "an image of a dataset is stored by an address alone, which its author may not choose"
                 )
-            return open_image(image.get("path"))
+            if image.get("path") is None:
+                raise LeftOut("image missing")
+            if "\0" in image["path"]:  # as `own_images` leaves what lies elsewhere
+                raise LeftOut("image outside of its folder")
+            return open_image(image["path"])
         return read_image(io.BytesIO(image["bytes"]), "image", image.get("path"), at_least)
     return load_images(image)[0]
 
@@ -101,6 +106,15 @@ def upright_size(data: bytes) -> tuple[int, int]:
     """
     with open_image_file(io.BytesIO(data)) as image:
         return image.size[::-1] if _orientation(image, data) >= 5 else image.size
+
+
+def has_tags(data: bytes) -> bool:
+    """Whether an encoded image holds more than pixels and color; False of what is no image."""
+    try:
+        with open_image_file(io.BytesIO(data)) as image:
+            return _is_tagged(image, data)
+    except ValueError:
+        return False
 
 
 def store_image(data: bytes) -> tuple[bytes, tuple[int, int]]:
@@ -170,15 +184,16 @@ def inside(folder: str | os.PathLike, name: str | bytes) -> Path:
         name: a path relative to it, or one that leads into it.
 
     Raises:
-        LeftOut: an absolute path or `..` leads out of the folder.
+        LeftOut: an absolute path or `..` leads out of the folder, and `PIXCLIP_HF_LOCAL_ADDRESSES=1` does not allow
+            it.
     """
     path = os.fsdecode(name)
     root = os.path.abspath(folder)
     found = os.path.abspath(os.path.join(root, path))
     try:
-        outside = "\0" in path or os.path.commonpath([root, found]) != root
+        outside = os.path.commonpath([root, found]) != root
     except ValueError:  # another drive
         outside = True
-    if outside:
+    if "\0" in path or (outside and os.environ.get(ALLOW_LOCAL) != "1"):
         raise LeftOut("image outside of its folder")
     return Path(folder, path)

@@ -1,7 +1,6 @@
 """The one record schema of every data source, an image and its regions, and what an item that is no record costs."""
 
 import errno
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image
+
+from .processing.processing_numbers import LEAST_INT64, MOST, MOST_INT64, read_number, read_whole, shown
+from .processing.processing_runs import read_rle
 
 if TYPE_CHECKING:
     import datasets
@@ -128,20 +130,9 @@ def _check_text(value: Any, name: str) -> None:
 
 
 def _check_list(value: Any, name: str) -> None:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, (Sequence, np.ndarray)):
+    is_list = isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim > 0)
+    if isinstance(value, (str, bytes, Mapping)) or not is_list:
         raise TypeError(f"`{name}` must be a list, got {type(value).__name__}")
-
-
-def _check_whole(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}")
-
-
-def _check_number(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"`{name}` must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite, got {value}")
 
 
 def _check_image(image: Any, width: int, height: int) -> None:
@@ -166,54 +157,28 @@ def _check_box(box: Any, width: int, height: int, name: str) -> None:
     _check_list(box, name)
     if len(box) != 4:
         raise ValueError(f"`{name}` must have 4 numbers [x0, y0, x1, y1], got {len(box)}")
-    for edge in range(4):
-        _check_number(box[edge], f"{name}[{edge}]")
-    x0, y0, x1, y1 = (float(edge) for edge in box)
+    x0, y0, x1, y1 = (read_number(box[edge], f"`{name}[{edge}]`") for edge in range(4))
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"`{name}` must have x1 > x0 and y1 > y0, got {[x0, y0, x1, y1]}")
     if x0 < -_BOX_SLACK or y0 < -_BOX_SLACK or x1 > width + _BOX_SLACK or y1 > height + _BOX_SLACK:
         raise ValueError(f"`{name}` must lie in the image of {width} x {height} pixels, got {[x0, y0, x1, y1]}")
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        raise ValueError(f"`{name}` must have area on the image of {width} x {height}, got {[x0, y0, x1, y1]}")
 
 
 def _check_mask(mask: Any, width: int, height: int, name: str) -> None:
     _check_fields(mask, ("size", "counts"), name)
     if not isinstance(mask["counts"], str):
         raise TypeError(f"`{name}['counts']` must be a compressed str, got {type(mask['counts']).__name__}")
+    _check_list(mask["size"], f"{name}['size']")
     if list(mask["size"]) != [height, width]:
-        raise ValueError(f"`{name}['size']` must be [height, width] = {[height, width]}, got {list(mask['size'])}")
+        raise ValueError(f"`{name}['size']` must be [height, width] = {[height, width]}, got {shown(mask['size'])}")
     try:
-        runs = _read_runs(mask["counts"])
+        runs = read_rle(dict(mask))
     except ValueError as error:
         raise ValueError(f"`{name}` is not a valid run-length code: {error}") from error
-    if min(runs) < 0 or sum(runs) != height * width:
-        raise ValueError(
-            f"`{name}` is not a valid run-length code: its runs must be >= 0 and add up to {height} x {width}, "
-            f"got a sum of {sum(runs)}"
-        )
-    if not any(runs[1::2]):
+    if not runs.edges.size:
         raise ValueError(f"`{name}` must hold at least one pixel, got an empty mask")
-
-
-def _read_runs(counts: str) -> list[int]:
-    """The runs of a compressed code (cocoapi `maskApi.c`, `rleFrString`), as integers of any size: lengths that would
-    wrap in 64 bits must not add up by chance."""
-    runs: list[int] = []
-    value = shift = 0
-    for code in counts.encode("utf-8"):
-        group = code - 48
-        if not 0 <= group <= 63 or shift > 60:
-            raise ValueError(f"the character {chr(code)!r} cannot stand where it does")
-        value |= (group & 0x1F) << shift
-        shift += 5
-        if not group & 0x20:
-            if group & 0x10:
-                value -= 1 << shift
-            # From the fourth on, a run is stored as the difference to the run two before.
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
-            value = shift = 0
-    if not runs or shift:
-        raise ValueError("it is empty or cut off")
-    return runs
 
 
 def without_faults(record: Mapping[str, Any]) -> tuple[dict[str, Any], Counter]:
@@ -229,6 +194,10 @@ def without_faults(record: Mapping[str, Any]) -> tuple[dict[str, Any], Counter]:
     size = record["width"], record["height"]
     captions = [text for text in record["captions"] or () if _is_text(text)]
     left_out["caption left out: empty or no text"] = len(record["captions"] or ()) - len(captions)
+    record = dict(record)
+    if record.get("alt_text") is not None and not _is_text(record["alt_text"]):
+        record["alt_text"] = None
+        left_out["text left out: empty or no text"] += 1
     regions: list[dict[str, Any]] = []
     seen: set[int] = set()
     for given in record["regions"] or ():
@@ -246,14 +215,14 @@ def without_faults(record: Mapping[str, Any]) -> tuple[dict[str, Any], Counter]:
 
 
 def _usable_region(region: Mapping[str, Any], width: int, height: int, left_out: Counter) -> dict[str, Any]:
-    _check_whole(region["id"], "id")
+    read_whole(region["id"], "`id`", LEAST_INT64, MOST_INT64)
     usable = dict(region)
     for field in ("category", "caption", "long_caption", "source"):
         if usable.get(field) is not None and not _is_text(usable[field]):
             usable[field] = None
             left_out["text left out: empty or no text"] += 1
     if usable.get("score") is not None:
-        _check_number(usable["score"], "score")
+        read_number(usable["score"], "`score`")
     edges = np.asarray(region["box"], dtype=np.float64)
     if edges.shape != (4,) or not np.isfinite(edges).all():
         raise LeftOut("region left out: no box")
@@ -292,9 +261,7 @@ def validate_record(record: Mapping[str, Any]) -> None:
     _check_fields(record, _RECORD_FIELDS, "record")
     width, height = record["width"], record["height"]
     for name in ("width", "height"):
-        _check_whole(record[name], name)
-        if record[name] < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {record[name]}")
+        read_whole(record[name], f"`{name}`", 1, MOST)
     _check_image(record["image"], width, height)
     _check_list(record["captions"], "captions")
     for i, caption in enumerate(record["captions"]):
@@ -306,7 +273,7 @@ def validate_record(record: Mapping[str, Any]) -> None:
     for i, region in enumerate(record["regions"]):
         name = f"regions[{i}]"
         _check_fields(region, _REGION_FIELDS, name)
-        _check_whole(region["id"], f"{name}['id']")
+        read_whole(region["id"], f"`{name}['id']`", LEAST_INT64, MOST_INT64)
         if region["id"] in seen:
             raise ValueError(f"`{name}['id']` must be unique in its image, got {region['id']} again")
         seen.add(region["id"])
@@ -317,6 +284,6 @@ def validate_record(record: Mapping[str, Any]) -> None:
             if region[field] is not None:
                 _check_text(region[field], f"{name}['{field}']")
         if region["score"] is not None:
-            _check_number(region["score"], f"{name}['score']")
+            read_number(region["score"], f"`{name}['score']`")
         if region["source"] is not None:
             _check_text(region["source"], f"{name}['source']")

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -279,3 +280,65 @@ def test_the_command_says_what_is_wrong(states, tmp_path, capsys):
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 1 and "convert it as 'alpha-clip'" in process.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_flipped_bit_is_found_by_the_archives_checksums(states, tmp_path):
+    """torch.load takes it."""
+    path = save(states["clip"], tmp_path / "model.pt")
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content = bytearray(path.read_bytes())
+    middle = bytes(content).index(zipfile.ZipFile(path).read(largest)) + largest.file_size // 2
+    content[middle] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True).keys() == states["clip"].keys()
+    refused("clip", path, tmp_path, f"damaged or truncated.*{largest.filename}.* is not what its checksum says")
+
+
+def test_a_compressed_archive_is_refused(states, tmp_path):
+    """Its entries could be of any size."""
+    save(states["clip"], tmp_path / "model.pt")
+    with zipfile.ZipFile(tmp_path / "model.pt") as archive, zipfile.ZipFile(tmp_path / "packed.pt", "w") as packed:
+        for entry in archive.infolist():
+            packed.writestr(entry.filename, archive.read(entry), zipfile.ZIP_DEFLATED)
+    refused("clip", tmp_path / "packed.pt", tmp_path, "is compressed")
+
+
+def overlapping(name, state):
+    """Two tensors that share a part of their storage."""
+    rows = state[name].shape[0]
+    both = torch.cat([state[name], state[name][:1]])
+    return {name: both[:rows], "other": both[1 : rows + 1]}
+
+
+KINDS_OF_TENSORS = {
+    "a sparse tensor": lambda tensor: tensor.to_sparse(),
+    "a sparse tensor ": lambda tensor: tensor.to_sparse_csr(),
+    "a meta tensor": lambda tensor: tensor.to("meta"),
+    "a nested tensor": lambda tensor: torch.nested.nested_tensor([tensor, tensor]),
+    "the type float8_e4m3fn": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "the type complex64": lambda tensor: tensor.to(torch.complex64),
+    "a tensor whose elements overlap": lambda tensor: tensor[:1].expand(tensor.shape),
+    "the type qint8": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TENSORS)
+def test_tensors_that_are_no_weights(kind, states, tmp_path):
+    name = "text_projection"
+    given = states["clip"] | {name: KINDS_OF_TENSORS[kind](states["clip"][name])}
+    path = save(given, tmp_path / "model.pt")
+    refused("clip", path, tmp_path, rf"'{name}' of .*{kind.strip()}|damaged or holds more.*")
+
+
+def test_tensors_that_overlap(states, tmp_path):
+    path = save(states["clip"] | overlapping("text_projection", states["clip"]), tmp_path / "model.pt")
+    refused("clip", path, tmp_path, "'text_projection' and 'other' of .* overlap in memory")
+    # Tied weights share all of their memory.
+    tied = states["clip"] | {"visual.extra": states["clip"]["text_projection"]}
+    convert("clip", save(tied, tmp_path / "tied.pt"), tmp_path / "tied", allow=["visual.extra"])
+
+
+def test_float8_in_safetensors(states, tmp_path):
+    given = states["clip"] | {"text_projection": states["clip"]["text_projection"].to(torch.float8_e4m3fn)}
+    refused("clip", save(given, tmp_path / "model.safetensors"), tmp_path, "'text_projection' of .*float8_e4m3fn")

@@ -11,7 +11,7 @@ import pixclip_hf
 
 PACKAGE = Path(pixclip_hf.__file__).parent
 TRAVELING = sorted(p for f in ("modeling", "processing", "pipelines") for p in (PACKAGE / f).glob("*.py"))
-ALLOWED = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", *sys.stdlib_module_names}
+ALLOWED = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors", *sys.stdlib_module_names}
 
 
 def bad_imports(source, siblings):

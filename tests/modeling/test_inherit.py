@@ -339,7 +339,7 @@ def wrong_config(name):
 @pytest.mark.parametrize(
     ("side", "name", "message"),
     [
-        ("vision", "llama", "`vision` must name a CLIP, SigLIP or SigLIP2 .*'llama' checkpoint"),
+        ("vision", "llama", "`vision` must name .*'llama' checkpoint"),
         ("vision", "llava", "`vision` must name .*'llava' checkpoint"),
         ("vision", "vit", "convolutional patch projection, got 'vit'"),
         ("text", "clip_vision", "`text` must name a CLIP or SigLIP text tower, .*'clip_vision_model' checkpoint"),

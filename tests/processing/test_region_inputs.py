@@ -88,23 +88,22 @@ def test_bad_rle(rle, message):
         decode_rle(rle)
 
 
-def inside(x, y, ring):
-    """Even-odd rule by counting the edges that a ray to the left crosses."""
-    points = list(zip(ring[::2], ring[1::2], strict=True))
-    crossings = 0
-    for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
-        if (y0 <= y) != (y1 <= y) and x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x:
-            crossings += 1
-    return crossings % 2 == 1
-
-
 @pytest.mark.parametrize("seed", range(5))
-def test_polygon_takes_the_pixels_whose_center_is_inside(seed):
+def test_polygons_are_those_of_coco(seed):
+    coco = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(seed)
     # Self-crossing, partly beyond the image; the second ring has whole and half coordinates, on pixel centers.
     rings = [rng.uniform(-5, 30, 14).tolist(), (rng.integers(0, 40, 8) / 2).tolist()]
-    expected = [[any(inside(j + 0.5, i + 0.5, ring) for ring in rings) for j in range(25)] for i in range(18)]
-    assert np.array_equal(polygon_mask(rings, (18, 25)), expected)
+    expected = coco.decode(coco.merge(coco.frPyObjects(rings, 18, 25)))
+    assert expected.any() and np.array_equal(polygon_mask(rings, (18, 25)), expected)
+
+
+def test_polygon_takes_the_pixels_whose_center_is_inside():
+    assert np.argwhere(polygon_mask([[1, 1, 3, 1, 3, 2, 1, 2]], (5, 6))).tolist() == [[1, 1], [1, 2]]
+    # On a left or upper edge a center is outside, on a right or lower one inside.
+    assert np.argwhere(polygon_mask([[1.5, 0.5, 3.5, 0.5, 3.5, 1.5, 1.5, 1.5]], (5, 6))).tolist() == [[1, 2], [1, 3]]
+    triangle = polygon_mask([[0, 0, 6, 0, 0, 6]], (6, 6))
+    assert np.array_equal(triangle, np.add.outer(np.arange(6), np.arange(6)) < 5)
 
 
 def test_polygon_too_thin_for_a_center_keeps_a_pixel():

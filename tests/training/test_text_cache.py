@@ -268,3 +268,22 @@ def test_encode_text_is_what_the_cache_runs(llm, tmp_path):
         expected = encode_text(model, inputs.input_ids, inputs.attention_mask, "mean").pooler_output
     torch.testing.assert_close(cache.states(["a red disc"]), expected, atol=1e-6, rtol=1e-5)
     assert abs(expected.norm().item() - 1) > 0.1
+
+
+@pytest.mark.parametrize("damage", ("cut", "flipped", "of an earlier version, cut"))
+def test_damaged_files_are_named_and_computed_again(damage, llm, tmp_path, loads, caplog):
+    cache = TextEmbeddingCache(tmp_path / "cache", llm, max_length=100)
+    cache.fill(TEXTS, texts_per_file=2)
+    states = cache.states(TEXTS)
+    path = sorted(cache.folder.glob("*.arrow"))[0]
+    content = path.read_bytes()
+    # In front of the end of the stream lie the states of its last text.
+    changed = content[:-40] + bytes([content[-40] ^ 1]) + content[-39:] if damage == "flipped" else content[:-200]
+    path.write_bytes(changed)
+    if "earlier" in damage:
+        path.with_suffix(".json").unlink()
+    again = TextEmbeddingCache(tmp_path / "cache", llm, max_length=100)
+    assert path.name in caplog.text and len(again) == 2
+    assert again.fill(TEXTS) == 2 and torch.equal(again.states(TEXTS), states) and not path.exists()
+    caplog.clear()
+    assert len(TextEmbeddingCache(tmp_path / "cache", llm, max_length=100)) == 4 and not caplog.text

@@ -10,8 +10,9 @@ from typing import Any
 from transformers import HfArgumentParser
 
 from ..command_help import HelpFormatter
-from ..hub import publish_dataset
+from ..hub import dataset_files, publish_dataset
 from ..jobs.passes import ENGINES
+from ..outgoing import listing
 from .longgrit import LongGritArguments, longgrit_models, longgrit_stages
 from .report import report
 from .run import annotate
@@ -75,6 +76,7 @@ class RunArguments:
     seed: int = field(default=0, metadata={"help": "Seed of everything that is drawn at random."})
     pictures: int = field(default=4, metadata={"help": "Number of records to draw for the report."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to push the finished dataset to."})
+    dry_run: bool = field(default=False, metadata={"help": "List what `push_to_hub` would push, and push nothing."})
     license: str | None = field(default=None, metadata={"help": "License of the dataset, for its card."})
 
 
@@ -122,5 +124,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     )
     print(report(output, run.pictures))
     if run.push_to_hub is not None:
-        publish_dataset(output, run.push_to_hub, task, models=name_models(arguments), license=run.license)
+        card = {"models": name_models(arguments), "license": run.license}
+        if run.dry_run:
+            print(listing(dataset_files(output, run.push_to_hub, task, **card)))
+        else:
+            publish_dataset(output, run.push_to_hub, task, **card)
     return output

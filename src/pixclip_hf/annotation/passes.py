@@ -14,6 +14,7 @@ from datasets import Dataset, Features, List, Value
 from ..data.parquet_shards import write_parquet
 from ..data.whole_files import whole_file
 from ..jobs import Shard, between_path
+from ..jobs.folder import SIZES, file_sizes
 from ..record import record_features, validate_record
 from .stages import Batch, Stage, pipeline_features
 
@@ -181,8 +182,12 @@ def write_shard(output: Path, shard: Shard, columns: Batch) -> dict[str, Any]:
             kept = {name: row[name] for name in ("record_id", "position", "raw_answer", "captions", "alt_text")}
             reasons = {"rejected_stage": stage, "rejected_reason": reason}
             rejected.append({**kept, **reasons, "regions": row["regions"], "steps": row["steps"]})
-    _write_table(output / "data" / f"train-{shard.number:05d}.parquet", accepted, output_features())
-    _write_table(output / "rejected" / f"rejected-{shard.number:05d}.parquet", rejected, rejected_features())
+    tables = (
+        (output / "data" / f"train-{shard.number:05d}.parquet", accepted, output_features()),
+        (output / "rejected" / f"rejected-{shard.number:05d}.parquet", rejected, rejected_features()),
+    )
+    for table in tables:
+        _write_table(*table)
     whole = [row for row in rejected if row.get("region") is None]
     return {
         "positions": [shard.start, shard.stop],
@@ -191,6 +196,7 @@ def write_shard(output: Path, shard: Shard, columns: Batch) -> dict[str, Any]:
         "rejected_records": _reasons(whole),
         "rejected_regions": _reasons(row for row in rejected if row.get("region") is not None),
         "counts": dict(sorted(counts.items())),
+        SIZES: file_sizes(output, [path for path, *_ in tables]),
     }
 
 

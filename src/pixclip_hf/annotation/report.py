@@ -5,10 +5,12 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from ..data.whole_files import whole_file
+from ..data.sources import name_source
+from ..data.whole_files import write_utf8
 from ..evaluation.report import markdown_table
 from ..images import open_image
 from ..jobs.folder import manifests
+from ..outgoing import markdown_code, plain_markdown, public_text, public_words
 from ..processing.processing_regions import decode_rle
 from ..visualization import draw_regions
 
@@ -47,7 +49,7 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
     total = sums["total"]
     rejected = sums["rejected_records"].total()
     lines = [
-        f"# Annotation of {settings['source']}",
+        f"# Annotation of {plain_markdown(public_words(name_source(settings['source'])))}",
         "",
         f"{total['items']} of {settings['items']} images are done: {total['records']} records with {total['regions']} "
         f"regions, {rejected} rejected records, {sums['rejected_regions'].total()} rejected regions.",
@@ -69,11 +71,15 @@ def report(output: str | os.PathLike, pictures: int = 4) -> str:
     names = draw_records(output, pictures)
     if names:
         lines += ["", *(f"![{name}](pictures/{name})" for name in names)]
-    lines += ["", "The stages:", "", *(f"- `{stage}`" for stage in settings["stages"].values())]
+    lines += [
+        "",
+        "The stages:",
+        "",
+        *(f"- `{markdown_code(public_text(stage))}`" for stage in settings["stages"].values()),
+    ]
     text = "\n".join(lines) + "\n"
-    with whole_file(output / "report.md") as unfinished:
-        # The name of a folder may be no UTF-8.
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    # The name of a folder may be no UTF-8.
+    write_utf8(output / "report.md", text, errors="backslashreplace")
     return text
 
 

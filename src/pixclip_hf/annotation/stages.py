@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from datasets import Features, Image, List, Value
 
+from ..outgoing import public_name
 from ..record import record_features
 
 Batch = dict[str, list]
@@ -189,7 +190,7 @@ def add_counts(batch: Batch, row: int, stage: str, counts: Mapping[str, int]) ->
 
 def add_step(batch: Batch, row: int, stage: str, model: str, version: str | None = None) -> None:
     """Notes in the record what model, and what version of a prompt, made it."""
-    step = {"stage": stage, "model": model, "version": version}
+    step = {"stage": stage, "model": public_name(model), "version": version}
     batch["steps"][row] = [*(batch["steps"][row] or []), step]
 
 

@@ -4,6 +4,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from math import isqrt
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,11 @@ WRAPPERS = ("state_dict", "model", "module")
 # What `torch.compile` puts before the names of the module that it wraps, and data parallelism too.
 COMPILED = "_orig_mod."
 PREFIXES = ("module.", COMPILED)
+# float8 needs scales that lie elsewhere; quantized and complex numbers are no weights that this package knows.
+DTYPES = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)  # fmt: skip
 
 
 class Checkpoint(NamedTuple):
@@ -92,8 +98,10 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged or truncated file, a TorchScript archive, a pickle with more in it than tensors, entries
-            that are no tensors of floating-point numbers, or numbers that are not finite.
+        ValueError: a damaged or truncated file, an archive whose checksums do not hold, a TorchScript archive, a
+            pickle with more in it than tensors, entries that are no tensors of floating-point numbers, tensors that
+            are sparse, nested, quantized, without content (meta), in float8 or overlap in memory, or numbers that are
+            not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,10 +118,13 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"{str(path)!r} must hold tensors by name, got {name!r}: {type(value).__name__}.")
+        if (fault := _fault(value)) is not None:
+            raise ValueError(f"{name!r} of {str(path)!r} {fault}, which is not converted.")
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"{name!r} of {str(path)!r} holds numbers that are not finite: the file is damaged.")
     if not any(value.is_floating_point() for value in content.values()):
         raise ValueError(f"{str(path)!r} holds no weights in floating-point numbers.")
+    _refuse_overlaps(content, path)
     prefix = ""
     while common := next((own for own in PREFIXES if all(name.startswith(prefix + own) for name in content)), None):
         prefix += common
@@ -126,6 +137,46 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
             raise ValueError(f"{str(path)!r} holds {plain!r} twice, compiled and not: which one counts is unknown.")
         tensors[plain] = value
     return Checkpoint(path, tensors, prefix, beside)
+
+
+def _fault(tensor: Tensor) -> str | None:
+    """What a tensor has that weights have not, in words that follow its name, or None."""
+    if tensor.is_nested:
+        return "is a nested tensor"
+    if tensor.layout != torch.strided:
+        return f"is a sparse tensor ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_meta:
+        return "is a meta tensor, without content"
+    if tensor.is_quantized or tensor.dtype not in DTYPES:
+        return f"has the type {str(tensor.dtype).removeprefix('torch.')}"
+    reach = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return "is a tensor whose elements overlap in memory"
+        reach += max(size - 1, 0) * stride
+    return None
+
+
+def _refuse_overlaps(tensors: dict[str, Tensor], path: Path) -> None:
+    """
+    Raises:
+        ValueError: two tensors share some of their memory. Those that share all of it are tied weights.
+    """
+    places = sorted(
+        (tensor.untyped_storage().data_ptr(), *_bytes(tensor), name)
+        for name, tensor in tensors.items()
+        if tensor.numel()
+    )
+    for (storage, start, stop, name), (next_storage, next_start, next_stop, other) in pairwise(places):
+        if storage == next_storage and next_start < stop and (start, stop) != (next_start, next_stop):
+            raise ValueError(f"{name!r} and {other!r} of {str(path)!r} overlap in memory, and are not converted.")
+
+
+def _bytes(tensor: Tensor) -> tuple[int, int]:
+    """First byte of a tensor in its storage, and the one behind its last."""
+    start = int(tensor.storage_offset())
+    stop = start + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return start * tensor.element_size(), stop * tensor.element_size()
 
 
 def _load(path: Path) -> Any:
@@ -162,11 +213,20 @@ class TorchScriptError(ValueError):
 def _load_zipped(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        packed = next(
+            (entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED), None
+        )
+        # torch.load does not compare them.
+        damaged = archive.testzip() if packed is None else None
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         raise TorchScriptError(
             f"{str(path)!r} is a TorchScript archive, which is a program and is not run here. Where you trust it, "
             'write its weights first: torch.save(torch.jit.load(path, map_location="cpu").state_dict(), "clip.pt")'
         )
+    if packed is not None:
+        raise ValueError(f"{packed!r} is compressed, which torch.save does not do")
+    if damaged is not None:
+        raise ValueError(f"{damaged!r} is not what its checksum says")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 

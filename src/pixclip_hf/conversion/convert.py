@@ -1,17 +1,20 @@
 """From a public checkpoint to a saved model: reads, converts, checks what was written, and only then names it."""
 
-import json
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
+from ..data.whole_files import sync, write_json
 from ..modeling.configuration_pixclip import PixCLIPConfig
+from ..modeling.modeling_lean import laid_out, model_of_weights
 from ..modeling.modeling_pixclip import PixCLIPModel
 from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
@@ -81,24 +84,56 @@ def convert(
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`output` must be a new or empty folder, got {str(output)!r}.")
+    # Beside the output: moving it there takes no copy and no time.
+    unfinished = output.parent / f".{output.name}.{os.getpid()}.partial"
+    try:
+        report, digests = _convert(source, checkpoint, unfinished, dtype, tokenizer, allow, options)
+        _read_back(digests, unfinished)
+        for path in unfinished.rglob("*"):
+            if path.is_file():
+                sync(path)
+        if output.exists():
+            output.rmdir()
+        unfinished.rename(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return report
+
+
+def _convert(
+    source: str,
+    checkpoint: str | PathLike,
+    folder: Path,
+    dtype: str | None,
+    tokenizer: str | PathLike | None,
+    allow: tuple[str, ...],
+    options: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Writes the folder. The report, and the digests of the weights that were written: nothing holds the weights
+    themselves any more when they are read back."""
     given = read_checkpoint(checkpoint)
+    about = {"checkpoint": given.path.name, "prefix": given.prefix, "beside": list(given.beside)}
     plan = PLANS[source](given, **options)
+    # The plan gives the tensors away one by one; nothing else may keep them.
+    del given
     config = PixCLIPConfig(**plan.config)
     processor = _build_processor(config, plan, tokenizer, options.get("text_model"))
-    model = PixCLIPModel._from_config(config, dtype=getattr(torch, dtype) if dtype else plan.dtype).eval()
-    account = fill(model, plan, allow)
+    wanted = getattr(torch, dtype) if dtype else plan.dtype
+    weights, account = fill(laid_out(partial(PixCLIPModel._from_config, dtype=wanted), config), plan, allow)
+    model = model_of_weights(PixCLIPModel, config, weights, wanted)
     report = {
         "source": source,
-        "checkpoint": given.path.name,
-        "prefix": given.prefix,
-        "beside": list(given.beside),
+        **about,
         "dtype": str(model.dtype).removeprefix("torch."),
         "notes": plan.notes,
         "allow": list(allow),
         **account,
     }
-    _write(model, processor, report, output)
-    return report
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_json(folder / REPORT, report)
+    return report, _digests(model)
 
 
 def _build_processor(
@@ -132,25 +167,18 @@ def _build_processor(
     return PixCLIPProcessor(image_processor, loaded, text_model_name=config.text_model_name)
 
 
-def _write(model: PixCLIPModel, processor: PixCLIPProcessor, report: dict[str, Any], output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.parent / f".{output.name}.{os.getpid()}.partial"
-    try:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        _read_back(model, partial)
-        if output.exists():
-            output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _digests(model: PreTrainedModel) -> dict[str, str]:
+    """What tells each weight of a model from any other, down to the bit."""
+    return {
+        name: f"{tensor.dtype} {tuple(tensor.shape)} "
+        + hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        for name, tensor in model.state_dict().items()
+    }
 
 
-def _read_back(model: PixCLIPModel, folder: Path) -> None:
-    again = AutoModel.from_pretrained(folder, dtype="auto").state_dict()
-    state = model.state_dict()
-    changed = [name for name, tensor in state.items() if name not in again or not torch.equal(tensor, again[name])]
-    if changed or again.keys() != state.keys():
+def _read_back(digests: dict[str, str], folder: Path) -> None:
+    again = _digests(AutoModel.from_pretrained(folder, dtype="auto"))
+    if again != digests:
+        changed = [name for name in {**digests, **again} if digests.get(name) != again.get(name)]
         raise RuntimeError(f"What was written reads back differently: {', '.join(changed)}.")
     AutoProcessor.from_pretrained(folder)

@@ -22,7 +22,7 @@ def find_merges() -> Path | None:
     return None
 
 
-def load_tokenizer(tokenizer: str | PathLike, text_config: Any, pooling: str) -> Any:
+def load_tokenizer(tokenizer: str | PathLike, text_config: Any, pooling: str | None) -> Any:
     """The tokenizer of a text tower, checked against it.
 
     Args:

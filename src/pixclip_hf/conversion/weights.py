@@ -67,28 +67,28 @@ def pairs(source: str, target: str, *names: str) -> list[Move]:
     return [Move(f"{source}.{name}", (f"{target}.{name}",)) for name in names]
 
 
-def fill(model: nn.Module, plan: Plan, allow: tuple[str, ...] = ()) -> dict[str, Any]:
+def fill(layout: nn.Module, plan: Plan, allow: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Carries out a plan.
 
     Args:
-        model: takes the weights, in its own dtype.
-        allow: patterns (`*`, `?`) of source names that may go nowhere, and of target names that may keep what the
-            model started with.
+        layout: the model that is to have the weights, of the dtype that they are to have; it needs no memory.
+        allow: patterns (`*`, `?`) of source names that may go nowhere, and of target names that may start anew.
 
     Returns:
-        The account: `sources`, name -> `{"shape", "dtype", "targets", "how"}`, and `targets`, name -> `{"shape",
-        "source", "how"}`.
+        The model's weights by name, those of the source themselves where nothing about them changes; the plan gives
+        its tensors away. And the account: `sources`, name -> `{"shape", "dtype", "targets", "how"}`, and `targets`,
+        name -> `{"shape", "source", "how"}`.
 
     Raises:
         ValueError: a tensor is left over, missing or of the wrong shape. All of them are listed.
     """
-    state = model.state_dict()
+    state = layout.state_dict()
     sources: dict[str, Any] = {
         name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch."), "targets": []}
         for name, tensor in plan.tensors.items()
     }
     targets: dict[str, Any] = {}
-    values, wrong = {}, []
+    wrong = []
     for source, names, how in plan.moves:
         if source not in plan.tensors:
             continue
@@ -101,7 +101,6 @@ def fill(model: nn.Module, plan: Plan, allow: tuple[str, ...] = ()) -> dict[str,
             )
         sources[source] |= {"targets": list(names), "how": how}
         for part, (name, tensor) in enumerate(zip(names, tensors, strict=False), start=1):
-            values[name] = tensor
             which = how if len(names) == 1 else f"{how}, part {part}"
             targets[name] = {"shape": list(tensor.shape), "source": source, "how": which}
     for name, why in plan.left_out.items():
@@ -124,11 +123,29 @@ def fill(model: nn.Module, plan: Plan, allow: tuple[str, ...] = ()) -> dict[str,
             "The checkpoint does not fit: "
             + "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names)
         )
-    with torch.no_grad():
-        for name, tensor in values.items():
-            if not state[name].copy_(tensor).isfinite().all():
-                raise ValueError(f"{targets[name]['source']!r} has numbers too large for {state[name].dtype}.")
-    return {"sources": sources, "targets": {name: targets[name] for name in state}}
+    for name in set(plan.tensors) - {move.source for move in plan.moves}:
+        del plan.tensors[name]
+    weights: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for source, names, how in plan.moves:
+        if source not in plan.tensors:
+            continue
+        for name, tensor in zip(names, CHANGES[how](plan.tensors.pop(source)), strict=True):
+            tensor = tensor.detach().to(state[name].dtype)
+            if not tensor.isfinite().all():
+                raise ValueError(f"{source!r} has numbers too large for {state[name].dtype}.")
+            weights[name] = _by_itself(tensor, taken)
+    return weights, {"sources": sources, "targets": {name: targets[name] for name in state}}
+
+
+def _by_itself(tensor: Tensor, taken: set[int]) -> Tensor:
+    """The tensor if its memory is its own, or a copy: a part of another tensor would keep all of that, and tensors
+    that share memory would learn together."""
+    storage = tensor.untyped_storage()
+    if storage.nbytes() != tensor.nbytes or storage.data_ptr() in taken or not tensor.is_contiguous():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    taken.add(storage.data_ptr())
+    return tensor
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

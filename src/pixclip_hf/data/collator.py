@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..record import LeftOut, foreign
 from .skipping import ReadableRecords, readable_rows
 
 REGION_TEXTS = ("caption", "long_caption", "category")
@@ -15,6 +16,18 @@ REGION_TEXTS = ("caption", "long_caption", "category")
 PROMPT_STREAM = 1000
 # What stands where a text is missing; no loss sees it.
 NO_TEXT = "-"
+
+
+class UnusableRecord(ValueError):
+    """A record that no batch can be made of; the message names it.
+
+    Attributes:
+        position: where it stands in the batch.
+    """
+
+    def __init__(self, message: str, position: int = 0):
+        super().__init__(message)
+        self.position = position
 
 
 def region_inputs(regions: Sequence[Sequence[Mapping[str, Any]]], prompt: str) -> dict[str, list[list[Any]]]:
@@ -201,6 +214,10 @@ class RegionCollator:
 
         Returns:
             The batch that the model's `forward` takes, `return_loss` included.
+
+        Raises:
+            UnusableRecord: the processor refuses a record; the message names its file, sample key and region ids.
+            ValueError: nothing can be learned from the batch.
         """
         images, regions, texts, captions = [], [], [], []
         keys = [sample_key(record) for record in records]
@@ -222,16 +239,16 @@ class RegionCollator:
             regions[0], texts[0] = [self._whole_image(records[0])], [None]
         # A stream of its own again, so that mixing prompts changes no other draw.
         by_mask = np.random.default_rng((PROMPT_STREAM, self.seed, *keys[0])).random() < self.mask_prompt_share
-        arguments: dict[str, Any] = region_inputs(regions, "mask" if by_mask else "box")
-        if self.crops:
-            arguments["return_crops"] = True
+        # Boxes of records are pixels, however small.
+        settings: dict[str, Any] = {"normalized": False, **({"return_crops": True} if self.crops else {})}
+        arguments: dict[str, Any] = {"images": images, **region_inputs(regions, "mask" if by_mask else "box")}
         if self.text_cache is not None:
-            batch = {**self.processor(images=images, **arguments), **self._text_states(texts, captions)}
+            batch = {**self._processed(records, arguments, settings), **self._text_states(texts, captions)}
         else:
             if self.image_captions:
                 arguments["text"] = [caption or NO_TEXT for caption in captions]
             arguments["region_text"] = [[text or NO_TEXT for text in row] for row in texts]
-            batch = self.processor(images=images, **arguments)
+            batch = self._processed(records, arguments, settings)
             missing = [position for position, caption in enumerate(captions) if not caption]
             if missing and "attention_mask" in batch:
                 batch["attention_mask"][missing] = 0
@@ -240,6 +257,35 @@ class RegionCollator:
                 if name in batch:
                     batch[name].zero_()
         return {**batch, "return_loss": True}
+
+    def _processed(
+        self, records: Sequence[Mapping[str, Any]], arguments: Mapping[str, list[Any]], settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What the processor makes of a batch.
+
+        Args:
+            records: what the batch is made of.
+            arguments: name -> its value for each record; settings: arguments of the whole batch.
+
+        Raises:
+            UnusableRecord: the processor refuses one of the records.
+        """
+        try:
+            with foreign("batch not made", detail=True):
+                return self.processor(**arguments, **settings)
+        except LeftOut as error:
+            cause = error.__cause__ or error
+        # An error of the whole batch names a place in it, which no one finds again: each record is tried by itself.
+        for position, record in enumerate(records):
+            own: dict[str, Any] = {**{name: [values[position]] for name, values in arguments.items()}, **settings}
+            if not any(own[name][0] for name in ("boxes", "masks") if name in own):
+                own = {"images": own["images"]}  # no regions are no fault
+            try:
+                with foreign("record not usable", detail=True):
+                    self.processor(**own)
+            except LeftOut as error:
+                raise UnusableRecord(f"{record_name(record)}: {error}", position) from error.__cause__
+        raise cause
 
     def can_learn(self, record: Mapping[str, Any]) -> bool:
         """Whether any batch trains on something of this record; its image is not looked at."""

@@ -16,14 +16,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, table_cast
 from filelock import FileLock
+from pyarrow.parquet import ParquetFile
+from transformers.utils import logging
 
 from ..images import store_image, stored_bytes
 from ..record import LeftOut, foreign, record_features
+from .own_images import own_images
 from .source_index import cache_folder, digest, file_state
-from .whole_files import whole_file
+from .whole_files import UNFINISHED, whole_file
 
 if TYPE_CHECKING:
     from datasets import Features
+
+logger = logging.get_logger(__name__)
 
 # Of a row group, and of what is held while one is read or written. Arrow counts the bytes of a column's chunk in 32
 # bits: nothing may hand it a whole shard.
@@ -37,13 +42,14 @@ class ParquetShards:
     Args:
         paths: the paths of the files, whose records follow each other.
         name: the name of the dataset, for messages.
+        folders: where images may lie that a record names by their path alone.
 
     Raises:
         ValueError: a file lacks a column of the record schema, or has one of another type.
     """
 
-    def __init__(self, paths: Sequence[str], name: str):
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[str], name: str, folders: Sequence[str] = ()):
+        self.paths, self.folders = list(paths), list(folders)
         self.states = [file_state(path) for path in self.paths]
         rows = []
         for path in self.paths:
@@ -77,31 +83,59 @@ class ParquetShards:
                 shard = int(np.searchsorted(self.ends, start, "right"))
                 first = int(self.ends[shard - 1]) if shard else 0
                 end = min(stop, int(self.ends[shard]))
-                pieces.append(self._table(shard).fast_slice(start - first, end - start).select(list(names)))
+                piece = self._table(shard).fast_slice(start - first, end - start).select(list(names))
+                pieces.append(own_images(piece, self.folders, self.paths[shard]))
                 start = end
         schema = record_features().arrow_schema
         return pa.concat_tables(pieces or [schema.empty_table().select(list(names))])
 
     def _table(self, shard: int) -> MemoryMappedTable:
         if shard not in self._tables:
-            self._tables[shard] = MemoryMappedTable.from_file(str(self._as_arrow(shard)))
+            path = self._as_arrow(shard)
+            table = _whole_table(path, self._rows(shard))
+            if table is None:
+                logger.warning(f"The cache {str(path)!r} of {self.paths[shard]!r} is damaged and is made again.")
+                path.unlink(missing_ok=True)
+                table = MemoryMappedTable.from_file(str(self._as_arrow(shard)))
+            self._tables[shard] = table
         return self._tables[shard]
+
+    def _rows(self, shard: int) -> int:
+        return int(self.ends[shard] - (self.ends[shard - 1] if shard else 0))
 
     def _as_arrow(self, shard: int) -> Path:
         path = cache_folder() / f"{digest([self.paths[shard], self.states[shard]])}.parquet.arrow"
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                part = path.with_suffix(".tmp")
-                with (
-                    pq.ParquetFile(self.paths[shard]) as file,
-                    pa.ipc.new_stream(str(part), record_features().arrow_schema) as writer,
-                ):
-                    for group in range(file.num_row_groups):
-                        size = rows_within(file.metadata.row_group(group), _GROUP_BYTES)
-                        for batch in file.iter_batches(size, row_groups=[group]):
-                            writer.write_table(in_record_schema(pa.Table.from_batches([batch]), self.paths[shard]))
-                os.replace(part, path)
+                for leftover in path.parent.glob(f".{path.name}.*{UNFINISHED}"):  # of a process that was killed
+                    leftover.unlink()
+                try:
+                    with whole_file(path) as part:
+                        self._write_arrow(shard, part)
+                except (pa.ArrowException, OSError) as error:
+                    raise ValueError(f"{self.paths[shard]!r} cannot be read as Parquet: {error}") from error
         return path
+
+    def _write_arrow(self, shard: int, part: Path) -> None:
+        path = self.paths[shard]
+        # The one that reads compares the checksums of pages.
+        with (
+            pq.ParquetFile(path) as footer,
+            ParquetFile(path, metadata=footer.metadata, page_checksum_verification=True) as file,
+            pa.ipc.new_stream(str(part), record_features().arrow_schema) as writer,
+        ):
+            for group in range(file.num_row_groups):
+                size = rows_within(file.metadata.row_group(group), _GROUP_BYTES)
+                for batch in file.iter_batches(size, row_groups=[group]):
+                    writer.write_table(in_record_schema(pa.Table.from_batches([batch]), path))
+
+
+def _whole_table(path: Path, rows: int) -> MemoryMappedTable | None:
+    try:
+        table = MemoryMappedTable.from_file(str(path))
+    except (pa.ArrowException, OSError):
+        return None
+    return table if table.num_rows == rows else None
 
 
 def in_record_schema(table: pa.Table, name: str) -> pa.Table:
@@ -133,7 +167,7 @@ def write_parquet(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], fe
         features: the types of the columns.
     """
     schema = features.arrow_schema
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for group in _groups(rows, _GROUP_ROWS, _GROUP_BYTES):
             columns = {name: [row.get(name) for row in group] for name in features}
             writer.write_table(pa.Table.from_pydict(features.encode_batch(columns), schema=schema))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
@@ -112,10 +113,7 @@ class ReadableRecords(Dataset):
             self._counts[0] += 1
             try:
                 with foreign("record not readable", detail=True):
-                    record = self._encoded[at]
-                    if isinstance(record, Mapping) and isinstance(record.get("image"), Mapping):
-                        record = {**record, "image": open_image(record["image"])}
-                    return self._usable(record, at), at
+                    return self._usable(_opened(self._encoded[at]), at), at
             except LeftOut as error:
                 self._counts[1] += 1
                 seen, corrupt, _ = self._counts.tolist()
@@ -138,6 +136,15 @@ class ReadableRecords(Dataset):
             self._counts[2] += left_out.total()
             report_left_out(f"record {index}", left_out, logger.warning)
         return {**record, "captions": usable["captions"], "regions": usable["regions"]}
+
+
+def _opened(record: Any) -> Any:
+    """A record whose image is RGB and in memory, and the name of its file, if it is known."""
+    image = record.get("image") if isinstance(record, Mapping) else None
+    if not isinstance(image, Mapping | Image.Image):
+        return record
+    path = image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", None)
+    return {**record, "image": open_image(image), **({"file": path} if path else {})}
 
 
 def _with_encoded_images(records: Any) -> Any:

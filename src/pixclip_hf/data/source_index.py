@@ -18,11 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from transformers.utils import logging
 
 from ..record import LeftOut, foreign
+from .whole_files import file_fault, file_record, sync
+
+logger = logging.get_logger(__name__)
 
 # Part of every key: raise it when rows change their meaning.
 _VERSION = 2
+_FILE = "file"  # entry of the notes: size and checksum of the rows
 _BATCH = 1000  # rows
 _BATCH_BYTES = 2**24  # in text
 _SCHEMA = pa.schema({"name": pa.string(), "image": pa.binary(), "content": pa.large_string()})
@@ -86,7 +91,7 @@ class Index:
         self.categories: list[str] = [name for note in notes for name in note["categories"]]
         self.position_of_category = {key: i for i, key in enumerate(key for n in notes for key in n["category_keys"])}
         self.left_out: Counter = sum((Counter(note["left_out"]) for note in notes), Counter())
-        self.digest = digest(notes)
+        self.digest = digest({name: note[name] for name in note if name != _FILE} for note in notes)
         """Fingerprint of all rows and notes: what is listed, and in which order."""
 
     def __len__(self) -> int:
@@ -110,12 +115,26 @@ def build_index(key: str, rows: Callable[[Notes], Iterable[Row]]) -> Path:
         rows: yields them, and fills in the notes.
     """
     path = cache_folder() / f"{key}.arrow"
-    return path if path.exists() else _write(rows, lambda _: path)
+    if path.exists():
+        if (fault := _fault(path)) is None:
+            return path
+        logger.warning(f"The index {str(path)!r} {fault}; it is made again.")
+    return _write(rows, lambda _: path)
 
 
 def list_index(rows: Callable[[Notes], Iterable[Row]]) -> Path:
     """The index of rows that are listed again whenever a source is opened, named by their own content."""
     return _write(rows, lambda content: cache_folder() / f"{content}.arrow")
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with an index, in words that follow its name, or None."""
+    try:
+        notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "lacks its notes"
+    # Versions before 0.2 kept no checksum.
+    return file_fault(path, notes[_FILE]) if _FILE in notes else None
 
 
 def _write(rows: Callable[[Notes], Iterable[Row]], name: Callable[[str], Path]) -> Path:
@@ -136,7 +155,9 @@ def _write(rows: Callable[[Notes], Iterable[Row]], name: Callable[[str], Path]) 
             "left_out": dict(+notes.left_out),
             "digest": sha.hexdigest(),
         }
-        parts[1].write_text(json.dumps(said), encoding="utf-8")
+        parts[1].write_text(json.dumps({**said, _FILE: file_record(parts[0])}), encoding="utf-8")
+        for part in parts:
+            sync(part)
         path = name(digest([said]))
         os.replace(parts[1], path.with_suffix(".json"))
         os.replace(parts[0], path)

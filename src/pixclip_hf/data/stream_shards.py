@@ -55,12 +55,16 @@ def _opened(file: str) -> Any:
     return open(file, "rb") if os.path.isfile(file) else xopen(file, "rb")
 
 
+def _checked(stream: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(stream, page_checksum_verification=True)
+
+
 def parquet_rows(files: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of Parquet files in the record schema, images encoded."""
     names = record_features().arrow_schema.names
     for file in files:
         try:
-            with foreign("shard not readable", detail=True), _opened(file) as stream, pq.ParquetFile(stream) as shard:
+            with foreign("shard not readable", detail=True), _opened(file) as stream, _checked(stream) as shard:
                 for group in range(shard.num_row_groups):
                     size = rows_within(shard.metadata.row_group(group), _BATCH_BYTES)
                     for batch in shard.iter_batches(size, row_groups=[group], columns=names):

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from ..images import encoded_orientation, open_image, stored_bytes
 from ..record import LeftOut, foreign, validate_record, without_faults
-from .collator import RegionCollator, content_key
+from .collator import RegionCollator, UnusableRecord, content_key, record_name
 from .skipping import report_left_out, report_skipped
 from .sources import in_schema
 from .stream_shards import BROKEN_SHARD, shard_reader, tar_record
@@ -59,8 +59,9 @@ class RecordStream(IterableDataset):
     random order. A block's order is drawn from seed, pass and place: a position in the stream is a few numbers, and
     continuing from it reads at most one block again.
 
-    A record that cannot be decoded, or that breaks the schema, is skipped, counted and logged with its id. A region, a
-    mask or a text that cannot be used costs itself alone, and is counted and logged too.
+    A record that cannot be decoded, or that breaks the schema, is skipped, counted and logged with its id, and so is
+    one that no batch can be made of ([`StreamLoader`]). A region, a mask or a text that cannot be used costs itself
+    alone, and is counted and logged too.
 
     Args:
         records: what [`stream_records`] returns.
@@ -295,10 +296,23 @@ class _Batches(IterableDataset):
         if worker < self.delivered % len(self.positions):
             yield None
         records = self.stream.read(self.rank, self.world_size, self.positions[worker])
+        # Records that no batch could be made of, since this reading began: the stream itself took them for good ones.
+        unusable = 0
         while True:
             rows = list(islice(records, self.batch_size))
-            batch = self.collator([record for record, _ in rows])
-            yield batch, worker, rows[-1][1], self._why_nothing([record for record, _ in rows])
+            while True:
+                try:
+                    batch = self.collator([record for record, _ in rows])
+                    break
+                except UnusableRecord as error:
+                    record, at = rows.pop(error.position)
+                    unusable += 1
+                    counts = at["corrupt"] + unusable, at["seen"], self.stream.max_corrupt_share
+                    reader = f"worker {worker} of rank {self.rank}"
+                    report_skipped(record_name(record), error, *counts, reader, logger.warning)
+                    rows += islice(records, 1)
+            position = {**rows[-1][1], "corrupt": rows[-1][1]["corrupt"] + unusable}
+            yield batch, worker, position, self._why_nothing([record for record, _ in rows])
 
     def _why_nothing(self, records: Sequence[Mapping[str, Any]]) -> str | None:
         """Why nothing is learned from a batch; None where something is."""

@@ -1,13 +1,19 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process writes to at a time."""
 
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
 UNFINISHED = ".tmp"
-"""Suffix of a file that is still being written; it is left behind where its process is killed."""
+"""Suffix of a file or folder that is still being written; it is left behind where its process is killed."""
 
 
 @contextmanager
@@ -31,16 +37,127 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{uuid4().hex[:8]}{UNFINISHED}")
     try:
         yield unfinished
-        _sync(unfinished, os.O_RDWR)
+        sync(unfinished)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def whole_files(folder: str | os.PathLike) -> Iterator[Path]:
+    """Writes several files of a folder, as `save_pretrained` does; each of them appears whole.
+
+    Args:
+        folder: made if it does not exist. Files of the same names are replaced, others stay.
+
+    Yields:
+        The folder to write to: a hidden one inside, whose files move when the block ends, indexes of weights behind
+        the weights. When the block raises, `folder` stays as it was.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".{uuid4().hex[:8]}{UNFINISHED}"
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
+        for path in files:
+            sync(path)
+        for path in sorted(files, key=lambda path: path.name.endswith(".index.json")):
+            target = folder / path.relative_to(unfinished)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        for parent in {folder / path.relative_to(unfinished).parent for path in files}:
+            _sync_folder(parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes a file of JSON, whole or not at all."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_utf8(path: str | os.PathLike, text: str, errors: str = "strict") -> None:
+    """Writes a file of UTF-8, whole or not at all; `errors` as in `str.encode`."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors=errors)
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+    """Removes what killed processes left unfinished in a folder that no other process writes to."""
+    for leftover in Path(folder).glob(f".*{UNFINISHED}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: str | os.PathLike, name: str) -> Iterator[None]:
+    """Makes a folder and holds it as the only process that writes to it. The lock ends with the process, however that
+    ends.
+
+    Args:
+        folder: the folder.
+        name: what it is called in messages.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise ValueError(f"{name} {str(folder)!r} is being written to by another process.") from error
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of the content of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_record(path: str | os.PathLike) -> list[Any]:
+    """What [`file_fault`] compares a file with: its size in bytes and its SHA-256."""
+    return [os.path.getsize(path), file_digest(path)]
+
+
+def file_fault(path: str | os.PathLike, record: list[Any], content: bool = True) -> str | None:
+    """What is wrong with a file, in words that follow its name; None where it is as it was recorded.
+
+    Args:
+        path: the file.
+        record: as [`file_record`] gave it.
+        content: whether to read it all; its size alone finds what was cut.
+    """
+    try:
+        size = os.path.getsize(path)
+        if size != record[0]:
+            return f"has {size} bytes and not {record[0]}"
+        if content and file_digest(path) != record[1]:
+            return "has another content than its checksum says"
+    except FileNotFoundError:
+        return "is missing"
+    return None
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Returns when the content of a file is on disk."""
+    _sync(path, os.O_RDWR)
+
+
+def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # elsewhere a folder can't be opened
-        _sync(path.parent, os.O_RDONLY)
+        _sync(folder, os.O_RDONLY)
 
 
-def _sync(path: Path, flags: int) -> None:
+def _sync(path: str | os.PathLike, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)

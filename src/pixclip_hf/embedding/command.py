@@ -7,8 +7,9 @@ from typing import Any
 
 from ..command_help import HelpFormatter
 from ..data.sources import name_source
-from ..hub import publish_dataset, write_dataset_card
+from ..hub import dataset_files, publish_dataset, write_dataset_card
 from ..jobs.passes import ENGINES
+from ..outgoing import listing
 from .folder import DTYPES, KINDS, EmbeddingFolder, embedding_counts
 from .passes import EncoderChoice
 from .regions import Annotations, DetectorProposer, Grid
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> EmbeddingFolder:
     parser.add_argument("--workers", type=int, default=1, help="processes, or actors of Ray, that embed")
     parser.add_argument("--shard_size", type=int, default=2048, help="maximum number of images per shard")
     parser.add_argument("--push_to_hub", help="Hub id to push the finished dataset to")
+    parser.add_argument("--dry_run", action="store_true", help="list what --push_to_hub would push, and push nothing")
     parser.add_argument("--license", help="license of the dataset, for its card")
     arguments = parser.parse_args(argv)
 
@@ -109,7 +111,9 @@ def main(argv: Sequence[str] | None = None) -> EmbeddingFolder:
     for name, count in embedding_counts(folder.path).items():
         print(f"{name:<60} {count:,}")
     card: dict[str, Any] = {"license": arguments.license, "models": {"embeddings": arguments.model}}
-    if arguments.push_to_hub is not None:
+    if arguments.push_to_hub is not None and arguments.dry_run:
+        print(listing(dataset_files(folder.path, arguments.push_to_hub, "embeddings", **card)))
+    elif arguments.push_to_hub is not None:
         publish_dataset(folder.path, arguments.push_to_hub, "embeddings", **card)
     else:
         write_dataset_card(folder.path, f"local/{folder.path.resolve().name}", "embeddings", **card)

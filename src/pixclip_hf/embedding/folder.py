@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ..finite import check_finite
 from ..jobs.folder import manifests
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 SETTINGS = "embeddings.json"
 FORMAT_VERSION = 1
@@ -129,3 +133,28 @@ def embedding_counts(output: str | os.PathLike) -> Counter:
         numbers = {name: count for name, count in manifest.items() if isinstance(count, int)}
         sums.update({"shards": 1, "items": stop - start, **numbers, **manifest["counts"]})
     return sums
+
+
+def check_embeddings(rows: "pa.Table", path: str | os.PathLike) -> None:
+    """Refuses embeddings that are not finite: among hits they would stand anywhere.
+
+    Args:
+        rows: a shard of embeddings, or some of its rows.
+        path: where they lie, for the message.
+
+    Raises:
+        ValueError: one of them holds NaN or infinite values; names its id and the file.
+    """
+    values = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    values = values.astype(np.float32).reshape(len(rows), -1)
+    check_finite(values, f"In {str(path)!r} the embedding of", rows["id"].to_pylist())
+
+
+def check_shard(path: str | os.PathLike) -> None:
+    """[`check_embeddings`] of a whole Parquet file, some rows of which are in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["id", "embedding"]):
+            check_embeddings(pa.Table.from_batches([batch]), path)

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.whole_files import whole_file
 from ..encoders.view_encoder import load_encoder
+from ..finite import check_finite
 from ..jobs import Shard
+from ..jobs.folder import SIZES, file_sizes
 from .folder import embedding_features, shard_path
 from .reading import Part, Reader, ReadItem, ReadPart, parts_of
 
@@ -113,9 +115,10 @@ class EmbedPass:
             if read.part.last:
                 table = pa.concat_tables(rows)
                 shard, rows = read.part.shard, []
-                with whole_file(shard_path(self.output, shard.number)) as unfinished:
-                    pq.write_table(table, unfinished)
-                yield shard, self._manifest(shard, table, counts)
+                path = shard_path(self.output, shard.number)
+                with whole_file(path) as unfinished:
+                    pq.write_table(table, unfinished, write_page_checksum=True)
+                yield shard, {**self._manifest(shard, table, counts), SIZES: file_sizes(self.output, [path])}
                 counts = Counter()
 
     def _embedded(self, encoder: Any, shards: Iterator[Shard]) -> Iterator[tuple[ReadPart, dict[str, np.ndarray]]]:
@@ -177,6 +180,7 @@ class EmbedPass:
             if (values := embeds.get(kind)) is None or not len(values):
                 continue
             described = [row for item in read.items for row in _described(kind, item)]
+            check_finite(values, f"The embedding of the {kind}", [row["id"] for row in described])
             columns = {name: [row.get(name) for row in described] for name in features if name != "embedding"}
             flat = pa.array(np.ascontiguousarray(values, dtype=self.dtype).reshape(-1))
             columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, self.width)

@@ -12,6 +12,7 @@ from .. import __version__
 from ..data.source_index import content_digest, digest
 from ..data.sources import cached_source, name_source
 from ..encoders.cached import processor_key
+from ..finite import check_finite_weights
 from ..jobs import JobFolder, Pass, plan_shards, run_passes
 from ..jobs.passes import check_engine, engine_gpus
 from .folder import DTYPES, FORMAT_VERSION, KINDS, SETTINGS, EmbeddingFolder, embedding_counts
@@ -63,7 +64,8 @@ def embed(
 
     Raises:
         ValueError: a value outside its range; `output` holds a run with other settings or of a newer version, another
-            process writes to it; or nothing could be embedded.
+            process writes to it; nothing could be embedded; or the weights of the model, or an embedding, are not
+            finite.
     """
     kinds = tuple(kind for kind in KINDS if kind in kinds) if set(kinds) <= set(KINDS) else tuple(kinds)
     if not kinds or not set(kinds) <= set(KINDS):
@@ -96,6 +98,7 @@ def embed(
     in_process = engine == "local" and workers == 1
     # Elsewhere the workers load it; here it only says what it is.
     encoder = cached_encoder(choice) if in_process else choice.load("cpu")
+    check_finite_weights(encoder.model, choice.model)
     at_least = _reduced_sides(encoder, kinds) if reduced else None
     passes: list[Pass] = []
     regions = Annotations() if regions is None else regions

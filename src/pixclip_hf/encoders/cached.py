@@ -10,15 +10,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..data.whole_files import whole_file
+from ..finite import check_finite, check_finite_weights
 from ..images import StoredImage, open_image
 from ..pipelines.text_embeddings import WeightsState, weights_state
 from .protocol import Encoder, Record
 from .templates import check_templates, fill_templates
+
+logger = logging.get_logger(__name__)
 
 
 class CachedEncoder:
@@ -28,6 +33,9 @@ class CachedEncoder:
     A shard is named by the hash of all that decides its embeddings: the model's weights and configuration, its
     processor and settings, and the shard's images (content, or path with size and time of change), regions and texts.
     What changes gets another name and is computed again; a run that was interrupted continues with the next shard.
+
+    A model whose weights are not finite, and embeddings that are not, computed or read from a shard, are refused with
+    a ValueError: nothing is measured on them.
 
     Args:
         encoder: a [`RegionEncoder`], a [`ViewEncoder`], or any other [`Encoder`].
@@ -53,6 +61,7 @@ class CachedEncoder:
         # Since they were last set to 0: texts that were embedded, and those of them that were too long for the model.
         self.texts = self.cut_texts = 0
         self._weights: WeightsState | None = None
+        self._finite_weights: WeightsState | None = None
         self._key = ""
 
     @property
@@ -133,12 +142,23 @@ class CachedEncoder:
 
     def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
         """As [`RegionEncoder.find_boxes`]; not cached."""
+        self._check_weights()
         return self.encoder.find_boxes(image, texts)
 
     def _encode_shown(self, record: Record, show: Callable) -> Tensor:
         image = open_image(record["image"])
         shown = [show(image, region) for region in record["regions"]]
         return self.encoder.encode_shown(shown, batch_size=self.batch_size)
+
+    def _check_weights(self) -> None:
+        """Refuses weights that are not finite; those that were looked at once are not looked at again."""
+        model = getattr(self.encoder, "model", None)  # an encoder may have none
+        if model is None:
+            return
+        weights = weights_state([*model.parameters(), *model.buffers()])
+        if weights is None or self._finite_weights is None or not weights.equals(self._finite_weights):
+            check_finite_weights(model)
+            self._finite_weights = weights
 
     def _weights_key(self) -> str:
         """The fingerprint of the encoder, computed again where its weights have changed."""
@@ -150,6 +170,7 @@ class CachedEncoder:
 
     def _shards(self, items: Sequence[Any], name: str, encode: Callable, describe: Callable) -> Iterator[Any]:
         """Rows of each shard and how many of them each item has."""
+        self._check_weights()
         weights_key = "" if self.folder is None else self._weights_key()
         starts = range(0, len(items), self.shard_size)
         for start in tqdm(starts, desc=f"encoding {name}", disable=not self.progress, leave=False):
@@ -158,18 +179,50 @@ class CachedEncoder:
             if self.folder is not None:
                 key = json.dumps([weights_key, name, [describe(item) for item in part]])
                 path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-                if path.is_file():
-                    stored = load_file(path)
-                    yield stored["embeds"], stored["lengths"].tolist()
+                if (stored := _read_shard(path)) is not None:
+                    check_finite(stored[0], f"The cached shard {str(path)!r}, row", range(len(stored[0])))
+                    yield stored
                     continue
             rows = encode(part)
             self.computed += 1
             embeds, lengths = torch.cat(rows).contiguous(), [len(row) for row in rows]
+            owners = [start + number for number, length in enumerate(lengths) for _ in range(length)]
+            dtype = getattr(getattr(self.encoder, "model", None), "dtype", None)
+            check_finite(embeds, f"The embedding of {name}, item", owners, dtype)
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with whole_file(path) as unfinished:  # a run may end at any time
-                    save_file({"embeds": embeds, "lengths": torch.tensor(lengths)}, unfinished)
+                    save_file(
+                        {"embeds": embeds, "lengths": torch.tensor(lengths)},
+                        unfinished,
+                        {_CHECKSUM: _checksum(embeds)},
+                    )
             yield embeds, lengths
+
+
+_CHECKSUM = "sha256"
+
+
+def _checksum(embeds: Tensor) -> str:
+    return hashlib.sha256(embeds.contiguous().view(torch.uint8).numpy().data).hexdigest()
+
+
+def _read_shard(path: Path) -> tuple[Tensor, list[int]] | None:
+    """What a shard of the cache holds; None where there is none, or one that is damaged, which is said."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as stored:
+            embeds, lengths = stored.get_tensor("embeds"), stored.get_tensor("lengths").tolist()
+            checksum = (stored.metadata() or {}).get(_CHECKSUM)
+    except (SafetensorError, OSError, ValueError) as error:
+        fault = f"can't be read ({error})"
+    else:
+        if sum(lengths) == len(embeds) and checksum in (None, _checksum(embeds)):
+            return embeds, lengths
+        fault = "has another content than its checksum says"
+    logger.warning(f"The shard {str(path)!r} of the cache {fault}: it is computed again.")
+    return None
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -140,7 +140,7 @@ class RegionEncoder(BaseEncoder):
         return batch_size
 
     def _region_call(self, prompt: str) -> Callable[..., Any]:
-        return partial(self.processor, prompt=prompt, return_tensors="pt")
+        return partial(self.processor, prompt=prompt, normalized=False, return_tensors="pt")
 
     def _region_arguments(self) -> Callable[..., Any]:
         return partial(region_inputs, prompt=self.prompt)

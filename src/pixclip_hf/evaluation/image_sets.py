@@ -16,7 +16,9 @@ from ..data.sources import IMAGE_SUFFIXES, AnnotatedImage, Source, load_records,
 from ..data.sources.base import in_pixels
 from ..data.sources.docci import DESCRIPTIONS as DOCCI_FILE
 from ..images import StoredImage, check_image, encoded_images, upright_size
-from ..processing.processing_regions import decode_rle, mask_box, polygon_mask, read_mask
+from ..processing.processing_numbers import read_numbers
+from ..processing.processing_regions import mask_box, read_mask
+from ..processing.processing_runs import polygon_runs, read_rle
 from ..record import LeftOut, foreign
 from ..scenes.dataset import make_scene
 
@@ -220,22 +222,25 @@ def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
             region["box"] = mask_box(np.asarray(read_mask(region["mask"], (height, width), "mask"))).tolist()
         except (KeyError, TypeError, ValueError):
             return "masks without a pixel on their image"
-    x0, y0, x1, y1 = region["box"] or (0, 0, 0, 0)
+    x0, y0, x1, y1 = read_numbers(region["box"] or (0, 0, 0, 0), "`box`").tolist()
     region["box"] = [max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)]
     if region["box"][2] <= region["box"][0] or region["box"][3] <= region["box"][1]:
         return "boxes without area on their image"
     mask = region["mask"]
     if isinstance(mask, list):
-        rings = [ring for ring in mask if len(ring) >= 6]
-        region["mask"] = rings or None
-        if rings:
-            points = [point for ring in rings for point in zip(ring[::2], ring[1::2], strict=True)]
-            x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
+        region["mask"] = mask = [ring for ring in mask if len(ring) >= 6] or None
+        if mask is not None:
+            x, y = np.concatenate([read_numbers(ring, "a ring").reshape(-1, 2) for ring in mask]).mean(axis=0)
             # A polygon whose corners lie around a point of the image always covers a pixel of it.
-            if not (0 <= x < width and 0 <= y < height) and not polygon_mask(rings, (height, width)).any():
-                return "masks without a pixel on their image"
-    elif mask is not None and not decode_rle(mask).any():
-        return "masks without a pixel on their image"
+            if (0 <= x < width and 0 <= y < height) or polygon_runs(mask, (height, width)).edges.size:
+                return None
+            return "masks without a pixel on their image"
+    elif mask is not None:
+        runs = read_rle(mask)
+        if runs.size != (height, width):
+            raise ValueError(f"the mask has (height, width) {runs.size}, its image {(height, width)}")
+        if not runs.edges.size:
+            return "masks without a pixel on their image"
     return None
 
 
@@ -255,7 +260,12 @@ def _captioned(captions: Sequence[str]) -> dict[str, Any]:
 def _with_expressions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
     if not item.expressions:
         raise ValueError(f"`referring` needs expressions and their candidates (a source reclip), got {source}.")
-    regions = [{"box": box, "mask": None} for box in item.candidates]
+    regions = []
+    for box in item.candidates:
+        try:
+            regions.append({"box": read_numbers(box, "`box`").tolist(), "mask": None})
+        except ValueError:
+            left_out["candidates that cannot be read"] += 1
     return {"regions": regions, "expressions": item.expressions}
 
 

@@ -77,9 +77,10 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, resamples: int = RESAM
         resamples: the number of resamples of the bootstrap; 0 gives (nan, nan).
 
     Raises:
-        ValueError: no items.
+        ValueError: no items, or a value that is not finite.
     """
     values = np.asarray(values, dtype=np.float64)
+    _check_values("values", values)
     index = np.unique(groups, return_inverse=True)[1].reshape(-1)
     if not len(values) or resamples < 1 or values.min() < 0 or values.max() > 1:
         return bootstrap_interval(lambda weights: float(np.average(values, weights=weights)), groups, resamples)
@@ -112,13 +113,14 @@ def class_mean_interval(
         resamples: 0 gives (nan, nan).
 
     Raises:
-        ValueError: no items.
+        ValueError: no items, or a hit that is not finite.
     """
     if not len(hits):
         raise ValueError("`hits` must have at least one item, got none.")
     if resamples < 1:
         return float("nan"), float("nan")
     hits = np.asarray(hits, dtype=np.float64)
+    _check_values("hits", hits)
     group = np.unique(groups, return_inverse=True)[1].reshape(-1)
     label = np.unique(labels, return_inverse=True)[1].reshape(-1)
     # One cell per class and group: what a group says of a class.
@@ -143,6 +145,12 @@ def class_mean_interval(
     independent = estimate * (1 - estimate) / variance if variance else 1 / float(squares.sum())
     freedom = squares.sum() ** 2 / (squares**2 / number).sum()
     return _score_interval(estimate, independent, float(freedom))
+
+
+def _check_values(name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        number = int(np.argmin(np.isfinite(values)))
+        raise ValueError(f"`{name}[{number}]` must be finite, got {values[number]}: a decision is a hit or a miss.")
 
 
 def _blended(terms: np.ndarray, modeled: float) -> float:

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ..data.whole_files import write_json, write_utf8
+from ..outgoing import markdown_code, plain_markdown
+
 
 def standard_error(share: float, count: int) -> float:
     """Standard error of a share of `count` independent decisions."""
@@ -33,10 +36,11 @@ def with_current_names(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A markdown table."""
+    """A markdown table; what its cells hold is shown as text."""
     header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    lines = [list(map(plain_markdown, line)) for line in (header, *rows)]
+    lines.insert(1, ["---"] * len(header))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 @dataclass
@@ -120,26 +124,31 @@ def write_results(
         "results": [asdict(result) for result in results],
         "pictures": pictures,
     }
-    (folder / "results.json").write_text(json.dumps(_plain(content), indent=1) + "\n", encoding="utf-8")
-    sections = [f"# Evaluation of {model}\n"]
+    write_json(folder / "results.json", _plain(content))
+    sections = [f"# Evaluation of {plain_markdown(model)}\n"]
     if settings:
         named = [f"{name} {value}" for name, value in settings.items() if value is not None]
-        sections.append(f"Settings: {', '.join(named)}.\n")
+        sections.append(f"Settings: {plain_markdown(', '.join(named))}.\n")
     sections.append("Intervals: 95 %, over images. Chance: what guessing gives.\n")
     for result in results:
-        title = f"## {result.task}: {result.dataset}" + (f", {result.split}" if result.split else "")
+        title = plain_markdown(f"{result.task}: {result.dataset}" + (f", {result.split}" if result.split else ""))
         header = ["measure", "value", "95 % interval"] + ["chance"] * bool(result.chance)
         rows = [
             [name.replace("_", " "), _shown(name, value), _interval(name, result.intervals.get(name))]
             + [_shown(name, result.chance[name]) if name in result.chance else ""] * bool(result.chance)
             for name, value in result.metrics.items()
         ]
-        sections += [f"{title}\n", f"Protocol: `{result.protocol}`.\n", markdown_table(header, rows) + "\n"]
+        sections += [
+            f"## {title}\n",
+            f"Protocol: `{markdown_code(result.protocol)}`.\n",
+            markdown_table(header, rows) + "\n",
+        ]
         if result.left_out:
-            sections.append("Left out: " + ", ".join(f"{n} {why}" for why, n in result.left_out.items()) + ".\n")
-        sections += [f"{note}\n" for note in result.notes]
+            left_out = ", ".join(f"{n} {why}" for why, n in result.left_out.items())
+            sections.append(f"Left out: {plain_markdown(left_out)}.\n")
+        sections += [f"{plain_markdown(note)}\n" for note in result.notes]
     sections += [f"![{Path(name).stem}]({name})\n" for name in pictures]
-    (folder / "results.md").write_text("\n".join(sections), encoding="utf-8", errors="backslashreplace")
+    write_utf8(folder / "results.md", "\n".join(sections), errors="backslashreplace")
 
 
 def _plain(value: object) -> object:

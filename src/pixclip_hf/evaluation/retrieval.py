@@ -59,6 +59,9 @@ def rank_right_keys(
     Two passes over blocks of `block` x `block` scores, the first for the best right score, the second for what is
     above it: the whole matrix never exists, twice its multiplications are the price.
 
+    What is not a number is wrong: a query none of whose right keys has a finite score misses, and a wrong key whose
+    score is NaN stands before all others.
+
     Args:
         queries (`(Q, D)`), keys (`(K, D)`): L2-normalized.
         query_ids (`(Q,)`), key_ids (`(K,)`): a key is right for a query of the same identity.
@@ -76,24 +79,32 @@ def rank_right_keys(
     for start in starts:
         rows, ids = queries[start : start + block].float(), query_ids[start : start + block, None]
         best = torch.full((len(rows), 1), -torch.inf, device=rows.device)
+        has_right = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         for columns, own in zip(keys.split(block), key_ids.split(block), strict=True):
-            scores = (rows @ columns.to(rows).T).masked_fill_(ids != own, -torch.inf)
-            best = torch.maximum(best, scores.amax(-1, keepdim=True))
-        if best.isinf().any():
-            missing = start + int(best.isinf()[:, 0].nonzero()[0, 0])
+            scores, right = rows @ columns.to(rows).T, ids == own
+            best = torch.maximum(best, scores.masked_fill_(~(right & scores.isfinite()), -torch.inf).amax(-1, True))
+            has_right |= right.any(-1)
+        if not has_right.all():
+            missing = start + int((~has_right).nonzero()[0, 0])
             raise ValueError(f"`key_ids` must hold the identity of every query, query {missing} has no right key.")
+        scored = best.isfinite()
+        best.masked_fill_(~scored, 0)
         for columns, own in zip(keys.split(block), key_ids.split(block), strict=True):
             above = (rows @ columns.to(rows).T).sub_(best)
+            above.masked_fill_(above.isnan(), torch.inf)
             right = ids == own
-            tied = above.abs() <= TOLERANCE
-            counted = (above > TOLERANCE) & ~right, tied & ~right, tied & right
+            tied = (above.abs() <= TOLERANCE) & scored
+            # A query without a score ranks behind all keys.
+            greater = torch.where(scored, (above > TOLERANCE) & ~right, True)
+            counted = greater, tied & ~right, tied & right
             counts[:, start : start + len(rows)] += torch.stack([mask.sum(-1) for mask in counted]).cpu()
     return Ranks(*counts.numpy())
 
 
 @torch.no_grad()
 def nearest_keys(queries: Tensor, keys: Tensor, k: int, block: int = BLOCK) -> tuple[Tensor, Tensor]:
-    """Scores and indices `(Q, k)` of the k best keys of each query, best first, the lower index first among equals.
+    """Scores and indices `(Q, k)` of the k best keys of each query, best first, the lower index first among equals. A
+    score that is NaN counts as minus infinity.
 
     Args:
         queries (`(Q, D)`), keys (`(K, D)`), block: as in [`rank_right_keys`].
@@ -110,6 +121,7 @@ def nearest_keys(queries: Tensor, keys: Tensor, k: int, block: int = BLOCK) -> t
         indices = torch.zeros(len(rows), 0, dtype=torch.long, device=rows.device)
         for start in range(0, len(keys), block):
             new = rows.float() @ keys[start : start + block].to(rows).float().T
+            new.masked_fill_(new.isnan(), -torch.inf)
             own = torch.arange(start, start + new.shape[1], device=rows.device).expand(len(rows), -1)
             # Earlier keys stand in front, and a stable sort leaves them there among equals.
             order = torch.cat([scores, new], -1).sort(dim=-1, descending=True, stable=True)

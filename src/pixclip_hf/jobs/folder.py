@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from transformers.utils import logging
 
-from ..data.whole_files import UNFINISHED, whole_file
+from ..data.whole_files import UNFINISHED, file_fault, only_writer, write_json
+
+logger = logging.get_logger(__name__)
 
 MANIFESTS = "shards"
+SIZES = "bytes"
+"""Entry of a manifest: the files of its shard, and how large they are."""
 BETWEEN = "between"
 
 
@@ -38,12 +42,9 @@ class JobFolder:
         """
         for name in self.folders:
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                self._start_or_continue(settings)
-                yield
-        except Timeout as error:
-            raise ValueError(f"`output` {str(self.path)!r} is being written to by another process.") from error
+        with only_writer(self.path, "`output`"):
+            self._start_or_continue(settings)
+            yield
 
     def _start_or_continue(self, settings: Mapping[str, Any]) -> None:
         for folder in (self.path, *(self.path / name for name in self.folders)):
@@ -68,25 +69,41 @@ class JobFolder:
                 )
 
     def done(self, shards: int) -> np.ndarray:
-        """Which of so many shards are done: `(S,)` bool."""
+        """Which of so many shards are done: `(S,)` bool. A shard whose files were cut or removed since is named in a
+        warning, and is to be done again."""
         found = np.zeros(shards, dtype=bool)
         with os.scandir(self.path / MANIFESTS) as entries:
-            for entry in entries:
-                name, suffix = os.path.splitext(entry.name)
-                if suffix == ".json" and not name.startswith("."):
-                    found[int(name)] = True
+            names = [entry.name for entry in entries]
+        for name in names:
+            stem, suffix = os.path.splitext(name)
+            if suffix != ".json" or stem.startswith("."):
+                continue
+            if (fault := _shard_fault(self.path, int(stem))) is None:
+                found[int(stem)] = True
+            else:
+                logger.warning(f"Shard {int(stem)} of {str(self.path)!r} is done again: {fault}.")
+                manifest_path(self.path, int(stem)).unlink()
         return found
+
+
+def _shard_fault(output: Path, number: int) -> str | None:
+    path = manifest_path(output, number)
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8")).get(SIZES, {})
+    except (ValueError, AttributeError):
+        return f"{path.name} is no JSON of a manifest"
+    faults = ((name, file_fault(output / name, [size], content=False)) for name, size in sizes.items())
+    return next((f"{name} {fault}" for name, fault in faults if fault), None)
+
+
+def file_sizes(output: Path, paths: Sequence[Path]) -> dict[str, int]:
+    """What a manifest keeps of the files of its shard under [`SIZES`], by their names in the folder."""
+    return {path.relative_to(output).as_posix(): path.stat().st_size for path in paths}
 
 
 def manifest_path(output: Path, number: int) -> Path:
     """The file that says that a shard is done, and what became of it."""
     return output / MANIFESTS / f"{number:05d}.json"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file of JSON, whole or not at all."""
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def manifests(output: str | os.PathLike) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from .folder import BETWEEN, JobFolder, manifest_path, write_json
+from ..data.whole_files import write_json
+from .folder import BETWEEN, JobFolder, manifest_path
 from .plan import Plan, Shard
 
 ENGINES = ("local", "ray")

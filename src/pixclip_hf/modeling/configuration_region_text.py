@@ -46,8 +46,8 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
 
     Args:
         vision_config (`dict` or `PreTrainedConfig`, *optional*):
-            A CLIP- or SigLIP-family vision tower (`siglip2_vision_model` takes images of any aspect) or an
-            `eva02_vision_model`; a default `clip_vision_model` when not given.
+            A vision tower of the CLIP, SigLIP, DINOv2, DINOv3 or ViT family, or an `eva02_vision_model`; a default
+            `clip_vision_model` when not given. A `siglip2_vision_model` takes images of any aspect.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             Any text encoder or decoder LLM that `AutoModel` builds; a default `clip_text_model` when not given. `None`
             builds the model without a text tower: pooled states then come in as `text_states` and `text_hidden_size`

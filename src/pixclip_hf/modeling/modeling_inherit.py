@@ -1,18 +1,19 @@
-"""Weights inherited from existing towers: a CLIP, SigLIP or region model on the image side, any text model on the
-other."""
+"""Weights inherited from existing towers: a CLIP, SigLIP, DINO, ViT or region model on the image side, any text model
+on the other."""
 
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.utils import logging
 
 from .configuration_region_text import pooled_width
 from .modeling_adapters import AdapterRegistry
+from .modeling_lean import laid_out, load_converted, model_of_weights
 from .modeling_text import TEXT_ADAPTERS, announce_own_code
 from .modeling_vision import VISION_ADAPTERS
 
@@ -21,7 +22,7 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 MAIN_INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 EXPECTED = {
-    "vision": "a CLIP, SigLIP or SigLIP2 checkpoint (or a CLOC or PixCLIP)",
+    "vision": "a CLIP, SigLIP, SigLIP2, DINOv2, DINOv3 or ViT checkpoint (or a CLOC or PixCLIP)",
     "text": "a CLIP or SigLIP text tower, a text encoder or a decoder",
 }
 ADAPTERS: dict[str, AdapterRegistry[Any]] = {"vision": VISION_ADAPTERS, "text": TEXT_ADAPTERS}
@@ -84,9 +85,8 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
     if with_projection in (config.architectures or ()):
         # `AutoModel` would leave the projection behind.
         model_class = getattr(transformers, with_projection)
-    # Built without memory, to see what it is before any weight is read.
-    with torch.device("meta"), init.no_init_weights():
-        whole = AutoModel.from_config(config) if model_class is AutoModel else model_class(config)
+    # To see what it is before any weight is read.
+    whole = laid_out(AutoModel.from_config if model_class is AutoModel else model_class, config)
     tower_config = getattr(config, f"{side}_config", None)
     composite = tower_config is not None or model_class is not AutoModel
     tower_config = tower_config or config
@@ -96,7 +96,7 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         or tower.main_input_name != MAIN_INPUTS[side]
         or type(tower_config) not in MODEL_MAPPING
         or tower_config.is_encoder_decoder
-        or (side == "vision" and not has_a_size(tower_config))
+        or (side == "vision" and not _has_a_grid(tower_config))
     ):
         raise refusal
     positions = tower.state_dict().get(ADAPTERS[side].of(tower_config).positions)
@@ -104,36 +104,35 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         side,
         name,
         hub_kwargs,
-        model_class,
+        type(whole),
         config,
         tower_config,
         composite,
-        None if positions is None else len(positions),
+        None if positions is None else positions.shape[-2],
     )
 
 
-def has_a_size(config: PreTrainedConfig) -> bool:
-    """Whether a vision tower has one size of images, or takes patches of images of any."""
-    return isinstance(getattr(config, "image_size", None), int) or VISION_ADAPTERS.of(config).takes_patches
+def _has_a_grid(config: PreTrainedConfig) -> bool:
+    """Whether a vision tower has one square grid of patches, or takes images on grids of their own."""
+    square = all(isinstance(getattr(config, name, None), int) for name in ("image_size", "patch_size"))
+    return square or VISION_ADAPTERS.of(config).takes_patches
 
 
 def load_weights(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
     """The checkpoint's whole model.
 
-    The task head of a single tower (`lm_head` of a `...ForCausalLM`) is left behind, and a text tower's `pooler` may
-    be missing, as it is in masked language models: the pooled states never come from it.
+    The task head of a single tower (`lm_head` of a `...ForCausalLM`) is left behind, and a tower's `pooler` may be
+    missing, as it is in masked language models: the pooled states never come from it.
 
     Raises:
         ValueError: the checkpoint lacks weights of its model, has some that the model does not know, or has some in
             another shape.
     """
-    model, info = source.model_class.from_pretrained(
-        source.name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **source.hub_kwargs
-    )
+    options: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = load_converted(source.model_class, source.name, source.config, dtype, source.hub_kwargs, **options)
     missing, unexpected = info["missing_keys"], info["unexpected_keys"]
     if not source.composite:
-        if source.side == "text":
-            missing = [name for name in missing if not name.startswith(source.adapter.optional_weights)]
+        missing = [name for name in missing if not name.startswith(source.adapter.optional_weights)]
         if type(model).__name__ not in (source.config.architectures or [type(model).__name__]):
             children, prefix = dict(model.named_children()), f"{model.base_model_prefix}."
             unexpected = [name for name in unexpected if name.removeprefix(prefix).split(".")[0] in children]
@@ -157,11 +156,12 @@ def take_tower(source: Source, whole: PreTrainedModel) -> Tower:
     return Tower(model, weight, log_scale, bias)
 
 
-def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str, ...] = ()) -> None:
-    """Copies a tower's weights into the same tower of a new model, whose learned positions may be more or fewer.
+def inherited(layout: PreTrainedModel, part: str, tower: PreTrainedModel, new: tuple[str, ...]) -> dict[str, Tensor]:
+    """A tower's weights by their names in a new model, whose learned positions may be more or fewer. No weight is
+    copied.
 
     Args:
-        model: the new model.
+        layout: the new model, see [`laid_out`].
         part: name of its tower.
         tower: where the weights are.
         new: endings of the parameter names that the tower cannot have.
@@ -169,23 +169,24 @@ def inherit(model: nn.Module, part: str, tower: PreTrainedModel, new: tuple[str,
     Raises:
         ValueError: any other parameter is missing or left over.
     """
-    target, state = getattr(model, part), tower.state_dict()
+    target, state = getattr(layout, part).state_dict(), tower.state_dict()
     adapter = ADAPTERS[part.removesuffix("_model")].of(tower.config)
     if (positions := adapter.positions) in state:
-        state[positions] = adapter.resize_positions(state[positions], len(target.state_dict()[positions]))
-    result = target.load_state_dict(state, strict=False)
-    missing = [name for name in result.missing_keys if not name.endswith(new)] if new else result.missing_keys
-    _check(type(tower).__name__, part, missing, result.unexpected_keys)
+        state[positions] = adapter.resize_positions(state[positions], target[positions].shape)
+    for name in [name for name in state if name not in target and name.startswith(adapter.optional_weights)]:
+        del state[name]
+    missing = [name for name in target if name not in state and not name.endswith(new)]
+    _check(type(tower).__name__, part, missing, [name for name in state if name not in target])
+    return {f"{part}.{name}": weight for name, weight in state.items()}
 
 
-def inherit_projection(projection: nn.Module, weight: Tensor | None, name: str) -> bool:
-    """Copies a checkpoint's projection if it has one of the same shape, and warns otherwise."""
+def inherited_projection(layout: PreTrainedModel, name: str, weight: Tensor | None) -> dict[str, Tensor]:
+    """A checkpoint's projection by its name in a new model if it has one of the same shape; warns otherwise."""
+    projection = getattr(layout, name)
     if weight is not None and isinstance(projection, nn.Linear) and projection.weight.shape == weight.shape:
-        with torch.no_grad():
-            projection.weight.copy_(weight)
-        return True
+        return {f"{name}.weight": weight}
     logger.warning(f"`{name}` starts from random weights: the checkpoint has none of this shape.")
-    return False
+    return {}
 
 
 def _check(source: str, target: str, missing: Any, unexpected: Any, mismatched: Any = ()) -> None:
@@ -206,13 +207,19 @@ def _check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | str:
     return found
 
 
+def _common_dtype(sources: list[Source | None]) -> torch.dtype | str:
+    """The widest of the types that the checkpoints' configurations name; "auto" where one of them names none."""
+    found = [source.config.dtype for source in sources if source is not None]
+    return "auto" if None in found else reduce(torch.promote_types, found)
+
+
 def _image_size(source: Source, image_size: int | None) -> int:
     own, patch = source.tower_config.image_size, source.tower_config.patch_size
     if image_size is None:
         return source.adapter.whole_image_size(source.tower_config)
     if not isinstance(image_size, int) or image_size < patch or image_size % patch:
         raise ValueError(f"`image_size` must be a multiple of the patch size {patch}, got {image_size!r}.")
-    if image_size != own and source.positions is None:
+    if image_size != own and source.positions is None and not source.adapter.takes_any_size:
         raise ValueError(
             f"`image_size` must stay {own} for a {source.tower_config.model_type!r} tower, got {image_size}."
         )
@@ -253,30 +260,31 @@ def _text_fields(source: Source | None, is_whole: bool) -> dict[str, Any]:
     return own | ({"contrastive_objective": source.adapter.objective} if is_whole else {})
 
 
-def model_from_towers(
-    model_class: Any,
+class Towers(NamedTuple):
+    """The checkpoints of a model that is to be built, and its configuration."""
+
+    vision: Source
+    text: Source | None
+    # Whether both are one checkpoint, whose towers have met.
+    same: bool
+    config: Any
+
+
+def read_towers(
     config_class: Any,
     vision: str,
     text: str | None,
-    new: tuple[str, ...],
-    dtype: torch.dtype | str | None = None,
     image_size: int | None = None,
     max_position_embeddings: int | None = None,
     revision: str = "main",
     vision_revision: str | None = None,
     text_revision: str | None = None,
     **kwargs: Any,
-) -> PreTrainedModel:
-    """A region model of `model_class` with the weights of two towers, and a configuration made of theirs.
+) -> Towers:
+    """What the configurations of two towers say, and that of a region model with both; no weight is read.
 
-    Configurations are read and the model is laid out before any weight is read, so that what cannot fit fails at once.
-
-    Args:
-        vision, text: see [`read_source`]; no text tower when `text` is None.
-        new: endings of the vision tower's parameter names that only the new model has.
-        kwargs: see [`PixCLIPModel.from_vision_text_pretrained`], as are the others.
+    Args and errors: see [`PixCLIPModel.from_vision_text_pretrained`].
     """
-    dtype = _check_dtype(dtype)
     hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     unknown = set(kwargs) - {field.name for field in fields(config_class)} - {"attn_implementation"}
     if unknown:
@@ -304,37 +312,63 @@ def model_from_towers(
         text_config=text_config,
         **(_projection_dim(vision_source) | _text_fields(text_source, same) | kwargs),
     )
-    with torch.device("meta"), init.no_init_weights():
-        model_class(config)
+    return Towers(vision_source, text_source, same, config)
+
+
+def model_from_towers(
+    model_class: Any,
+    vision: str,
+    text: str | None,
+    new: tuple[str, ...],
+    dtype: torch.dtype | str | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """A region model of `model_class` with the weights of two towers, and a configuration made of theirs.
+
+    Configurations are read and the model is laid out before any weight is read, so that what cannot fit fails at once.
+    Every weight is held once: the model takes over the tensors of the loaded towers.
+
+    Args:
+        vision, text: see [`read_source`]; no text tower when `text` is None.
+        new: endings of the vision tower's parameter names that only the new model has.
+        kwargs: see [`PixCLIPModel.from_vision_text_pretrained`], as is `dtype`.
+    """
+    dtype = _check_dtype(dtype)
+    vision_source, text_source, same, config = read_towers(model_class.config_class, vision, text, **kwargs)
+    layout = laid_out(model_class, config)
+    if dtype == "auto":
+        dtype = _common_dtype([vision_source, text_source])
 
     whole = load_weights(vision_source, dtype)
-    vision_tower = take_tower(vision_source, whole)
-    if text_source is None:
-        dtype = vision_tower.model.dtype if dtype == "auto" else dtype
-        model = model_class._from_config(config, dtype=dtype)
-        inherit(model, "vision_model", vision_tower.model, new)
-        inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection")
-        return model.eval()
-    text_tower = take_tower(text_source, whole if same else load_weights(text_source, dtype))
-    if kwargs.get("bidirectional") is None:
-        announce_own_code(text_tower.model, text_source.config, text)
+    towers = {"vision_model": take_tower(vision_source, whole)}
+    if text_source is not None and not same:
+        # What the first checkpoint has beside its tower is let go before the second is read.
+        whole = None
+        whole = load_weights(text_source, dtype)
+    if text_source is not None:
+        towers["text_model"] = take_tower(text_source, whole)
+        if kwargs.get("bidirectional") is None:
+            announce_own_code(towers["text_model"].model, text_source.config, text)
+    whole = None
     if dtype == "auto":
-        dtype = torch.promote_types(vision_tower.model.dtype, text_tower.model.dtype)
-    # Built in its dtype and not cast: a cast would take the rotary frequencies of an LLM along.
-    model = model_class._from_config(config, dtype=dtype)
-    inherit(model, "vision_model", vision_tower.model, new)
-    inherit(model, "text_model", text_tower.model)
-    aligned = [
-        inherit_projection(model.visual_projection, vision_tower.projection, "visual_projection"),
-        inherit_projection(model.text_projection, text_tower.projection, "text_projection"),
-    ]
+        dtype = reduce(torch.promote_types, (tower.model.dtype for tower in towers.values()))
+        for tower in towers.values():
+            tower.model.to(dtype)
+
+    state: dict[str, Tensor] = {}
+    aligned = []
+    for part, tower in towers.items():
+        state |= inherited(layout, part, tower.model, new if part == "vision_model" else ())
+        projection = "visual_projection" if part == "vision_model" else "text_projection"
+        weight = inherited_projection(layout, projection, tower.projection)
+        state |= weight
+        aligned.append(bool(weight))
     if same and all(aligned):
-        inherited = {
-            "logit_scale_init_value": (model.logit_scale.log_scale, vision_tower.log_scale),
-            "logit_bias_init_value": (model.logit_scale.bias, vision_tower.logit_bias),
-        }
-        with torch.no_grad():
-            for name, (parameter, value) in inherited.items():
-                if name not in kwargs and parameter is not None and value is not None:
-                    parameter.copy_(value.reshape(()))
-    return model.eval()
+        for name, field_name, value in (
+            ("log_scale", "logit_scale_init_value", towers["vision_model"].log_scale),
+            ("bias", "logit_bias_init_value", towers["vision_model"].logit_bias),
+        ):
+            if field_name not in kwargs and getattr(layout.logit_scale, name) is not None and value is not None:
+                state[f"logit_scale.{name}"] = value.detach().reshape(())
+    towers.clear()
+    return model_of_weights(model_class, config, state, dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .modeling_regions import box_coverage, box_cxcywh_to_xyxy, mask_boxes, mask_patch_weights, patch_centers
 from .modeling_text import ScaledLinear
+from .modeling_vision import VISION_ADAPTERS
 
 # Gain of the first queries and keys: enough to single out a region, not a patch of it.
 QUERY_GAIN = 1.5
@@ -275,7 +276,7 @@ class CLOCPrompter(nn.Module):
         sizes = (
             width,
             config.prompter_num_attention_heads or vision.num_attention_heads,
-            config.prompter_intermediate_size or vision.intermediate_size,
+            config.prompter_intermediate_size or VISION_ADAPTERS.of(vision).feed_forward_width(vision),
         )
         self.layer: Any
         if self.first_edition:

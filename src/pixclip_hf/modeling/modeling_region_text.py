@@ -502,9 +502,12 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
                     f"`pixel_values` must have sides that are multiples of the patch size {patch}, got "
                     f"{tuple(pixel_values.shape[-2:])}."
                 )
+        if interpolate_pos_encoding and not self.vision_adapter.takes_any_size:
             # Not every family of towers has the argument.
             kwargs["interpolate_pos_encoding"] = True
-        return self.vision_model(pixel_values=pixel_values, **(kwargs | {"return_dict": True}))
+        outputs = self.vision_model(pixel_values=pixel_values, **(kwargs | {"return_dict": True}))
+        outputs.pooler_output = self.vision_adapter.pooled_image(outputs)
+        return outputs
 
 
 class RegionTextModel(RegionTextVisionModel):
@@ -545,9 +548,10 @@ class RegionTextModel(RegionTextVisionModel):
         """A model that inherits its towers, and what lies behind them where it fits.
 
         Args:
-            vision: CLIP, SigLIP or SigLIP2 checkpoint (composite or vision tower alone), or a CLOC
-                or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (SigLIP's, which has none,
-                the identity), so that image features equal those of the checkpoint.
+            vision: CLIP, SigLIP or SigLIP2 checkpoint (composite or vision tower alone), DINOv2, DINOv3 or ViT, or a
+                CLOC or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (the identity where the
+                family has none: SigLIP, DINO, ViT), so that image features equal those of the checkpoint; those of a
+                ViT are its class token.
             text: CLIP or SigLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or
                 PixCLIP, which says how its text tower is pooled. The projection of a CLIP or a region model becomes
                 `text_projection` when that is `"linear"`; that of a SigLIP is the identity, and `"linear"` its
@@ -567,7 +571,7 @@ class RegionTextModel(RegionTextVisionModel):
                 shape, listed by name; a size that the tower cannot take.
             TypeError: a field that the configuration does not have.
         """
-        return model_from_towers(cls, cls.config_class, vision, text, cls.new_vision_weights, **kwargs)
+        return model_from_towers(cls, vision, text, cls.new_vision_weights, **kwargs)
 
     @property
     def contrastive_tile_size(self) -> int | None:

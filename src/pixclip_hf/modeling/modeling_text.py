@@ -52,7 +52,7 @@ class LogitScale(nn.Module):
 
     def forward(self) -> Tensor:
         """Scalar: the inverse temperature."""
-        log_scale = self.log_scale
+        log_scale: Tensor = self.log_scale
         if self.bias is None:
             # The bound shifts the value and leaves the gradient: checkpoints of CLIP lie on it, where a clamp would
             # hold them for good.
@@ -142,15 +142,15 @@ class TextAdapter:
         """The token behind the end of a text, for towers that read it."""
         return config.pad_token_id
 
-    def resize_positions(self, weight: Tensor, rows: int) -> Tensor:
-        """Stretches the position embeddings `(L, width)` to `rows` (Long-CLIP, arXiv 2403.15378).
+    def resize_positions(self, weight: Tensor, shape: torch.Size) -> Tensor:
+        """Stretches the position embeddings `(L, width)` to `shape` (Long-CLIP, arXiv 2403.15378).
 
         The first 20 stay, the others are spread over the rest and interpolated linearly; the last one stays the last.
         """
-        if rows == len(weight):
+        if weight.shape == shape:
             return weight
         kept = self.kept_positions
-        rest = F.interpolate(weight[kept:].float().T[None], size=rows - kept, mode="linear", align_corners=True)
+        rest = F.interpolate(weight[kept:].float().T[None], size=shape[0] - kept, mode="linear", align_corners=True)
         return torch.cat([weight[:kept], rest[0].T.to(weight.dtype)])
 
 

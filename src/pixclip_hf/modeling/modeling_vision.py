@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_eva02 import Eva02VisionConfig
 from .configuration_region_text import PATCH_TOWERS
@@ -97,6 +98,27 @@ def replace_module(tower: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 return
 
 
+class MaskedPatchEmbeddings(nn.Module):
+    """Takes the place of a patch embedding that refuses a fourth channel (ViT, DINOv2); its weights keep their names.
+
+    Args:
+        embeddings: the module in question, with its convolution as `projection`.
+        mask_bias: see [`MaskedPatchConv`].
+    """
+
+    def __init__(self, embeddings: nn.Module, mask_bias: bool):
+        super().__init__()
+        # What the tower asks of it.
+        self.num_patches, self.image_size = embeddings.num_patches, embeddings.image_size
+        self.patch_size, self.num_channels = embeddings.patch_size, embeddings.num_channels
+        conv: Any = embeddings.projection
+        self.projection = MaskedPatchConv(conv, mask_bias)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(N, 3, H, W) pixels, or (N, 4, H, W) pixels and scaled mask, to (N, patches, width), row by row."""
+        return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
+
+
 class VisionAdapter:
     """What is special about a family of vision towers. This class describes CLIP's kind; subclasses describe others.
 
@@ -107,8 +129,14 @@ class VisionAdapter:
 
     # Learned positions in the tower's state, a row per token.
     positions: ClassVar[str] = "embeddings.position_embedding.weight"
+    # Whether positions are interpolated with a low-pass filter where the grid shrinks, as the tower does on the fly.
+    antialias: ClassVar[bool] = False
+    # Whether the tower takes images of any size without being asked to interpolate.
+    takes_any_size: ClassVar[bool] = False
     # Name of the class of transformers that keeps the projection behind a tower that was saved alone.
     with_projection: ClassVar[str | None] = None
+    # Starts of the names of weights that a checkpoint may lack, since nothing here is computed with them.
+    optional_weights: ClassVar[tuple[str, ...]] = ()
     # Whether the family projects what its towers pool; without, its features are the pooled states themselves.
     projects: ClassVar[bool] = True
     # Whether images keep their aspect and enter as rows of patches, with their own grid each.
@@ -145,6 +173,10 @@ class VisionAdapter:
         register tokens in front of them."""
         return last_hidden_state[:, -grid[0] * grid[1] :]
 
+    def pooled_image(self, outputs: BaseModelOutputWithPooling) -> Tensor:
+        """`(B, width)`: what represents the whole image in a tower's output."""
+        return outputs.pooler_output
+
     def pool_regions(self, tower: PreTrainedModel, tokens: Tensor, weights: Tensor) -> Tensor:
         """Pools patch tokens under region weights, as the tower pools a whole image.
 
@@ -167,25 +199,32 @@ class VisionAdapter:
             )
         return weighted_mean(tower.post_layernorm(tokens), weights)
 
+    def feed_forward_width(self, config: Any) -> int:
+        """Width inside the feed-forward layers of the tower, which a Prompter takes over."""
+        return config.intermediate_size
+
     def whole_image_size(self, config: Any) -> int:
         """Side in pixels of the largest image that the tower sees completely."""
         # The so400m SigLIP towers at 384 pixels cut 27 patches of 14 and never see the last 6 pixels.
         return config.image_size // config.patch_size * config.patch_size
 
-    def resize_positions(self, weight: Tensor, rows: int) -> Tensor:
+    def resize_positions(self, weight: Tensor, shape: torch.Size) -> Tensor:
         """Interpolates the position embeddings of a square patch grid, bicubic as transformers' towers do on the fly.
 
         Args:
-            weight (`(side * side, width)`, or more rows for tokens in front of the patches, which stay).
-            rows: the rows of the result, counted alike.
+            weight (`(side * side, width)` or `(1, side * side, width)`): rows for tokens in front of the patches, of
+                which there may be some, stay.
+            shape: of the result, counted alike.
         """
-        old_side, new_side = math.isqrt(len(weight)), math.isqrt(rows)
-        if old_side == new_side:
+        if weight.shape == shape:
             return weight
-        first = len(weight) - old_side**2
-        grid = weight[first:].float().T.reshape(1, -1, old_side, old_side)
-        grid = F.interpolate(grid, size=(new_side, new_side), mode="bicubic", align_corners=False)
-        return torch.cat([weight[:first], grid.flatten(2)[0].T.to(weight.dtype)])
+        rows = weight.reshape(-1, weight.shape[-1])
+        old_side, new_side = math.isqrt(len(rows)), math.isqrt(shape[-2])
+        first = len(rows) - old_side**2
+        grid = rows[first:].float().T.reshape(1, -1, old_side, old_side)
+        size = (new_side, new_side)
+        grid = F.interpolate(grid, size=size, mode="bicubic", align_corners=False, antialias=self.antialias)
+        return torch.cat([rows[:first], grid.flatten(2)[0].T.to(weight.dtype)]).reshape(shape)
 
 
 VISION_ADAPTERS = AdapterRegistry(VisionAdapter())
@@ -251,3 +290,68 @@ class Eva02VisionAdapter(VisionAdapter):
         # Code that came with a repository holds this configuration twice, once for the model's configuration and once
         # for the model: `AutoModel`'s mapping by class would know only one of them.
         return Eva02VisionModel._from_config(config)
+
+
+class ViTKindAdapter(VisionAdapter):
+    """Towers whose tokens leave normalized, with a class token and a patch embedding that counts channels."""
+
+    positions = "embeddings.position_embeddings"
+    projects = False
+
+    def add_mask_projection(self, tower: PreTrainedModel, mask_bias: bool) -> None:
+        """Puts [`MaskedPatchEmbeddings`] in place of the tower's own."""
+        embeddings: Any = tower.embeddings
+        embeddings.patch_embeddings = MaskedPatchEmbeddings(embeddings.patch_embeddings, mask_bias)
+
+    def pool_regions(self, tower: PreTrainedModel, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Mean of patch tokens under region weights; shapes as in [`VisionAdapter.pool_regions`]."""
+        return weighted_mean(tokens, weights)
+
+
+@VISION_ADAPTERS.register("vit")
+class ViTVisionAdapter(ViTKindAdapter):
+    """A plain ViT, whose class token represents the image.
+
+    The pooling layer behind it is left out: most checkpoints were trained without one.
+    """
+
+    optional_weights = ("pooler.",)
+
+    def build(self, config: Any) -> PreTrainedModel:
+        """The tower, with new weights and without its pooling layer."""
+        return AutoModel.from_config(config, add_pooling_layer=False)
+
+    def pooled_image(self, outputs: BaseModelOutputWithPooling) -> Tensor:
+        """`(B, width)`: the class token."""
+        return outputs.last_hidden_state[:, 0]
+
+
+@VISION_ADAPTERS.register("dinov2")
+class Dinov2VisionAdapter(ViTKindAdapter):
+    """DINOv2."""
+
+    takes_any_size = True
+
+    def feed_forward_width(self, config: Any) -> int:
+        """Width inside the feed-forward layers of the tower; those with SwiGLU, which are narrower, keep the ratio."""
+        return config.hidden_size * config.mlp_ratio
+
+
+@VISION_ADAPTERS.register("dinov2_with_registers")
+class Dinov2WithRegistersVisionAdapter(Dinov2VisionAdapter):
+    """DINOv2 with register tokens between the class token and the patches."""
+
+    antialias = True
+
+
+@VISION_ADAPTERS.register("dinov3_vit")
+class Dinov3VisionAdapter(VisionAdapter):
+    """DINOv3: a class token, register tokens, rotary positions of any grid."""
+
+    takes_any_size = True
+    projects = False
+
+    def pool_regions(self, tower: PreTrainedModel, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Mean of patch tokens under region weights, which leave the tower normalized; shapes as in
+        [`VisionAdapter.pool_regions`]."""
+        return weighted_mean(tokens, weights)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from os import PathLike
 from typing import Any
 
@@ -179,6 +179,10 @@ class RegionPipeline(Pipeline):
 
     A subclass provides `postprocess`. The processor does the preprocessing; a batch has one row per image, with its
     regions padded.
+
+    Several threads may call one pipeline at a time. A call keeps all that is its own, images, labels and results, in
+    its own variables; what calls share, embedded texts, is behind a lock. The model must not be trained, moved or
+    changed meanwhile, and an iterator over results belongs to the thread that asked for it.
     """
 
     _load_processor = True
@@ -257,7 +261,13 @@ class RegionPipeline(Pipeline):
             num_workers = min(num_workers, 1)
         loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
         outputs = _BucketedOutputs(loader, partial(self.forward, **forward_params), batch_size)
-        return PipelineIterator(outputs, self.postprocess, postprocess_params)
+        numbers = count()
+
+        def postprocess(model_outputs: dict[str, Any], **options: Any) -> Any:
+            with _numbered(next(numbers)):
+                return self.postprocess(model_outputs, **options)
+
+        return PipelineIterator(outputs, postprocess, postprocess_params)
 
     def preprocess(self, inputs: Any, boxes: Any = None, masks: Any = None, **processor_kwargs: Any) -> dict[str, Any]:
         item = _region_item(inputs, boxes, masks)
@@ -296,9 +306,21 @@ class RegionPipeline(Pipeline):
 
     @staticmethod
     def split_outputs(model_outputs: dict[str, Any]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        """The model's rows (R, ...) for the R regions of one image and the dicts of these regions, without padding."""
+        """The model's rows (R, ...) for the R regions of one image and the dicts of these regions, without padding.
+
+        Raises:
+            ValueError: a row is not finite: no number stands for a region that the model could not embed.
+        """
         (regions,) = model_outputs["regions"]
-        return model_outputs["per_region"][0, : len(regions)], regions
+        rows = model_outputs["per_region"][0, : len(regions)]
+        finite = rows.isfinite().all(-1)
+        if not finite.all():
+            number = int(finite.int().argmin())
+            raise ValueError(
+                f"Region {number}, {regions[number]['box']}, has NaN or infinite values: the model's weights are "
+                "damaged, or its dtype is too narrow (take bfloat16 or float32 in place of float16)."
+            )
+        return rows, regions
 
 
 class RegionFeatureExtractionPipeline(RegionPipeline):
@@ -322,7 +344,8 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
             masks: the image's R masks, in any form that the processor reads; for a list of images one such list
                 per image.
             box_format (`str`): `"xyxy"` (default), `"xywh"` or `"cxcywh"`.
-            normalized (`bool`): boxes in [0, 1] of the image instead of pixels.
+            normalized (`bool`): boxes in [0, 1] of the image (True) or pixels (False). By default pixels, and boxes
+                without any value above 1 are refused, because they look like fractions.
             prompt (`str`): `"box"` or `"mask"`, what prompts the model. Needed where both are given, or to convert one
                 into the other (CLOC takes either, PixCLIP takes masks).
             mode (`str`): PixCLIP only: `"prompted"` (one pass per region) or `"pooled"` (one pass per image).

@@ -108,8 +108,11 @@ class EmbeddedTexts:
             found: dict[Hashable, Any] = {key: self._rows.get(key) for key in keys}
             if missing := [key for key, row in found.items() if row is None]:
                 found.update(zip(missing, embed(missing), strict=True))
-                # Another thread may have trained in between: such rows belong to no one state.
-                if weights is not None and (after := text_weights(model)) is not None and after.equals(weights):
+                # Another thread may have trained in between: such rows belong to no one state. And what is not a
+                # number is no embedding.
+                finite = all(bool(found[key].isfinite().all()) for key in missing)
+                after = text_weights(model) if finite and weights is not None else None
+                if after is not None and weights is not None and after.equals(weights):
                     # Copies, because a row of a batch would keep the whole batch in memory.
                     self._rows.update((key, found[key].clone()) for key in missing[-self.most :])
             for key in found:

@@ -13,6 +13,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .processing_geometry import Geometry, clip_boxes
 from .processing_images import load_images
+from .processing_numbers import as_array, as_float64, most_pixels, read_whole, shown
 from .processing_patches import cut_patches, patch_grid
 
 
@@ -136,7 +137,7 @@ class RegionImageProcessor(PilBackend):
         """
         results = []
         for geometry, values in self._with_geometries(boxes, target_sizes, "boxes"):
-            shares = values.cpu().double().numpy()
+            shares = as_float64(values, "boxes")
             if shares.ndim != 2 or shares.shape[-1] != 4:
                 raise ValueError(f"boxes must have shape (R, 4) for each image, got {shares.shape}")
             height, width = geometry.output_size
@@ -170,13 +171,41 @@ class RegionImageProcessor(PilBackend):
         return results
 
     def _with_geometries(self, values: Any, target_sizes: Any, name: str) -> list[tuple[Geometry, torch.Tensor]]:
-        given = [tuple(int(side) for side in size) for size in target_sizes]
-        if len(values) != len(given) or not all(len(size) == 2 for size in given):
-            raise ValueError(
-                f"target_sizes must hold a (height, width) for each of the {len(values)} images of {name}, got {given}"
-            )
-        sizes = [(height, width) for height, width in given]
-        return list(zip(self.get_geometries(sizes), (torch.as_tensor(value) for value in values), strict=True))
+        is_list = isinstance(values, list | tuple) or (
+            isinstance(values, np.ndarray | torch.Tensor) and values.ndim > 0
+        )
+        if not is_list:
+            raise TypeError(f"{name} must be a tensor, or a list with one for each image, got {shown(values)}")
+        sizes = _target_sizes(target_sizes, len(values), name)
+        tensors = (_as_tensor(value, f"{name}[{i}]") for i, value in enumerate(values))
+        return list(zip(self.get_geometries(sizes), tensors, strict=True))
+
+
+def _target_sizes(target_sizes: Any, number: int, name: str) -> list[tuple[int, int]]:
+    rows = as_array(target_sizes, "target_sizes")
+    if not len(rows.shape) or len(rows) != number or (number and rows.shape != (number, 2)):
+        raise ValueError(
+            f"target_sizes must hold a (height, width) for each of the {number} images of {name}, "
+            f"got {shown(target_sizes)}"
+        )
+    sizes = []
+    for i, row in enumerate(rows):
+        sides = (int(side) if isinstance(side, np.floating) and side.is_integer() else side for side in row)
+        height, width = (read_whole(side, f"target_sizes[{i}][{j}]", 1) for j, side in enumerate(sides))
+        if height * width > most_pixels():
+            raise ValueError(f"target_sizes[{i}] must be of at most {most_pixels()} pixels, got {height} x {width}")
+        sizes.append((height, width))
+    return sizes
+
+
+def _as_tensor(values: Any, name: str) -> torch.Tensor:
+    if isinstance(values, torch.Tensor) and not values.is_meta:
+        return values
+    found = as_array(values, name)
+    try:
+        return torch.as_tensor(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be numbers, got {shown(values)}: {error}") from error
 
 
 def _geometries(image_sizes: list[tuple[int, int]], **settings: Any) -> list[Geometry]:
@@ -190,6 +219,7 @@ def _geometries(image_sizes: list[tuple[int, int]], **settings: Any) -> list[Geo
         for i, canvas in enumerate(canvases):
             if canvas[0] > target[0] or canvas[1] > target[1]:
                 raise ValueError(f"pad_size {target} is smaller than image {i} after resizing, {canvas}")
+        _check_canvas(*target)
         canvases = [target] * len(canvases)
     elif len(set(canvases)) > 1:
         raise ValueError(
@@ -232,8 +262,10 @@ def _place(
         height, width = (other, edge) if width <= height else (edge, other)
     elif do_resize:
         raise ValueError(f"size must have 'height' and 'width', or 'shortest_edge', got {dict(size)}")
+    _check_canvas(height, width)
     if not do_center_crop:
         return (height, width), (0, 0, width, height)
+    _check_canvas(crop_size.height, crop_size.width)
     top, left = (height - crop_size.height) // 2, (width - crop_size.width) // 2
     return (crop_size.height, crop_size.width), (-left, -top, width - left, height - top)
 
@@ -246,6 +278,17 @@ def _patch_inputs(
     shapes = np.array([geometry.output_size for geometry in geometries], dtype=np.int64) // patch_size
     there = np.arange(max_num_patches) < shapes.prod(1, keepdims=True)
     return {"pixel_attention_mask": there.astype(np.int64), "spatial_shapes": shapes}
+
+
+def _check_canvas(height: int, width: int) -> None:
+    """
+    Raises:
+        ValueError: an image would be resized, cropped or padded to no pixels, or to more than an image may have.
+    """
+    if min(height, width) < 1 or height * width > most_pixels():
+        raise ValueError(
+            f"size, crop_size and pad_size must give between 1 and {most_pixels()} pixels, got {height} x {width}"
+        )
 
 
 def _render(

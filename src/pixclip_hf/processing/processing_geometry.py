@@ -172,7 +172,13 @@ def place_boxes(boxes: np.ndarray, geometry: Geometry, names: list[str]) -> np.n
         if box[2] <= box[0] or box[3] <= box[1]:
             raise _removed(name)
     height, width = geometry.output_size
-    return (placed / np.array([width, height, width, height])).astype(np.float32)
+    shares = (placed / np.array([width, height, width, height])).astype(np.float32)
+    # A sliver that float32 would close keeps the least width that it has.
+    low, high = shares[:, :2], shares[:, 2:]
+    closed = high <= low
+    high[closed] = np.nextafter(low[closed], np.float32(2))
+    low[closed & (high > 1)], high[closed & (high > 1)] = np.nextafter(np.float32(1), np.float32(0)), 1
+    return shares
 
 
 def _removed(name: str) -> ValueError:

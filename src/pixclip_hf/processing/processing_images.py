@@ -13,6 +13,7 @@ from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
 from .processing_addresses import is_address, read_address
+from .processing_numbers import as_array, most_pixels
 
 logger = logging.get_logger(__name__)
 
@@ -188,8 +189,8 @@ def _check_pixels(size: tuple[int, int], name: str) -> None:
     Raises:
         ValueError: more pixels than PIL reads.
     """
-    most = None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
-    if most is not None and size[0] * size[1] > most:
+    most = most_pixels()
+    if size[0] * size[1] > most:
         raise ValueError(
             f"{name} must have at most {most} pixels (twice PIL.Image.MAX_IMAGE_PIXELS), got {size[0]} x {size[1]}"
         )
@@ -265,8 +266,8 @@ def _from_16_bit(values: np.ndarray) -> Image.Image:
 def _array_to_pil(image: np.ndarray | torch.Tensor, name: str, input_data_format: str | None) -> Image.Image:
     channels_last_by_default = isinstance(image, np.ndarray)
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
+        image = as_array(image, name)
+        image = image.astype(np.float32) if image.dtype.kind == "f" else image
     if image.size == 0:
         raise ValueError(f"{name} must have at least one pixel, got shape {image.shape}")
     if image.ndim == 3:

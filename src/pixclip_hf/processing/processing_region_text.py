@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, ImageProcessingMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs
 
@@ -39,7 +39,8 @@ class RegionTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[
         text_kwargs: see `RegionTextKwargs`; `images_kwargs`: settings of the image processor, such as `size`. Both may
             be given flat as well, and what both know, `return_tensors`, in `common_kwargs`.
         box_format: "xyxy" (the default), "xywh" or "cxcywh".
-        normalized: boxes are fractions of width and height in place of pixels.
+        normalized: boxes are fractions of width and height (True) or pixels (False). By default they are pixels too,
+            but boxes none of which has a value above 1 are refused, because they look like fractions.
         prompt: what prompts the model, one of the processor's `prompts`: "box" (a mask becomes its tight box) or
             "mask" (a box becomes a rectangle). May be left out where only masks or only boxes are given.
         return_regions: add `regions`, plain Python: for each image a list of
@@ -48,9 +49,34 @@ class RegionTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[
 
     text_kwargs: RegionTextKwargs
     box_format: str
-    normalized: bool
+    normalized: bool | None
     prompt: str | None
     return_regions: bool
+
+
+def _image_settings(vision: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """How the image processor of a checkpoint resamples and normalizes, and how many patches it makes at most.
+
+    Raises:
+        ValueError: a processor that this installation cannot build, whose file does not say how it normalizes.
+    """
+    names = (
+        *("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+        "max_num_patches",
+    )
+    try:
+        source = AutoImageProcessor.from_pretrained(vision, **hub_kwargs)
+    except ImportError as error:
+        # DINOv3's needs torchvision. What it would do is written in its file.
+        content, _ = ImageProcessingMixin.get_image_processor_dict(vision, **hub_kwargs)
+        if missing := [name for name in ("image_mean", "image_std", "resample") if content.get(name) is None]:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"`vision` ({vision!r}) has an image processor that cannot be built here ({reason}), and its file "
+                f"does not say {', '.join(missing)}."
+            ) from error
+        return {name: content[name] for name in names if content.get(name) is not None}
+    return {name: getattr(source, name) for name in names if getattr(source, name, None) is not None}
 
 
 class RegionTextProcessor(OptionalTokenizer):
@@ -69,7 +95,7 @@ class RegionTextProcessor(OptionalTokenizer):
     valid_processor_kwargs = RegionTextProcessorKwargs
     # Settings of a call where it says nothing.
     box_format: ClassVar[str] = "xyxy"
-    normalized: ClassVar[bool] = False
+    normalized: ClassVar[bool | None] = None
     return_regions: ClassVar[bool] = False
     # What may prompt a region, the usual one first.
     prompts: ClassVar[tuple[str, ...]] = ()
@@ -117,7 +143,7 @@ class RegionTextProcessor(OptionalTokenizer):
         `vision`'s image processor does it, and `text`'s tokenizer with the limit of the text tower.
 
         Args:
-            vision: CLIP or SigLIP checkpoint, Hub id or folder, with its image processor.
+            vision: CLIP, SigLIP, DINO or ViT checkpoint, Hub id or folder, with its image processor.
             text: text model with its tokenizer.
             image_size: side of the images in pixels; the tower's own when None.
             max_position_embeddings: tokens that a stretched text tower takes; the tower's own when None.
@@ -139,15 +165,17 @@ class RegionTextProcessor(OptionalTokenizer):
             )
         if takes_patches and image_size is not None:
             raise ValueError(f"image_size must be None for a {config.model_type!r} tower, got {image_size}")
-        source = AutoImageProcessor.from_pretrained(vision, **vision_kwargs)
-        names = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        settings = {name: getattr(source, name) for name in names if getattr(source, name, None) is not None}
-        if takes_patches:
-            settings |= {"max_num_patches": source.max_num_patches, "patch_size": config.patch_size}
-        else:
+        settings = _image_settings(vision, vision_kwargs)
+        if not takes_patches:
             # As the model has it: whole patches.
             side = image_size or config.image_size // config.patch_size * config.patch_size
             settings["size"] = {"height": side, "width": side}
+        elif "max_num_patches" in settings:
+            settings["patch_size"] = config.patch_size
+        else:
+            raise ValueError(
+                f"vision must name a checkpoint whose image processor has max_num_patches, got {vision!r}"
+            )
         image_processor = RegionImageProcessor(**settings)
 
         config = AutoConfig.from_pretrained(text, **text_kwargs)

@@ -10,7 +10,8 @@ from PIL import Image
 from transformers.utils import logging
 
 from .processing_geometry import clip_boxes
-from .processing_runs import RunMask, box_runs, polygon_runs
+from .processing_numbers import MOST, as_array, as_float64
+from .processing_runs import RunMask, box_runs, polygon_runs, read_rle
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +33,7 @@ def encode_rle(mask: np.ndarray) -> dict:
     Raises:
         ValueError: `mask` is not 2-D or has no pixels.
     """
-    mask = np.asarray(mask)
+    mask = as_array(mask, "mask")
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"mask must have shape (H, W) with at least one pixel, got {mask.shape}")
     flat = np.asarray(mask, dtype=bool).ravel(order="F")
@@ -51,64 +52,11 @@ def encode_rle(mask: np.ndarray) -> dict:
     return {"size": [int(mask.shape[0]), int(mask.shape[1])], "counts": text}
 
 
-def _uncompress_counts(counts: bytes) -> np.ndarray:
-    """Run lengths of COCO's compressed `counts`; raises ValueError when they are not a whole number of codes."""
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
-        raise ValueError("counts are not a COCO compressed run-length string")
-    last = np.flatnonzero((codes & 0x20) == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    lengths = last - first + 1
-    if lengths.max() > 12:
-        raise ValueError("counts hold a run too long for 64 bits")
-    position = np.arange(codes.size) - np.repeat(first, lengths)
-    values = np.add.reduceat((codes & 0x1F) << (5 * position), first)
-    values -= np.where(codes[last] & 0x10, np.int64(1) << (5 * lengths), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
-
-
 def decode_rle(rle: dict) -> np.ndarray:
     """
     Decode COCO's run-length encoding: `read_rle` as an (H, W) bool array, column-major in memory as it is coded.
     """
     return read_rle(rle).decode()
-
-
-def read_rle(rle: dict) -> RunMask:
-    """
-    Read COCO's run-length encoding.
-
-    Args:
-        rle: `{"size": [H, W], "counts": ...}` with counts compressed (str or bytes) or plain (a sequence of ints).
-
-    Raises:
-        ValueError: keys are missing, the size is not two positive integers, a run is negative, or the runs do not
-            add up to H x W.
-    """
-    if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
-        raise ValueError(f"an RLE must be a dict with 'size' and 'counts', got {rle!r:.80}")
-    counts = rle["counts"]
-    try:
-        height, width = (int(side) for side in rle["size"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"an RLE's size must be [height, width], got {rle['size']!r}") from error
-    if height < 1 or width < 1:
-        raise ValueError(f"an RLE's size must be positive, got {rle['size']!r}")
-    if isinstance(counts, str):
-        counts = counts.encode("utf-8")
-    if isinstance(counts, bytes):
-        runs = _uncompress_counts(counts)
-    else:
-        runs = np.asarray(counts)
-        if runs.ndim != 1 or runs.dtype.kind not in "iu":
-            raise ValueError(f"an RLE's counts must be a string or a flat list of integers, got {counts!r:.80}")
-    # No run is longer than the mask: sums of such ones wrap around, and may come out right.
-    if runs.size == 0 or runs.min() < 0 or runs.max() > height * width or runs.sum() != height * width:
-        raise ValueError(f"an RLE's runs must be >= 0 and add up to {height} x {width}, got a sum of {runs.sum()}")
-    edges = np.cumsum(runs)[: runs.size // 2 * 2]
-    return RunMask.from_edges((height, width), edges, by_columns=True)
 
 
 def polygon_mask(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
@@ -150,11 +98,13 @@ def read_runs_or_mask(mask: Any, size: tuple[int, int], name: str) -> np.ndarray
         if not runs.edges.size:
             raise _empty(name)
         return runs
-    if isinstance(mask, torch.Tensor):
-        mask = mask.detach().cpu()
-        values = (mask.float() if mask.dtype == torch.bfloat16 else mask).numpy()
-    elif isinstance(mask, np.ndarray | Image.Image):
-        values = np.asarray(mask)
+    if isinstance(mask, np.ndarray | torch.Tensor):
+        values = as_array(mask, name)
+    elif isinstance(mask, Image.Image):
+        try:
+            values = np.asarray(mask)
+        except Exception as error:  # any: what a decoder raises on foreign bytes
+            raise ValueError(f"{name} is a corrupt image: {error}") from error
     else:
         raise TypeError(
             f"{name} must be a PIL image, an array, a tensor, an RLE dict or a polygon (list of flat rings), "
@@ -201,7 +151,7 @@ def _binary(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def read_boxes(
-    boxes: Any, size: tuple[int, int], name: str, box_format: str = "xyxy", normalized: bool = False
+    boxes: Any, size: tuple[int, int], name: str, box_format: str = "xyxy", normalized: bool | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """
     Read the boxes of one image and clip them to it.
@@ -211,35 +161,32 @@ def read_boxes(
         size: (height, width) of the image.
         name: how errors call the boxes of this image.
         box_format: "xyxy", "xywh" (corner and size) or "cxcywh" (center and size).
-        normalized: coordinates are fractions of the width and height, not pixels.
+        normalized: coordinates are fractions of the width and height, not pixels. None means pixels, unless they look
+            like fractions.
 
     Returns:
         (R, 4) float64 xyxy in pixels, and the names of the boxes that were partly outside and lost that part.
 
     Raises:
-        ValueError: another shape, NaN or infinite values, x1 <= x0 or y1 <= y0, a box wholly outside its image, an
-            unknown format, or values that contradict `normalized`: above 1 with it; without it all within 1, for a box
-            that small holds no more than one pixel.
+        ValueError: no numbers, another shape, values that are not finite or 2**31 pixels away, x1 <= x0 or y1 <= y0, a
+            box wholly outside its image, an unknown format, or values that contradict `normalized`: above 1 with True,
+            all within 1 with None, for boxes that small hold no more than one pixel.
     """
     if box_format not in ("xyxy", "xywh", "cxcywh"):
         raise ValueError(f"box_format must be 'xyxy', 'xywh' or 'cxcywh', got {box_format!r}")
-    if isinstance(boxes, torch.Tensor):
-        boxes = boxes.detach().cpu().double().numpy()
-    try:
-        values = np.array(boxes, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers of shape (R, 4), got {boxes!r:.80}") from error
+    values = as_float64(boxes, name, "numbers of shape (R, 4)")
     if values.size == 0:
         return np.zeros((0, 4)), []
     if values.ndim != 2 or values.shape[1] != 4:
         raise ValueError(f"{name} must have shape (R, 4), one row per region, got {values.shape}")
     _raise_at(~np.isfinite(values).all(axis=1), values, name, "must be finite")
+    _raise_at((np.abs(values) > MOST).any(axis=1), values, name, f"must lie between -{MOST} and {MOST}")
     if normalized:
         _raise_at((values > 1.0001).any(axis=1), values, name, "must lie in [0, 1] with normalized=True")
-    elif np.abs(values).max() <= 1:
+    elif normalized is None and np.abs(values).max() <= 1:
         raise ValueError(
-            f"{name} holds no value above 1, so it looks like fractions of the image: pass normalized=True or pixels, "
-            f"got {values[0].tolist()}"
+            f"{name} holds no value above 1, so it looks like fractions of the image: pass normalized=True, or "
+            f"normalized=False where it is pixels, got {values[0].tolist()}"
         )
     height, width = size
     xyxy = values.copy()
@@ -322,7 +269,7 @@ def split_per_image(values: Any, name: str, num_images: int, batched: bool) -> l
     """
     if not batched:
         return [values]
-    count = len(values) if isinstance(values, list | tuple | np.ndarray | torch.Tensor) else type(values).__name__
+    count = len(values) if _is_list(values) else type(values).__name__
     if count != num_images:
         raise ValueError(f"{name} must be a list with one list for each of the {num_images} images, got {count}")
     return [[] if value is None else value for value in values]
@@ -345,11 +292,16 @@ def flatten_like(images: list[list], values: Any, name: str) -> list | None:
 
 
 def _count(values: Any, name: str, ndim: int) -> int:
-    if isinstance(values, np.ndarray | torch.Tensor) and values.ndim != ndim and values.shape[0]:
+    if isinstance(values, np.ndarray | torch.Tensor) and values.ndim != ndim and (not values.ndim or len(values)):
         raise ValueError(f"{name} must have {ndim} dimensions, one row per region, got shape {tuple(values.shape)}")
-    if not isinstance(values, list | tuple | np.ndarray | torch.Tensor):
+    if not _is_list(values):
         raise TypeError(f"{name} must be a list with one entry per region, got {type(values).__name__}")
     return len(values)
+
+
+def _is_list(values: Any) -> bool:
+    """Whether values come one after the other: in a list, or in an array that has an axis."""
+    return isinstance(values, list | tuple) or (isinstance(values, np.ndarray | torch.Tensor) and values.ndim > 0)
 
 
 def choose_prompt(prompt: str | None, masks: Any, boxes: Any, prompts: tuple[str, ...]) -> str:
@@ -384,7 +336,7 @@ def read_regions(
     batched: bool,
     use: str,
     box_format: str = "xyxy",
-    normalized: bool = False,
+    normalized: bool | None = None,
 ) -> list[Regions] | None:
     """
     Read the regions of a batch.

@@ -6,6 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from .processing_numbers import as_array, most_pixels, read_numbers, read_whole, shown
+
+# COCO rounds the corners of a polygon to fifths of a pixel.
+_STEPS = 5
+
 
 @dataclass(frozen=True)
 class RunMask:
@@ -94,46 +99,170 @@ def box_runs(box: np.ndarray, size: tuple[int, int]) -> RunMask:
     return RunMask(size, (np.arange(top, bottom)[:, None] * size[1] + columns).ravel(), by_columns=False)
 
 
+def read_rle(rle: dict) -> RunMask:
+    """
+    Read COCO's run-length encoding.
+
+    Args:
+        rle: `{"size": [H, W], "counts": ...}` with counts compressed (str or bytes) or plain (a sequence of ints).
+
+    Raises:
+        ValueError: keys are missing, the size is not two positive integers, it has more pixels than any image may
+            have, a run is negative, or the runs do not add up to H x W.
+    """
+    if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
+        raise ValueError(f"an RLE must be a dict with 'size' and 'counts', got {shown(rle)}")
+    height, width = _rle_size(rle["size"])
+    pixels, counts = height * width, rle["counts"]
+    if isinstance(counts, str):
+        counts = counts.encode("utf-8", "surrogatepass")
+    if isinstance(counts, bytes):
+        runs = _uncompress_counts(counts, (height, width))
+    else:
+        runs = as_array(counts, "an RLE's counts")
+        if runs.ndim != 1 or runs.dtype.kind not in "iu":
+            raise ValueError(f"an RLE's counts must be a string or a flat list of integers, got {shown(counts)}")
+    # No run is longer than the mask: sums of such ones wrap around, and may come out right.
+    if not runs.size or runs.min() < 0 or runs.max() > pixels or runs.astype(np.int64).sum() != pixels:
+        raise _no_sum((height, width), runs)
+    edges = np.cumsum(runs.astype(np.int64))[: runs.size // 2 * 2]
+    return RunMask.from_edges((height, width), edges, by_columns=True)
+
+
+def _rle_size(size: Any) -> tuple[int, int]:
+    try:
+        height, width = (
+            read_whole(int(side) if isinstance(side, float) and side.is_integer() else side, "a side") for side in size
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an RLE's size must be [height, width], got {shown(size)}: {error}") from error
+    if height < 1 or width < 1:
+        raise ValueError(f"an RLE's size must be positive, got {shown(size)}")
+    if height * width > most_pixels():
+        raise ValueError(f"an RLE's size must be of at most {most_pixels()} pixels, got {shown(size)}")
+    return height, width
+
+
+def _no_sum(size: tuple[int, int], runs: Sequence[int] | np.ndarray) -> ValueError:
+    total = sum(int(run) for run in runs)  # of any size
+    return ValueError(f"an RLE's runs must be >= 0 and add up to {size[0]} x {size[1]}, got a sum of {total}")
+
+
+def _uncompress_counts(counts: bytes, size: tuple[int, int]) -> np.ndarray:
+    """
+    Run lengths of COCO's compressed `counts` (cocoapi `maskApi.c`, `rleFrString`).
+
+    Raises:
+        ValueError: they are not a whole number of codes, or one of them is beyond any run of a mask of this size.
+    """
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
+        raise ValueError("counts are not a COCO compressed run-length string")
+    last = np.flatnonzero((codes & 0x20) == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > 12:
+        return _exact_runs(codes, size)
+    position = np.arange(codes.size) - np.repeat(first, lengths)
+    values = np.add.reduceat((codes & 0x1F) << (5 * position), first)
+    values -= np.where(codes[last] & 0x10, np.int64(1) << (5 * lengths), 0)
+    if np.abs(values).max() > size[0] * size[1]:  # sums of such ones may wrap around
+        return _exact_runs(codes, size)
+    # From the fourth on, a run is stored as the difference to the run two before.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def _exact_runs(codes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """
+    Run lengths of codes in integers of any size, which no sum wraps.
+
+    Raises:
+        ValueError: a code has more groups than 64 bits take, or the runs do not add up.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for code in codes.tolist():
+        if shift > 60:
+            raise ValueError("counts hold a run too long for 64 bits")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if not code & 0x20:
+            if code & 0x10:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    if min(runs) < 0 or sum(runs) != size[0] * size[1]:
+        raise _no_sum(size, runs)
+    return np.array(runs, dtype=np.int64)
+
+
 def polygon_runs(rings: Sequence[Sequence[float]], size: tuple[int, int]) -> RunMask:
     """
-    Fill a polygon: a pixel is region when its center lies inside a ring (even-odd rule), rings are united.
+    Fill a polygon as COCO does (cocoapi `maskApi.c`, `rleFrPoly`), pixel by pixel: corners are rounded to fifths of a
+    pixel, and a pixel is region when its center lies inside a ring (even-odd rule); rings are united.
 
     Args:
         rings: flat rings `[x0, y0, x1, y1, ...]` in pixels, at least three points each.
         size: (height, width) of the mask.
 
     Returns:
-        The mask; a polygon on the image that covers no pixel center keeps the pixel at the mean of its corners.
+        The mask; a polygon on the image that covers no pixel center, for which COCO has an empty mask, keeps the pixel
+        at the mean of its corners.
 
     Raises:
-        ValueError: a ring is not a flat list of at least three finite points.
+        ValueError: a ring is not a flat list of at least three points, finite and less than 2**31 pixels away.
     """
     height, width = size
     points = [_ring_points(ring) for ring in rings]
     parts = [_crossings(ring, size) for ring in points]
-    mask = RunMask.from_edges(size, parts[0] if len(parts) == 1 else _union(parts), by_columns=False)
+    mask = RunMask.from_edges(size, parts[0] if len(parts) == 1 else _union(parts), by_columns=True)
     if points and not mask.edges.size:
         x, y = np.concatenate(points).mean(axis=0)
         if 0 <= x < width and 0 <= y < height:
-            place = int(y) * width + int(x)
-            return RunMask(size, np.array([place, place + 1]), by_columns=False)
+            place = int(x) * height + int(y)
+            return RunMask(size, np.array([place, place + 1]), by_columns=True)
     return mask
 
 
 def _crossings(ring: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Where the rows of a mask enter and leave a ring (N, 2), as ascending places row by row."""
+    """Where the columns of a mask enter and leave a ring (N, 2), as ascending places column by column.
+
+    COCO walks every edge in steps of a fifth of a pixel along its longer axis, and notes where a step passes the
+    middle of a column. Here those steps are found without walking: what is far outside costs nothing.
+    """
     height, width = size
-    following = np.roll(ring, -1, axis=0)
-    # Each edge crosses the rows whose center lies between its ends; a pixel is inside after an odd crossing.
-    ends = np.sort(np.stack([ring[:, 1], following[:, 1]]), axis=0)
-    first, last = np.clip(np.ceil(ends - 0.5), 0, height).astype(np.int64)
-    crossed = last - first
-    edge = np.repeat(np.arange(len(ring)), crossed)
-    row = np.arange(len(edge)) + np.repeat(first - (np.cumsum(crossed) - crossed), crossed)
-    start, step = ring[edge], following[edge] - ring[edge]
-    x = start[:, 0] + (row + 0.5 - start[:, 1]) * step[:, 0] / step[:, 1]
-    # Every row is crossed an even number of times: in order, the crossings start and end runs of region.
-    return np.sort(row * width + np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64))
+    corners = np.trunc(_STEPS * ring + 0.5)
+    following = np.roll(corners, -1, axis=0)
+    along_x = np.abs(following - corners)[:, 0] >= np.abs(following - corners)[:, 1]
+    axis = np.where(along_x, 0, 1)
+    edges = np.arange(len(ring))
+    turned = (corners[edges, axis] > following[edges, axis])[:, None]
+    start, end = np.where(turned, following, corners), np.where(turned, corners, following)
+    # The middle of column i lies between the steps 5 i + 2 and 5 i + 3.
+    low, high = np.minimum(corners, following)[:, 0], np.maximum(corners, following)[:, 0]
+    first = np.clip(np.ceil((low - 2) / _STEPS), 0, width).astype(np.int64)
+    stop = np.clip(np.floor((high - 3) / _STEPS) + 1, 0, width).astype(np.int64)
+    crossed = np.maximum(stop - first, 0)
+    edge = np.repeat(edges, crossed)
+    column = np.arange(len(edge)) + np.repeat(first - (np.cumsum(crossed) - crossed), crossed)
+    before = _STEPS * column + 2.0
+    (x, y), (dx, dy) = start[edge].T, (end - start)[edge].T
+    # An edge that crosses columns has a length along its axis.
+    slope = np.where(along_x[edge], dy / np.where(along_x[edge], dx, 1), dx / np.where(along_x[edge], 1, dy))
+    # Along x a step is a column of fifths, and the row is rounded.
+    rows = [np.trunc(y + slope * (before - x + step) + 0.5) for step in (0, 1)]
+    # Along y a step is a row of fifths: the last one before the rounded column passes the middle.
+    steep = np.where(slope == 0, 1, slope)
+    last = np.floor((before + 0.5 - x) / steep) - 1
+    for _ in range(2):  # by the very arithmetic of COCO, which the division may miss by one
+        place = np.trunc(x + steep * (last + 1) + 0.5)
+        last += np.where(steep > 0, place <= before, place > before)
+    row = np.where(along_x[edge], np.minimum(*rows), y + last)
+    row = np.ceil(np.clip((row + 0.5) / _STEPS - 0.5, 0, height)).astype(np.int64)
+    # Every column is crossed an even number of times: in order, the crossings start and end runs of region.
+    return np.sort(column * height + row)
 
 
 def _union(parts: list[np.ndarray]) -> np.ndarray:
@@ -149,12 +278,14 @@ def _union(parts: list[np.ndarray]) -> np.ndarray:
 
 def _ring_points(ring: Any) -> np.ndarray:
     try:
-        points = np.asarray(ring, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a polygon is a list of flat rings [x0, y0, x1, ...], got a ring {ring!r:.80}") from error
-    if points.ndim != 1 or points.size < 6 or points.size % 2 or not np.isfinite(points).all():
+        points = read_numbers(ring, "a ring")
+    except ValueError as error:
+        raise ValueError(
+            f"a polygon is a list of flat rings [x0, y0, x1, y1, ...] of at least three finite points: {error}"
+        ) from error
+    if points.ndim != 1 or points.size < 6 or points.size % 2:
         raise ValueError(
             "a polygon is a list of flat rings [x0, y0, x1, y1, ...] of at least three finite points, "
-            f"got a ring {ring!r:.80}"
+            f"got a ring {shown(ring)}"
         )
     return points.reshape(-1, 2)

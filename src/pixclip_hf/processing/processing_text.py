@@ -190,6 +190,7 @@ def encode_texts(
     rows = _tokenize(tokenizer, named, limit, settings)
     # Texts and region texts are padded by themselves.
     parts = [part for part in (slice(0, len(texts)), slice(len(texts), None)) if rows[part]]
+    length: int | None
     if reads_padding:
         length, settings = _tower_length(tokenizer, named, rows, settings), {"padding_side": "right"}
     else:

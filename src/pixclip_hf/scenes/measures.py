@@ -27,9 +27,13 @@ DESCRIBED = ("texture", "color", "shape")
 def description_hits(regions: Sequence[Tensor], records: Sequence[Record], descriptions: Tensor) -> np.ndarray:
     """Whether texture, color and shape of the best description of each region are its own: `(R, 3)` bool."""
     names = [name.split()[1:] for name in all_descriptions()]
-    found = [names[index] for rows in regions for index in (rows @ descriptions.T).argmax(-1).tolist()]
+    scores = [rows @ descriptions.T for rows in regions]
+    # What is not a number describes nothing.
+    told = [row for rows in scores for row in rows.isfinite().all(-1).tolist()]
+    found = [names[index] for rows in scores for index in rows.argmax(-1).tolist()]
     true = [region["caption"].split()[1:] for record in records for region in record["regions"]]
-    return np.array([[a == b for a, b in zip(*pair, strict=True)] for pair in zip(found, true, strict=True)])
+    hits = np.array([[a == b for a, b in zip(*pair, strict=True)] for pair in zip(found, true, strict=True)])
+    return hits & np.array(told)[:, None]
 
 
 def description_accuracy(regions: Sequence[Tensor], records: Sequence[Record], descriptions: Tensor) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def pair_hits(
         for i, j in find_pairs(record):
             for own, other in ((i, j), (j, i)):
                 margin = (rows[own] @ (texts[captions[own]] - texts[captions[other]])).item()
-                hits.append(0.5 if abs(margin) < 1e-6 else float(margin > 0))
+                hits.append(0.5 if abs(margin) < 1e-6 else float(0 < margin < np.inf))
                 groups.append(number)
     return np.array(hits), np.array(groups)
 

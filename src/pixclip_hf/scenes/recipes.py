@@ -5,6 +5,7 @@ import json
 import time
 from pathlib import Path
 
+from ..data.whole_files import write_json
 from ..modeling.modeling_pixclip import PixCLIPModel
 from ..processing.processing_pixclip import PixCLIPProcessor
 
@@ -53,7 +54,7 @@ def train_stage(model_type: str, seed: int, folder: Path, start: Path | None = N
     print(f"set-up, training and saving of {model_type} took {time.perf_counter() - begun:.0f} s")
     logs = reversed(trainer.state.log_history)
     stage["seconds"] = next(log["train_runtime"] for log in logs if "train_runtime" in log)
-    (folder / STAGE_FILE).write_text(json.dumps(stage, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / STAGE_FILE, stage)
     return stage
 
 

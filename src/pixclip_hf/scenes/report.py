@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..data.whole_files import write_utf8
 from ..encoders.region_encoder import RegionEncoder
 from ..evaluation.report import markdown_table, share, with_current_names
 from ..processing.processing_regions import decode_rle
@@ -71,7 +72,7 @@ def report(model_type: str, metrics: Mapping[str, Any], folder: Path) -> str:
         f"{PICTURE_RULES[model_type]}\n\n![regions](regions.png)\n\n"
         f"The first {PAGE_SCENES} unseen scenes, whatever the model says of them:\n\n![scenes](scenes.png)\n"
     )
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_utf8(folder / "report.md", text)
     return text
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..embedding.passes import EncoderChoice
 from ..embedding.run import describe_encoder
+from ..finite import check_finite
 from ..images import open_image
 from ..processing.processing_regions import encode_rle, mask_box, read_mask
 
@@ -136,6 +137,9 @@ def encode_queries(queries: Sequence[Query], encoder: Any, stored: Mapping[str, 
         queries: the queries.
         encoder: of the model of the collection; None where nothing but ids are asked for.
         stored: id -> `(D,)`, for those that the queries name.
+
+    Raises:
+        ValueError: a negative query with negative queries, or a query whose embedding is not finite.
     """
     parts = list(queries)
     negatives = [[as_query(negative) for negative in query.negative] for query in queries]
@@ -146,14 +150,16 @@ def encode_queries(queries: Sequence[Query], encoder: Any, stored: Mapping[str, 
     texts = list(dict.fromkeys(query.text for query in parts if query.text is not None))
     embeds = encoder.encode_texts(texts, show_progress_bar=False) if texts else ()
     by_text = dict(zip(texts, embeds, strict=True))
-    vectors = _unit(np.stack([_vector(query, encoder, stored, by_text) for query in parts]))
-    found, start = [], len(queries)
+    found = np.stack([_vector(query, encoder, stored, by_text) for query in parts])
+    check_finite(found, "The embedding of the query", [query.label for query in parts])
+    vectors = _unit(found)
+    combined, start = [], len(queries)
     for vector, own in zip(vectors, negatives, strict=False):
         if own:
             vector = vector - NEGATIVE_WEIGHT * vectors[start : start + len(own)].mean(0)
             start += len(own)
-        found.append(vector)
-    return _unit(np.stack(found))
+        combined.append(vector)
+    return _unit(np.stack(combined))
 
 
 def _vector(query: Query, encoder: Any, stored: Mapping[str, np.ndarray], texts: Mapping[str, Any]) -> np.ndarray:

@@ -8,19 +8,17 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..data.source_index import digest
-from ..embedding.folder import EmbeddingFolder
-from ..jobs.folder import write_json
+from ..data.whole_files import only_writer, write_json
+from ..embedding.folder import EmbeddingFolder, check_embeddings
 from .store import Store, StoreOptions, place_of, store_class, store_rows
 
 STORE = "store.json"
@@ -49,8 +47,8 @@ def open_store(
 
     Raises:
         ValueError: the folder holds no embedding; the store is one of other embeddings or another kind, was written
-            by a newer version of the package, or is written to by another process; or its index does not fit the
-            width.
+            by a newer version of the package, or is written to by another process; its index does not fit the width;
+            or an embedding is not finite.
         ModuleNotFoundError: the store's library is not installed.
     """
     options = options or StoreOptions()
@@ -69,7 +67,7 @@ def open_store(
         missing = [path for path in shards if not _mark(place, path).exists()]
         index = {key: value for key, value in asdict(options).items() if key != "probes"}
         if missing or not (place / STORE).exists() or _read(place).get("indexed") != [len(opened), index]:
-            with _claimed(place):
+            with only_writer(place, "The store"):
                 _fill(opened, place, shards)
                 opened.build()
                 stamp = {"format_version": STORE_VERSION, "package_version": __version__, "store": store}
@@ -86,20 +84,20 @@ def _fill(store: Store, place: Path, shards: list[Path]) -> None:
         mark = _mark(place, path)
         if not mark.exists():
             number = _number(path)
-            rows = pq.read_table(path)
+            rows = _read_shard(path)
             if len(rows):
+                check_embeddings(rows, path)
                 store.add(number, store_rows(rows, number))
             write_json(mark, {"rows": len(rows)})
 
 
-@contextmanager
-def _claimed(place: Path) -> Iterator[None]:
-    place.mkdir(parents=True, exist_ok=True)
+def _read_shard(path: Path) -> pa.Table:
     try:
-        with FileLock(place / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise ValueError(f"The store {str(place)!r} is being written to by another process.") from error
+        return pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{str(path)!r} is damaged: {error}. Delete it and run `pixclip-hf embed` again, which writes it anew."
+        ) from error
 
 
 def _read(place: Path) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class DataArguments:
         if self.streaming and self.dataset_name == "scenes":
             raise ValueError("`streaming` needs a `dataset_name`: the scenes are drawn, not read.")
 
-    def collator_arguments(self, model_type: str) -> dict[str, object]:
+    def collator_arguments(self, model_type: str) -> dict[str, Any]:
         """Arguments of [`RegionCollator`], with the model's own defaults for those that are not given."""
         pixclip = model_type == "pixclip"
         defaults = {

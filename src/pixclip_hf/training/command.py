@@ -1,8 +1,8 @@
 """`pixclip-hf train`: from arguments to a trained model with its card in one folder."""
 
-import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from .. import __version__
 from ..cards import write_card
 from ..command_help import HelpFormatter
 from ..data.collator import RegionCollator
+from ..data.whole_files import whole_files, write_json
+from ..modeling.modeling_inherit import read_towers
+from ..outgoing import is_local_path, last_part, public_text
 from ..scenes.small_models import MODEL_CLASSES, small_model
 from ..scenes.tokenizer import scenes_tokenizer
 from .arguments import (
@@ -26,7 +29,7 @@ from .arguments import (
     OptimizerArguments,
     recipe_arguments,
 )
-from .checkpoints import last_checkpoint
+from .checkpoints import agreed, begin_result, finish_result, finished_step, last_checkpoint, only_training
 from .data import build_datasets
 from .early_stopping import early_stopping
 from .llm import attach_text_model, quantize_text_model
@@ -63,7 +66,8 @@ With a frozen LLM whose states of all texts are computed once and kept in a fold
 
 Its checkpoints leave the LLM out and take `text_states`; the final model contains the LLM and takes texts.
 
-A run that finds a checkpoint in its output folder continues from it. `--do_eval` evaluates without training unless
+A run that finds a whole checkpoint in its output folder continues from it; where all steps are taken, it does nothing
+and says so. `--do_eval` evaluates without training unless
 `--do_train` or `--eval_strategy` is given too. The options that come first below are those of TrainingArguments in
 transformers; the groups behind them are this command's own.
 """
@@ -82,15 +86,21 @@ def build_model(arguments: ModelArguments) -> tuple[Any, Any, TextEmbeddingCache
     elif arguments.vision_model_name_or_path is not None:
         _, model_class, processor_class = MODEL_CLASSES[arguments.model_type]
         towers = arguments.vision_model_name_or_path, arguments.text_model_name_or_path
-        model = model_class.from_vision_text_pretrained(*towers, **overrides)
         if arguments.random_weights:
-            model = model_class(model.config)
-        processor = processor_class.from_vision_text_pretrained(*towers)
+            model = model_class(read_towers(model_class.config_class, *towers, **overrides).config)
+        else:
+            model = model_class.from_vision_text_pretrained(*towers, **overrides)
+        processor = processor_class.from_vision_text_pretrained(*towers, **_sizes(overrides))
     else:
         model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size)
     if arguments.text_max_length is not None:
         processor.tokenizer.model_max_length = arguments.text_max_length
     return model, processor, cache
+
+
+def _sizes(overrides: dict) -> dict:
+    """What the processor must know of the arguments of `from_vision_text_pretrained`."""
+    return {name: overrides[name] for name in ("image_size", "max_position_embeddings") if name in overrides}
 
 
 def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[Any, Any, TextEmbeddingCache]:
@@ -108,7 +118,7 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[An
     else:
         source = arguments.text_model_name_or_path
         config = model_class.config_class(text_config=None, text_hidden_size=1, **overrides)
-        processor = processor_class.from_vision_text_pretrained(vision, source)
+        processor = processor_class.from_vision_text_pretrained(vision, source, **_sizes(overrides))
     folder: Any = arguments.text_cache
     length = arguments.text_max_length
     if length is None and processor.tokenizer is not None:
@@ -162,7 +172,7 @@ def save_run_arguments(
     stopping: EarlyStoppingArguments,
     training: TrainingArguments,
 ) -> None:
-    """run_arguments.json: the settings that the model card shows."""
+    """run_arguments.json: the settings that the model card shows, without the paths of this machine."""
     collator = data.collator_arguments(model.model_type)
     of_streams = () if data.streaming else ("streaming", "shuffle_buffer", "max_corrupt_share")
     said = {name: value for name, value in asdict(data).items() if name not in of_streams}
@@ -176,7 +186,18 @@ def save_run_arguments(
         # Without the values of tokens; settings that are no plain values become text.
         "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
     }
-    Path(training.output_dir, "run_arguments.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(Path(training.output_dir, "run_arguments.json"), _without_paths(content))
+
+
+def _without_paths(content: Any) -> Any:
+    """Settings whose absolute paths are cut to their last parts, in a form that is no Hub id."""
+    if isinstance(content, dict):
+        return {name: _without_paths(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_paths(value) for value in content]
+    if isinstance(content, str):
+        return f"./{last_part(content)}" if is_local_path(content) else public_text(content)
+    return content
 
 
 def build_parser() -> HfArgumentParser:
@@ -208,21 +229,32 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
         The trainer, with the model as it was saved and the log of the run.
 
     Raises:
-        ValueError: arguments that exclude each other or lack one that they need.
+        ValueError: arguments that exclude each other or lack one that they need, or an output folder that another
+            training writes to.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     logger.info(f"pixclip_hf {__version__}")
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv = recipe_arguments(argv[0]) + argv[1:]
-    (
-        model_arguments,
-        data_arguments,
-        lora_arguments,
-        loss_arguments,
-        optimizer_arguments,
-        stopping_arguments,
-        training_arguments,
-    ) = build_parser().parse_args_into_dataclasses(argv, look_for_args_file=False)
+    arguments = build_parser().parse_args_into_dataclasses(argv, look_for_args_file=False)
+    training_arguments = arguments[-1]
+    # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
+    during_training = training_arguments.eval_strategy != "no"
+    trains = training_arguments.do_train or during_training or not training_arguments.do_eval
+    with only_training(training_arguments) if trains else nullcontext():
+        return _run(trains, *arguments)
+
+
+def _run(
+    trains: bool,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    lora_arguments: LoraArguments,
+    loss_arguments: LossArguments,
+    optimizer_arguments: OptimizerArguments,
+    stopping_arguments: EarlyStoppingArguments,
+    training_arguments: TrainingArguments,
+) -> Trainer:
     callbacks = early_stopping(stopping_arguments, training_arguments)
 
     # 1. Model and processor.
@@ -240,9 +272,10 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
         if not model.name_or_path:
             # Adapters name the model below them: one that was made here must lie somewhere.
             model.name_or_path = str(Path(training_arguments.output_dir, "base").resolve())
-            model.save_pretrained(model.name_or_path, is_main_process=training_arguments.should_save)
             if training_arguments.should_save:
-                processor.save_pretrained(model.name_or_path)
+                with whole_files(model.name_or_path) as unfinished:
+                    model.save_pretrained(unfinished)
+                    processor.save_pretrained(unfinished)
         if quantization is not None:
             model = quantize_text_model(model, quantization)
     freeze(model, model_arguments)
@@ -288,21 +321,27 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
         gradient_cache_chunks=loss_arguments.gradient_cache_chunks,
         optimizer_cls_and_kwargs=optimizer_for(model, training_arguments, optimizer_arguments),
     )
-    # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
-    during_training = training_arguments.eval_strategy != "no"
-    trains = training_arguments.do_train or during_training or not training_arguments.do_eval
+    main_process, output_dir = trainer.is_world_process_zero(), training_arguments.output_dir
     if trains:
-        checkpoint = training_arguments.resume_from_checkpoint or last_checkpoint(training_arguments.output_dir)
+        finished = agreed(finished_step(output_dir) if main_process else None, training_arguments)
+        checkpoint = training_arguments.resume_from_checkpoint
+        if not checkpoint:
+            checkpoint = agreed(last_checkpoint(output_dir) if main_process else None, training_arguments)
         if cache is not None and checkpoint is not None:
             cache.check(AutoConfig.from_pretrained(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
+        if trainer.trained_nothing and finished == trainer.state.global_step:
+            return trainer
+        if main_process:
+            begin_result(output_dir)
+        if not trainer.trained_nothing:
+            trainer.log_metrics("train", result.metrics)
+            trainer.save_metrics("train", result.metrics)
 
         # 4. Save: weights (of a LoRA run: adapters), configuration, processor, code and log in one folder.
         trainer.save_model()
         trainer.save_state()
-        if trainer.is_world_process_zero():
+        if main_process:
             save_run_arguments(
                 model_arguments,
                 data_arguments,
@@ -320,11 +359,13 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
         trainer.save_metrics("eval", metrics)
 
     # 6. A model that was trained on cached states gets its text tower back, and is saved again.
-    if cache is not None and trains and trainer.is_world_process_zero():
-        whole = attach_text_model(AutoModel.from_pretrained(training_arguments.output_dir), cache.text_model)
-        whole.save_pretrained(training_arguments.output_dir)
+    if cache is not None and trains and main_process:
+        whole = attach_text_model(AutoModel.from_pretrained(output_dir), cache.text_model)
+        with whole_files(output_dir) as unfinished:
+            whole.save_pretrained(unfinished)
 
     # 7. The model card, from these records.
-    if trains and trainer.is_world_process_zero():
-        write_card(training_arguments.output_dir, training_arguments.output_dir, model_type=model_arguments.model_type)
+    if trains and main_process:
+        write_card(output_dir, output_dir, model_type=model_arguments.model_type)
+        finish_result(output_dir, trainer.state.global_step)
     return trainer

@@ -15,6 +15,8 @@ class ResumedEarlyStopping(EarlyStoppingCallback):
         saved = state.stateful_callbacks.get(type(self).__name__)
         if saved and state.global_step:
             self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+            if self.early_stopping_patience_counter >= self.early_stopping_patience:
+                control.should_training_stop = True  # it has stopped already
 
 
 def early_stopping(arguments: EarlyStoppingArguments, training: TrainingArguments) -> list[TrainerCallback]:

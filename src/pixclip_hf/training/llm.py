@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import is_bitsandbytes_available
 
 from ..modeling.configuration_region_text import pooled_width
+from ..modeling.modeling_lean import laid_out, load_converted
 from ..modeling.modeling_text import announce_own_code, set_bidirectional
 
 QUANTIZATIONS = ("4bit", "8bit")
@@ -84,9 +85,13 @@ def load_text_model(
     Raises:
         ValueError: weights are missing, or `bidirectional` for a tower that is no decoder.
     """
-    if quantization is not None:
+    if quantization is None:
+        config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
+        model_class = type(laid_out(AutoModel.from_config, config))
+        loaded, info = load_converted(model_class, name_or_path, config, dtype, hub_kwargs, output_loading_info=True)
+    else:
         hub_kwargs["quantization_config"] = quantization_config(quantization)
-    loaded, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **hub_kwargs)
+        loaded, info = AutoModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **hub_kwargs)
     # Masked language models lack the pooler, and pooled states never come from it.
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith("pooler.")):
         raise ValueError(f"{name_or_path!r} lacks weights of the text model: {missing}.")

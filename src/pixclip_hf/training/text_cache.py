@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache
@@ -18,7 +19,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..data.whole_files import whole_file
+from ..data.whole_files import file_fault, file_record, whole_file, write_json
+from ..finite import check_finite, check_finite_weights
 from ..modeling.configuration_region_text import TEXT_POOLINGS, check_choice, pooled_width
 from ..modeling.modeling_text import encode_text
 from ..processing.processing_text import lowers_in_name_only
@@ -133,7 +135,8 @@ class TextEmbeddingCache:
             The number of texts that this rank computed.
 
         Raises:
-            TypeError, ValueError: a text that is no str, or gives no tokens.
+            TypeError, ValueError: a text that is no str, or gives no tokens; or an LLM whose weights, or whose states
+                of a text, are not finite: float16 ends at 65,504, which the states of some LLMs exceed.
         """
         state = PartialState()
         todo: dict[str, str] = {}
@@ -152,6 +155,9 @@ class TextEmbeddingCache:
         )
         if missing:
             self._compute(missing, batch_size, texts_per_file, state)
+        for path in self._damaged:
+            for file in (path, path.with_suffix(".json")):
+                file.unlink(missing_ok=True)
         state.wait_for_everyone()
         self._open()
         return len(missing)
@@ -160,7 +166,7 @@ class TextEmbeddingCache:
         """States `(T, width)` of texts, float32.
 
         Raises:
-            ValueError: a text that is not in the cache.
+            ValueError: a text that is not in the cache, or whose states there are not finite.
         """
         if not len(texts):
             return torch.zeros(0, self.width)
@@ -171,7 +177,9 @@ class TextEmbeddingCache:
                 f"{(~found).sum()} of {len(texts)} texts are not in the text cache {str(self.folder)!r}, the first is "
                 f"{first!r:.80}: call `fill` with them."
             )
-        return torch.from_numpy(self._table[rows]["state"])
+        states = torch.from_numpy(self._table[rows]["state"])
+        check_finite(states, f"The text cache {str(self.folder)!r} must be deleted: its state of", texts)
+        return states
 
     def _find(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._find_hashes([text_hash(text) for text in texts])
@@ -194,8 +202,15 @@ class TextEmbeddingCache:
                 raise ValueError(f"{str(self.folder)!r} holds the states of another model: {'; '.join(differing)}.")
 
     def _open(self) -> None:
-        files = sorted(self.folder.glob("*.arrow"))
-        parts = [Dataset.from_file(str(path)) for path in files]
+        parts = []
+        self._damaged = []
+        for path in sorted(self.folder.glob("*.arrow")):
+            fault = _fault(path)
+            if fault is None:
+                parts.append(Dataset.from_file(str(path)))
+            else:
+                logger.warning(f"{str(path)!r} of the text cache {fault}: its states are computed again.")
+                self._damaged.append(path)
         self._table: Any = concatenate_datasets(parts).with_format("numpy") if parts else None
         columns = [part.data.column("hash").to_pylist() for part in parts]
         hashes = np.array([entry for column in columns for entry in column], dtype="S32")
@@ -207,11 +222,11 @@ class TextEmbeddingCache:
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "key.json").is_file():
-            with whole_file(self.folder / "key.json") as unfinished:
-                unfinished.write_text(json.dumps(self.key, indent=1) + "\n", encoding="utf-8")
+            write_json(self.folder / "key.json", self.key)
         model = load_text_model(
             self.text_model, self.dtype, self.key["bidirectional"], self.quantization, revision=self.revision
         )
+        check_finite_weights(model, "text_model")
         if self.quantization is None:
             model.to(state.device)
         features = Features({"hash": Value("string"), "state": List(Value("float32"), length=self.width)})
@@ -230,6 +245,7 @@ class TextEmbeddingCache:
                         cut += over
                         bar.update(len(texts))
                     writer.finalize()
+                write_json(path.with_suffix(".json"), file_record(path))
         if cut:
             logger.warning(f"{cut} of {len(missing)} texts exceed {self.key['max_length']} tokens and were cut.")
         del model
@@ -253,7 +269,25 @@ class TextEmbeddingCache:
         pooled = encode_text(model, inputs.input_ids, inputs.attention_mask, self.key["text_pooling"]).pooler_output
         full = [text for text, mask in zip(texts, inputs.attention_mask, strict=True) if mask.sum() == limit]
         over = sum(len(self.tokenizer(text, verbose=False)["input_ids"]) > limit for text in full)
+        check_finite(pooled, "The state of the text", texts, pooled.dtype)
         return pooled.float().cpu().numpy(), over
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a file of states, in words that follow its name, or None."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        record = None  # of an earlier version, or of a run that was killed in between
+    except ValueError:
+        return "has a checksum that can't be read"
+    if record is not None:
+        return file_fault(path, record)
+    try:
+        Dataset.from_file(str(path))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return f"can't be read ({error})"
+    return None
 
 
 def _load_tokenizer(text_model: str, revision: str | None) -> PreTrainedTokenizerBase:

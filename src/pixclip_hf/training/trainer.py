@@ -1,6 +1,7 @@
 """A `Trainer` for both models: gathers what the contrastive losses compare, logs their parts, measures retrieval."""
 
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -14,15 +15,26 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, has_length
 from transformers.utils import logging
 
 from ..data.collator import RegionCollator, RegionDataset, sample_key
 from ..data.skipping import ReadableRecords
 from ..data.streaming import RecordStream, StreamLoader
+from ..data.whole_files import whole_files, write_json
 from ..evaluation.retrieval import retrieval_recall
 from ..modeling.modeling_region_text import set_losses
-from .checkpoints import ImagesPerStep
+from .checkpoints import (
+    ImagesPerStep,
+    agreed,
+    begin_checkpoint,
+    checkpoint_fault,
+    finish_checkpoint,
+    last_checkpoint,
+    only_training,
+    rotate_checkpoints,
+)
 from .gradient_cache import cached_backward
 from .length_sampler import EpochLengthSampler
 from .sharding import scalars_to_vectors, vectors_to_scalars
@@ -110,6 +122,9 @@ class RegionTrainer(Trainer):
     - Records that lack captions or regions train on what they have. A part of the loss is logged as the mean over the
       steps that have it; `images_without_text` counts images that had neither.
     - A run resumes over another number of processes if its steps take as many images as before.
+    - A run that has taken all of its steps trains nothing when it is started again, and says so.
+    - Checkpoints list their files with checksums: one that is damaged is not resumed from.
+    - One training at a time writes to `output_dir`.
 
     Takes the arguments of `Trainer`; `data_collator` is a [`RegionCollator`]. Columns are kept, since the collator
     reads them, and the training set is wrapped in a [`RegionDataset`].
@@ -119,9 +134,10 @@ class RegionTrainer(Trainer):
             are those of the whole batch, and only the activations of one part are in memory (see [`cached_backward`]).
 
     Raises:
-        ValueError: fewer than one chunk, or several with DeepSpeed; several GPUs in one process; in training, fewer
-            records than processes, or a checkpoint whose steps took another number of images; records none of which
-            has anything to learn from.
+        ValueError: `push_to_hub`, for which there is `pixclip_hf.publish`; fewer than one chunk, or several with
+            DeepSpeed; several GPUs in one process; in training, fewer records than processes, a checkpoint that is
+            damaged or whose steps took another number of images, an output folder that another training writes to, or
+            records none of which has anything to learn from.
         FloatingPointError: in training, a loss that is not finite.
     """
 
@@ -130,6 +146,11 @@ class RegionTrainer(Trainer):
 
     def __init__(self, *args: Any, gradient_cache_chunks: int = 1, **kwargs: Any):
         arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if arguments is not None and arguments.push_to_hub:
+            raise ValueError(
+                "`push_to_hub` would upload the output folder as it is, with the paths of this machine in it. "
+                "`pixclip_hf.publish` and `pixclip-hf publish` push a trained model."
+            )
         # `Trainer` would expect every parameter to be used once a tower recomputes its activations; without captions,
         # or with a tower's own pooler, some are not. Recomputation that is not reentrant goes with unused parameters.
         if arguments is not None and arguments.ddp_find_unused_parameters is None:
@@ -158,6 +179,9 @@ class RegionTrainer(Trainer):
             )
         if images == 1:
             logger.warning("A batch of one image has no negatives for its caption: that part of the loss is always 0.")
+        self.resumed_step = 0
+        """The step that the last training began behind."""
+        self._most_checkpoints = self.args.save_total_limit
         self.add_callback(ImagesPerStep(images * self.args.gradient_accumulation_steps))
         self._sample_keys: list[Any] = []
         self.args.remove_unused_columns = False
@@ -247,22 +271,93 @@ class RegionTrainer(Trainer):
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The training of `Trainer`, as the only one in `output_dir` and from a checkpoint that is whole.
+
+        Args:
+            resume_from_checkpoint: as in `Trainer`; True takes the latest whole checkpoint of `output_dir`.
+            args, kwargs: as in `Trainer`.
+        """
+        with only_training(self.args):
+            if isinstance(self.train_dataset, RecordStream) and isinstance(resume_from_checkpoint, str):
+                self._check_place(resume_from_checkpoint)
+            checkpoint = self._whole_checkpoint(resume_from_checkpoint)
+            self.resumed_step = 0
+            if checkpoint is not None:
+                state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+                self.resumed_step = state.global_step
+            # `Trainer` would delete checkpoints by the clock, before a new one is whole, and at the end of a run that
+            # keeps its best model the last one, which tells that the run is done.
+            self._most_checkpoints, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                output = super().train(checkpoint, *args, **kwargs)
+            finally:
+                self.args.save_total_limit = self._most_checkpoints
+            if self.trained_nothing:
+                steps = self.state.global_step
+                early = "" if steps >= self.state.max_steps else " and stopped early"
+                logger.warning(
+                    f"The run in {self.args.output_dir!r} is done: it has taken {steps} steps{early}. Nothing is "
+                    "trained. `max_steps` or `num_train_epochs` make it longer, another `output_dir` begins a new one."
+                )
+            return output
+
+    @property
+    def trained_nothing(self) -> bool:
+        """Whether the last training found that all steps had been taken before."""
+        return bool(self.resumed_step) and self.state.global_step == self.resumed_step
+
+    def _whole_checkpoint(self, asked: str | bool | None) -> str | None:
+        found, fault = None, None
+        if asked and self.args.process_index == 0:
+            found = last_checkpoint(self.args.output_dir) if asked is True else str(asked)
+            if found is None:
+                fault = f"`resume_from_checkpoint` needs a checkpoint in {self.args.output_dir!r}, got none."
+            elif asked is not True and (why := checkpoint_fault(found)) is not None:
+                fault = f"The checkpoint {found!r} {why}."
+        found, fault = agreed((found, fault), self.args)
+        if fault is not None:
+            raise ValueError(fault)
+        return found
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # `Trainer` looks at what is left to do behind a step only.
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step, run = self.state.global_step, Path(self._get_output_dir(trial))
+        folder = run / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        if self.args.should_save:
+            begin_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            finish_checkpoint(folder)
+            rotate_checkpoints(run, step, self._most_checkpoints, self.state.best_model_checkpoint)
+
     # The position of a stream is saved and found with the random state: each rank has its own.
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self._stream is not None:
-            self._stream_file(output_dir).write_text(json.dumps(self._stream.state_dict()), encoding="utf-8")
+            write_json(self._stream_file(output_dir), self._stream.state_dict())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if self._stream is not None and checkpoint is not None:
-            file = self._stream_file(checkpoint)
-            if not file.exists():
-                raise ValueError(
-                    f"{checkpoint!r} holds no position of the stream for rank {self.args.process_index}: it was "
-                    "written without a stream, or by fewer ranks."
-                )
-            self._stream.load_state_dict(json.loads(file.read_text(encoding="utf-8")))
+            self._check_place(checkpoint)
+            place = self._stream_file(checkpoint).read_text(encoding="utf-8")
+            self._stream.load_state_dict(json.loads(place))
+
+    def _check_place(self, checkpoint: str) -> None:
+        if Path(checkpoint).is_dir() and not self._stream_file(checkpoint).exists():
+            raise ValueError(
+                f"{checkpoint!r} holds no position of the stream for rank {self.args.process_index}: it was "
+                "written without a stream, or by fewer ranks."
+            )
 
     def _stream_file(self, folder: str) -> Path:
         return Path(folder, f"stream_{self.args.process_index}.json")
@@ -356,10 +451,20 @@ class RegionTrainer(Trainer):
             collected[name].append((part.detach(), (ids != 0).sum(), weight))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict and vectors_to_scalars(state_dict, self._scalars))
+        state_dict = state_dict and vectors_to_scalars(state_dict, self._scalars)
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        with whole_files(folder) as unfinished:
+            if (folder / "README.md").is_file():  # PEFT adds to the card that it finds
+                shutil.copyfile(folder / "README.md", unfinished / "README.md")
+            super()._save(str(unfinished), state_dict)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss part and the throughput since the last log."""
+        if "train_runtime" in logs and self.trained_nothing:
+            return  # of no step: there is no loss to tell
         if "loss" in logs:
             logs.update(self._mean_parts(self._parts, "loss_"))
             logs.update(self._throughput.rates(self._sum_over_ranks))

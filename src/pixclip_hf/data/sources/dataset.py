@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import constants
+
 from ...images import stored_bytes
 from ...record import foreign, record_features
 from ..source_index import digest, file_state
@@ -69,14 +71,16 @@ class RecordDataset(Source, kind="dataset"):
 
 
 def _load(path: str, split: str) -> "datasets.Dataset":
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import DatasetDict, config, load_dataset, load_from_disk
+
+    from ..own_images import with_own_images
 
     folder = Path(path)
     if (shards := _parquet_files(folder, split)) is not None:
         from ..lazy_table import lazy_dataset
         from ..parquet_shards import ParquetShards
 
-        rows = ParquetShards(shards, path)
+        rows = ParquetShards(shards, path, [path])
         return lazy_dataset(rows, rows.fingerprint(), split)
     if _is_saved(folder):
         loaded = load_from_disk(path)
@@ -88,8 +92,10 @@ def _load(path: str, split: str) -> "datasets.Dataset":
         # What `datasets` writes there names the records, and not the state of the files.
         states = ((str(file), file_state(file)) for file in sorted(folder.rglob("*.arrow")))
         records._fingerprint = digest([records._fingerprint, *states])
-        return records
-    return in_schema(load_dataset(path, split=split), path)
+        return with_own_images(records, [path], path)
+    # What `datasets` downloads and unpacks lies in its caches.
+    folders = [path] if folder.is_dir() else [str(config.HF_DATASETS_CACHE), constants.HF_HUB_CACHE]
+    return with_own_images(in_schema(load_dataset(path, split=split), path), folders, path)
 
 
 def _is_saved(folder: Path) -> bool:

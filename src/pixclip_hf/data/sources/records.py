@@ -10,6 +10,7 @@ from PIL import Image
 
 from ...images import open_image, store_image, upright_size
 from ...processing.processing_geometry import clip_boxes
+from ...processing.processing_numbers import LEAST_INT64, MOST_INT64, as_float64, read_number, read_numbers, read_whole
 from ...processing.processing_regions import encode_rle, mask_box, read_mask
 from ...record import LeftOut, foreign, record_features
 from .base import NOT_READABLE, AnnotatedImage, Source, in_pixels, readable
@@ -58,12 +59,17 @@ def _read_region(region: Mapping[str, Any], size: tuple[int, int], kind: str, co
     box = _read_region_box(region.get("box"), mask, size)
     if box is None:
         raise LeftOut("region left out: no area on the image")
+    identity = region["id"]
+    if isinstance(identity, str):  # a table has nothing but texts
+        identity = int(identity)
+    elif isinstance(identity, float) and identity.is_integer():
+        identity = int(identity)
     return {
-        "id": int(np.int64(region["id"])),  # what the schema stores
+        "id": read_whole(identity, "`id`", LEAST_INT64, MOST_INT64),
         "box": box,
         "mask": None if mask is None else encode_rle(mask),
         **{name: clean_text(region.get(name)) for name in ("category", "caption", "long_caption")},
-        "score": 1.0 if region.get("score") is None else float(region["score"]),
+        "score": 1.0 if region.get("score") is None else read_number(float(region["score"]), "`score`"),
         "source": clean_text(region.get("source")) or kind,
     }
 
@@ -84,7 +90,9 @@ def _read_region_box(
 ) -> list[float] | None:
     width, height = size
     if box is not None:
-        values = np.asarray(box, dtype=np.float64)
+        values = as_float64(box, "`box`")
+        if not np.isnan(values).any():  # which encloses nothing
+            read_numbers(values, "`box`")
         if values.shape != (4,):
             raise ValueError(f"`box` must have 4 numbers [x0, y0, x1, y1], got {box}.")
         # float32 is what the schema stores: a sliver that vanishes in it is no box.

@@ -75,8 +75,9 @@ def refer_by_similarity(
                 scores = (rows @ text).numpy()
                 # Candidates of equal similarity share the decision.
                 chosen = scores >= scores.max() - TOLERANCE
-            hits.append((overlap[chosen] > IOU_THRESHOLD).mean())
-            overlaps.append(overlap[chosen].mean())
+            taken = overlap[chosen] if chosen.any() else np.zeros(1)  # what is not a number chooses nothing
+            hits.append((taken > IOU_THRESHOLD).mean())
+            overlaps.append(taken.mean())
             bounds.append(overlap.max() > IOU_THRESHOLD)
             guessed_hits.append((overlap > IOU_THRESHOLD).mean())
             guessed_overlaps.append(overlap.mean())
