@@ -367,6 +367,7 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
             )
             if with_crops:
                 rows = at_least_one(is_real)
+                crop_options: dict[str, Any]
                 if self.takes_patches:
                     crop_options = _crop_patches(crop_pixel_values, crop_masks, rows, self.config.vision_config)
                 else:

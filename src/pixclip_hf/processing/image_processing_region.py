@@ -17,7 +17,7 @@ from .processing_numbers import as_array, as_float64, most_pixels, read_whole, s
 from .processing_patches import cut_patches, patch_grid
 
 
-class RegionImagesKwargs(ImagesKwargs, total=False):
+class RegionImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """
     What a call may say about its images.
 
