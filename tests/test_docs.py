@@ -139,10 +139,12 @@ def test_finetuning_guide(places):
     for shard in range(2):
         records.shard(2, shard).to_parquet(places / "my-regions" / f"train-{shard}.parquet")
     trainers = [run(block) for block in blocks("finetune", "bash")]
-    assert len(trainers) == 6 and all(trainer.state.global_step == 1 for trainer in trainers)
-    frozen, lora, cloc, more, *recipes = trainers
+    assert len(trainers) == 7 and all(trainer.state.global_step == 1 for trainer in trainers)
+    frozen, lora, cloc, locked, more, *recipes = trainers
     assert not any(p.requires_grad for p in frozen.model.text_model.parameters())
     assert type(lora.model).__name__ == "PeftModel"
+    assert not any(p.requires_grad for p in locked.model.vision_model.parameters())
+    assert locked.model.config.vision_config.image_size == 224
     assert len({group["initial_lr"] for group in cloc.optimizer.param_groups}) > 3
     assert AutoModel.from_pretrained("runs/more").config.model_type == more.model.config.model_type == "cloc"
     assert [trainer.model.config.model_type for trainer in recipes] == ["pixclip", "cloc"]

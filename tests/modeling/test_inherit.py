@@ -332,7 +332,7 @@ def wrong_config(name):
         "llava": lambda: transformers.LlavaConfig(
             vision_config={"model_type": "clip_vision_model", **VISION}, text_config={"model_type": "llama", **TEXT}
         ),
-        "vit": lambda: transformers.ViTConfig(**VISION),
+        "vit_msn": lambda: transformers.ViTMSNConfig(**VISION),
     }[name]()
 
 
@@ -341,7 +341,7 @@ def wrong_config(name):
     [
         ("vision", "llama", "`vision` must name .*'llama' checkpoint"),
         ("vision", "llava", "`vision` must name .*'llava' checkpoint"),
-        ("vision", "vit", "convolutional patch projection, got 'vit'"),
+        ("vision", "vit_msn", "convolutional patch projection, got 'vit_msn'"),
         ("text", "clip_vision", "`text` must name a CLIP or SigLIP text tower, .*'clip_vision_model' checkpoint"),
         ("text", "t5", "`text` must name .*'t5' checkpoint"),
         ("text", "llava", "`text` must name .*'llava' checkpoint"),
