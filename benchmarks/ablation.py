@@ -27,6 +27,7 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from pixclip_hf.data.whole_files import write_json
 from pixclip_hf.evaluation.report import markdown_table, with_current_names
 from pixclip_hf.modeling import modeling_region_text
 from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
@@ -238,7 +239,7 @@ def done_before(file: Path, recipe: dict) -> dict[str, float] | None:
 def keep(file: Path, recipe: dict, metrics: dict[str, float]) -> None:
     """Writes the measures of a model, and how it was made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"recipe": recipe, "metrics": metrics}, indent=1) + "\n", encoding="utf-8")
+    write_json(file, {"recipe": recipe, "metrics": metrics})
 
 
 def plan(family: str, name: str, seed: int) -> tuple[Path, dict]:

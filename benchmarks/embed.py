@@ -23,7 +23,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from pixclip_hf import CLOCConfig, CLOCModel, CLOCProcessor
-from pixclip_hf.embedding.passes import EncoderChoice, cached_encoder
+from pixclip_hf.embedding.encoder_choice import EncoderChoice, cached_encoder
 from pixclip_hf.embedding.reading import reduced_regions
 from pixclip_hf.embedding.regions import Grid, grid_boxes, new_region
 from pixclip_hf.embedding.run import REDUCED_SIDES, embed

@@ -4,8 +4,9 @@ Vectors of width 512 from a mixture of normal distributions, float16 on disk; qu
 is measured against exact search. Each store searches in a process of its own, whose anonymous memory is read after
 the queries, less what it had after the same queries of a small collection in a store of the same kind: libraries,
 threads and buffers cost the same whatever is searched, and stand in a column of their own. FAISS holds its vectors in
-memory, LanceDB on disk. Runs without arguments on 100,000 vectors; `--vectors 1000000` takes some ten minutes and 5 GB
-of disk. Prints a table and, last, one line of JSON.
+memory, LanceDB on disk. The last column is the size of a store's files per row; each row has a box, a category and a
+path. Runs without arguments on 100,000 vectors; `--vectors 1000000` takes some ten minutes and 5 GB of disk. Prints a
+table and, last, one line of JSON.
 """
 
 import argparse
@@ -23,10 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pixclip_hf.embedding.folder import EmbeddingFolder, embedding_features, shard_path
-from pixclip_hf.search.store import StoreOptions
+from pixclip_hf.search.store import StoreOptions, place_of
 from pixclip_hf.search.store_folder import open_store
 
 WIDTH, QUERIES, TOP, SHARD = 512, 200, 10, 50_000
+REGIONS = 14  # per image
 SMALL = 12_000  # vectors of the small collection: enough for an index
 # Rows share a direction by cluster, and each cluster varies in few directions of its own: as embeddings of a trained
 # model do, whose spread is far below their width.
@@ -64,13 +66,16 @@ def write_folder(path: Path, vectors: np.ndarray) -> None:
     for number, start in enumerate(range(0, len(vectors), SHARD)):
         part = vectors[start : start + SHARD].astype(np.float16)
         count = len(part)
-        names = [str(start + i) for i in range(count)]
+        images = [f"{(start + i) // REGIONS:012}.jpg" for i in range(count)]
         known = {
-            "id": pa.array(names),
-            "image_id": pa.array(names),
+            "id": pa.array([f"{image}#{(start + i) % REGIONS}" for i, image in enumerate(images)]),
+            "image_id": pa.array(images),
             "kind": pa.array(["region"] * count),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), WIDTH),
             "position": pa.array(range(start, start + count), pa.int64()),
+            "box": pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.float32([10, 20, 200, 180]), count)), 4),
+            "category": pa.array([f"category {i % 80}" for i in range(count)]),
+            "image_path": pa.array([f"photos/{image}" for image in images]),
             "width": pa.array([640] * count, pa.int32()),
             "height": pa.array([480] * count, pa.int32()),
         }
@@ -139,6 +144,10 @@ def build(name: str, options: StoreOptions, path: Path) -> None:
     open_store(EmbeddingFolder.open(path), name, options)
 
 
+def bytes_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def apart(work: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a call in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -175,15 +184,19 @@ def main() -> None:
             apart(build, store, chosen, path)
             built = time.perf_counter() - start
             results[title] = {**apart(run_store, store, chosen, path, small, some), "build": built}
+            # Above one shard, LanceDB also keeps the files that it has joined.
+            results[title]["disk"] = bytes_on_disk(place_of(path, store)) / arguments.vectors
         results["FAISS flat"] = apart(run_faiss, "Flat", path, small, queries)
         results["FAISS HNSW32"] = apart(run_faiss, "HNSW32", path, small, queries)
     print(f"{arguments.vectors:,} vectors of width {WIDTH}, {size / 2**20:,.0f} MiB as float16")
-    print(f"{'':<18}{'recall@10':>10}{'ms a query':>12}{'memory / vectors':>18}{'fixed MiB':>11}{'build s':>10}")
+    columns = f"{'recall@10':>10}{'ms a query':>12}{'memory / vectors':>18}{'fixed MiB':>11}{'build s':>10}"
+    print(f"{'':<18}{columns}{'bytes per row':>15}")
     for name, result in results.items():
         pairs = zip(result["found"], truth, strict=False)
         result["recall"] = statistics.mean(len(set(found) & set(best.tolist())) / TOP for found, best in pairs)
+        disk = f"{result['disk']:,.0f}" if "disk" in result else ""
         columns = f"{result['recall']:>10.3f}{result['milliseconds']:>12.2f}{result['memory'] / size:>18.2f}"
-        print(f"{name:<18}{columns}{result['fixed'] / 2**20:>11.1f}{result['build']:>10.1f}")
+        print(f"{name:<18}{columns}{result['fixed'] / 2**20:>11.1f}{result['build']:>10.1f}{disk:>15}")
     own = next(iter(results.values()))
     line = {
         "recall_at_10": round(own["recall"], 4),

@@ -2,8 +2,9 @@
 
     python examples/demo.py --model cloc --seed 0
 
-CLOC starts from random weights. PixCLIP inherits: both towers come from such a CLOC, which is trained first unless the
-demo of CLOC has run with this seed and this code.
+CLOC starts from random weights, and so does the CLOC of `--model cloc-points`, which points may prompt too. PixCLIP
+inherits: both towers come from such a CLOC, which is trained first unless the demo of CLOC has run with this seed and
+this code.
 
 Everything lands in runs/demo/<model>, with the code of model, processor and pipelines and a model card: the folder
 loads with AutoModel, AutoProcessor and pipeline, here or where the package is not installed.
@@ -19,7 +20,7 @@ from pixclip_hf.cards import write_card
 from pixclip_hf.data.whole_files import write_json
 from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.scenes.measures import evaluate_scenes
-from pixclip_hf.scenes.recipes import RECIPES, find_stage, start_from_towers, train_stage
+from pixclip_hf.scenes.recipes import RECIPES, find_stage, model_type_of, start_from_towers, train_stage
 from pixclip_hf.scenes.report import draw_front, draw_page, report
 
 TEST_IMAGES = 1000
@@ -52,8 +53,8 @@ def main() -> None:
 
     # 1. Train; PixCLIP from the towers of a CLOC.
     towers = {}
-    if arguments.model == "cloc":
-        stage = train_stage("cloc", seed, folder)
+    if model_type_of(arguments.model) == "cloc":
+        stage = train_stage(arguments.model, seed, folder)
     else:
         source = arguments.output_dir / "cloc"
         first = find_stage("cloc", seed, source)
@@ -77,7 +78,7 @@ def main() -> None:
     model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
     draw_front(model, processor, folder, seed)
     draw_page(model, processor, folder, seed)
-    print(report(arguments.model, metrics, folder))
+    print(report(model_type_of(arguments.model), metrics, folder))
     write_card(folder, str(folder))
     use_pipeline(folder, seed)
     print(f"written: {folder}")

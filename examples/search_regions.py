@@ -8,7 +8,7 @@
 import argparse
 from pathlib import Path
 
-from pixclip_hf.embedding.passes import EncoderChoice
+from pixclip_hf.embedding.encoder_choice import EncoderChoice
 from pixclip_hf.embedding.run import embed
 from pixclip_hf.search import Collection, Filter, Query
 from pixclip_hf.search.sheet import draw_sheet

@@ -55,7 +55,7 @@ def place(tiny_cloc, tmp_path):
     """An empty folder with the program, the demo's model where the README says it is, and a place for a `venv`."""
     for part in tiny_cloc:
         part.save_pretrained(tmp_path / "runs" / "demo" / "cloc")
-    (snippet,) = (snippet for snippet in SNIPPETS if 'pipeline("region-feature-extraction"' in snippet)
+    (snippet,) = (snippet for snippet in SNIPPETS if 'model="runs/demo/cloc")\nregions =' in snippet)
     (tmp_path / "program.py").write_text(PROGRAM.format(snippet=snippet))
     return tmp_path
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import TEXT_CONFIG, VISION_CONFIG, build_tokenizer
+from conftest import TEXT_CONFIG, VISION_CONFIG, build_tiny, build_tokenizer
+from tiny_sam import save_tiny_sam
 from transformers import (
     AutoModel,
     CLIPConfig,
@@ -18,11 +19,14 @@ from transformers import (
     Dinov2Model,
     LlamaConfig,
     LlamaModel,
+    pipeline,
 )
 
+import pixclip_hf
+from pixclip_hf import CLOCConfig, CLOCModel, CLOCProcessor, save_records
 from pixclip_hf.data.sources import KINDS, load_records
 from pixclip_hf.record import validate_record
-from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
+from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training.command import build_parser, main
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +73,7 @@ def run(block):
         assert words[4] == "examples/run_pretrain.py" and Path(words[4]).is_file()
         return main(words[5:] + SHORT)
     assert words[:2] == ["pixclip-hf", "train"]
+    assert not words[2].endswith(".yaml") or Path(words[2]).is_file()
     return main(words[2:] + SHORT)
 
 
@@ -135,19 +140,51 @@ def test_data_guide(places, monkeypatch):
 
 
 def test_finetuning_guide(places):
-    records = scenes_dataset(8, size=32)
-    for shard in range(2):
-        records.shard(2, shard).to_parquet(places / "my-regions" / f"train-{shard}.parquet")
+    """On the data that it makes itself: regions with categories, and no caption anywhere."""
+    write_coco(places)
+    (block,) = blocks("finetune", "python")
+    exec(compile(block.replace("1000", "4"), "finetune.md", "exec"), {})
+    assert not any(record["captions"] for record in load_records("my-regions", "train"))
     trainers = [run(block) for block in blocks("finetune", "bash")]
-    assert len(trainers) == 7 and all(trainer.state.global_step == 1 for trainer in trainers)
+    assert len(trainers) == 8 and all(trainer.state.global_step == 1 for trainer in trainers)
     frozen, lora, cloc, locked, more, *recipes = trainers
     assert not any(p.requires_grad for p in frozen.model.text_model.parameters())
-    assert type(lora.model).__name__ == "PeftModel"
+    assert type(lora.model).__name__ == type(locked.model).__name__ == "PeftModel"
     assert not any(p.requires_grad for p in locked.model.vision_model.parameters())
     assert locked.model.config.vision_config.image_size == 224
     assert len({group["initial_lr"] for group in cloc.optimizer.param_groups}) > 3
     assert AutoModel.from_pretrained("runs/more").config.model_type == more.model.config.model_type == "cloc"
-    assert [trainer.model.config.model_type for trainer in recipes] == ["pixclip", "cloc"]
+    assert [trainer.model.config.model_type for trainer in recipes] == ["pixclip", "cloc", "cloc"]
+
+
+def test_the_finetuning_guide_takes_drawn_scenes_too(places):
+    """What it offers to readers without files, in the flag of another kind of text."""
+    assert 'load_records("scenes:200")' in DOCS["finetune"]
+    save_records(load_records("scenes:8"), "my-regions")
+    command = blocks("finetune", "bash")[4].replace("runs/cloc", str(places / "start")).replace("category", "caption")
+    tiny = build_tiny(CLOCConfig, CLOCModel, CLOCProcessor)
+    for part in tiny:
+        part.save_pretrained(places / "start")
+    assert run(command).state.global_step == 1
+
+
+def test_prompts(places):
+    """With a grid in the place of a detector."""
+    processor = build_tiny(CLOCConfig, CLOCModel, CLOCProcessor)[1]
+    for name, points in (("cloc-with-points", True), ("cloc", False)):
+        config = CLOCConfig(
+            vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, projection_dim=16, prompter_points=points
+        )
+        for part in (CLOCModel(config), processor):
+            part.save_pretrained(places / "org" / name)
+    save_tiny_sam(places / "facebook" / "sam-vit-base")
+    image = make_scene(0, "test", size=200)["image"]
+    found = {"image": image, "pipeline": pipeline, "pixclip_hf": pixclip_hf}
+    found["classify"] = pipeline("zero-shot-region-classification", model="org/cloc")
+    for block in blocks("prompts", "python"):
+        block = block.replace('"detector:PekingU/rtdetr_r50vd"', '"grid"')
+        exec(compile(block, "prompts.md", "exec"), found)
+    assert [mask.shape for mask in found["masks"]] == [(200, 200)] and found["detections"]
 
 
 def test_the_guide_lists_every_kind_of_source_with_its_arguments():
@@ -163,7 +200,7 @@ def test_what_the_guides_name_exists():
         assert (ROOT / path).is_file(), path
     for name in re.findall(r"`(\w+\.yaml)`", text):
         assert (ROOT / "examples" / "accelerate" / name).is_file(), name
-    for path in re.findall(r"\]\(([\w./]+)\)", text):
+    for path in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
         assert (ROOT / "docs" / path).exists(), path
 
 

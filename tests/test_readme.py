@@ -1,4 +1,5 @@
-"""Every snippet of the README and of docs/models.md runs alone as printed, with tiny models for the named ones."""
+"""Every snippet of the README and of the guides to models and their use runs alone as printed, with tiny models for
+the named ones."""
 
 import re
 from pathlib import Path
@@ -6,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tiny, build_tokenizer
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, LlamaConfig, LlamaModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    LlamaConfig,
+    LlamaModel,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
 
 import pixclip_hf
 
@@ -16,6 +26,10 @@ README = (ROOT / "README.md").read_text()
 PUBLISHING = re.search(r"^## Publish and load\n.*?^## ", README, flags=re.S | re.M)[0]
 MODELS = (ROOT / "docs" / "models.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.replace(PUBLISHING, "") + MODELS, flags=re.S)
+
+
+# Guides whose snippets need no more than the demo's models; their number of snippets.
+GUIDES = {"install": 1, "quickstart": 4, "regions": 5, "inference": 4, "faq": 1}
 
 
 @pytest.fixture
@@ -34,6 +48,14 @@ def places(tmp_path, monkeypatch):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaModel(LlamaConfig(vocab_size=259, num_key_value_heads=2, **sizes)).save_pretrained(llm)
     build_tokenizer().save_pretrained(llm)
+    siglip = tmp_path / "google/siglip2-base-patch16-224"
+    text = {**sizes, "vocab_size": 259, "max_position_embeddings": 16, "projection_size": 32}
+    vision = {**sizes, "image_size": 32, "patch_size": 8}
+    SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(siglip)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(siglip)
+    tokenizer = build_tokenizer()
+    tokenizer.model_max_length = 16
+    tokenizer.save_pretrained(siglip)
     monkeypatch.chdir(tmp_path)
 
 
@@ -48,6 +70,23 @@ def test_snippets_run_as_printed(places):
     assert names["out"].logits_per_region.shape == (2, 2, 2)
     assert isinstance(names["model"], pixclip_hf.PixCLIPModel)
     assert names["processor"].image_processor.size == {"height": 32, "width": 32}
+
+
+def test_snippets_of_guides_run_as_printed(places):
+    found = {}
+    for guide, count in GUIDES.items():
+        text = (ROOT / "docs" / f"{guide}.md").read_text(encoding="utf-8")
+        snippets = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+        assert len(snippets) == count, guide
+        for number, snippet in enumerate(snippets):
+            own = {}
+            exec(compile(snippet, f"{guide}.md, snippet {number}", "exec"), own)
+            found[guide, number] = own
+    assert found["quickstart", 2]["boxes"].shape == (2, 4)
+    assert found["regions", 2]["fast"].shape == found["regions", 2]["accurate"].shape
+    assert found["regions", 3]["out"].logits_per_region.shape == (3, 2, 2)
+    assert found["inference", 1]["half"].shape == (2, 16)
+    assert found["faq", 0]["labels"].shape == (2, 16)
 
 
 def test_files_and_targets_exist():

@@ -11,6 +11,9 @@ import pixclip_hf
 from pixclip_hf.processing.processing_regions import decode_rle
 from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.visualization import (
+    REGION_COLORS,
+    RIGHT,
+    WRONG,
     draw_answers,
     draw_heat_map,
     draw_matrix,
@@ -53,9 +56,9 @@ def test_draw_regions(masked, tmp_path):
     picture = Image.open(tmp_path / "regions.png")
     picture.load()
     assert picture.format == "PNG" and picture.width > 3 * picture.height
-    # The regions' own colors are in the picture: outlines, numbers and texts.
+    # The regions' own colors are in the picture: outlines and numbers.
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    assert (pixels == (0xE6, 0x19, 0x4B)).all(-1).sum() > 50
+    assert (pixels == rgb(REGION_COLORS[0][0])).all(-1).sum() > 50
 
 
 def test_right_and_wrong_answers_are_marked(tmp_path, monkeypatch):
@@ -117,6 +120,76 @@ def test_draw_one_region_without_maps(tmp_path):
     assert Image.open(tmp_path / "one.png").size[0] > 0
 
 
+def rgb(color):
+    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def written(monkeypatch):
+    """What is written into pictures from now on: (x, y, text)."""
+    from matplotlib.axes import Axes
+
+    texts = []
+    original = Axes.text
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, s, **k: texts.append((x, y, s)) or original(self, x, y, s, **k)
+    )
+    return texts
+
+
+def test_sixty_regions_with_long_texts_stay_apart(tmp_path, monkeypatch):
+    texts = written(monkeypatch)
+    image = Image.new("RGB", (640, 480), (200, 200, 200))
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 0.7, (60, 2)) * [640, 480]
+    boxes = np.concatenate([corners, corners + rng.uniform(30, 150, (60, 2))], axis=1)
+    boxes[10:14] = boxes[10]  # equal boxes
+    boxes[20] = boxes[21] + 1  # all but equal ones
+    best = [[("a long text about a thing " * (1 + i % 9), 0.5), ("another", 0.25)] for i in range(60)]
+    draw_regions(tmp_path / "many.png", image, boxes, best, {}, title="sixty")
+    picture = Image.open(tmp_path / "many.png")
+    assert picture.width < 4000 and picture.height < 2500
+    numbers = texts[:60]
+    assert [s for _, _, s in numbers] == [str(i + 1) for i in range(60)]
+    # No number covers another one: each is about 14 pixels high and 8 wide in a letter.
+    for i, (x, y, s) in enumerate(numbers):
+        for other_x, other_y, other in numbers[:i]:
+            assert abs(y - other_y) > 8 or x >= other_x + 5 * len(other) or other_x >= x + 5 * len(s)
+    x, y, _ = numbers[10]
+    assert all(numbers[i][1] == y or numbers[i][0] >= 0 for i in range(11, 14))
+    # Every text is in the legend, and its lines are apart.
+    assert sum(s == str(i + 1) for i in range(60) for _, _, s in texts[60:]) == 60
+    places = [(x, y) for x, y, s in texts[60:] if s.startswith("0.")]
+    assert len(places) == 120
+
+
+def test_maps_share_a_scale_that_shows_what_is_absent(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    scales, titles, lines = [], [], []
+    show, title = Axes.imshow, Axes.set_title
+    monkeypatch.setattr(
+        Axes, "imshow", lambda self, *a, **k: scales.append((k.get("vmin"), k.get("vmax"))) or show(self, *a, **k)
+    )
+    monkeypatch.setattr(Axes, "set_title", lambda self, s, **k: titles.append(s) or title(self, s, **k))
+    line = Axes.axhline
+    monkeypatch.setattr(Axes, "axhline", lambda self, y, **k: lines.append(y) or line(self, y, **k))
+    image = make_scene(0)["image"]
+    low, high = np.full((4, 4), 0.1) + 0.1 * np.eye(4), np.eye(4) * 0.7
+    draw_heat_map(tmp_path / "two.png", image, ["a", "b"], [low, high], absent=0.3)
+    assert [scale for scale in scales if scale[0] is not None] == [(0.0, 0.7)] * 2
+    assert titles == ["“a” (absent)", "“b”"] and lines == [0.3]
+    scales.clear()
+    draw_regions(tmp_path / "regions.png", image, [], [], {"a": low, "b": high})
+    assert [scale for scale in scales if scale[0] is not None] == [(0.0, 0.7)] * 2 and len(lines) == 1
+    with pytest.raises(ValueError, match="`values` must hold one map per text, got 1 for 2 texts"):
+        draw_heat_map(tmp_path / "no.png", image, ["a", "b"], [low])
+
+
+def test_lists_of_other_lengths(tmp_path):
+    with pytest.raises(ValueError, match="`truths` must hold one entry per region, got 2 for 1 regions"):
+        draw_regions(tmp_path / "x.png", make_scene(0)["image"], [[0, 0, 9, 9]], [[("a", 1.0)]], {}, truths=["a", "b"])
+
+
 def pixels(path):
     with Image.open(path) as picture:
         assert picture.format == "PNG"
@@ -141,7 +214,7 @@ def test_draw_matrix(tmp_path):
     names = ["first $_{", "second"], ["a", "a long text " * 10, "c"]
     draw_matrix(tmp_path / "plain.png", scores, *names)
     draw_matrix(tmp_path / "right.png", scores, *names, right=[0, 1], title="$5")
-    red = (0xE6, 0x19, 0x4B)
+    red = rgb(WRONG)
     assert count(tmp_path / "plain.png", red) == 0 and count(tmp_path / "right.png", red) > 50
     with pytest.raises(ValueError, match=r"`scores` must have shape \(2, 3\), got \(3, 2\)"):
         draw_matrix(tmp_path / "no.png", scores.T, *names)
@@ -151,7 +224,7 @@ def test_draw_retrieval(tmp_path):
     blue = Image.new("RGB", (40, 30), (0, 0, 200))
     rows = [[(blue, 0.9, True), (blue, 0.2, False)], [(blue, 0.5, False)]]
     draw_retrieval(tmp_path / "sheet.png", ["costs $5", "a long query " * 9], rows, title="sheet")
-    right, wrong = (count(tmp_path / "sheet.png", color) for color in ((0x3C, 0xB4, 0x4B), (0xE6, 0x19, 0x4B)))
+    right, wrong = (count(tmp_path / "sheet.png", color) for color in (rgb(RIGHT), rgb(WRONG)))
     assert right > 50 and wrong == pytest.approx(2 * right, rel=0.2)
     assert count(tmp_path / "sheet.png", (0, 0, 200)) > 1000
     with pytest.raises(ValueError, match="`found` must hold one row per query, got 2 for 1 queries"):

@@ -28,7 +28,9 @@ from .modeling.configuration_pixclip import PixCLIPConfig
 from .modeling.modeling_cloc import CLOCModel, CLOCOutput, CLOCPreTrainedModel, CLOCVisionModel
 from .modeling.modeling_eva02 import Eva02VisionModel
 from .modeling.modeling_pixclip import PixCLIPModel, PixCLIPOutput, PixCLIPPreTrainedModel, PixCLIPVisionModel
+from .pipelines.region_detection import RegionDetectionPipeline
 from .pipelines.region_feature_extraction import RegionFeatureExtractionPipeline
+from .pipelines.region_grounding import RegionGroundingPipeline
 from .pipelines.zero_shot_region_classification import ZeroShotRegionClassificationPipeline
 from .processing.image_processing_region import RegionImageProcessor
 from .processing.processing_cloc import CLOCProcessor
@@ -42,7 +44,9 @@ if TYPE_CHECKING:  # the lazy names below, for editors and type checkers
     from .scenes.tokenizer import scenes_tokenizer, train_tokenizer
     from .encoders.region_encoder import RegionEncoder
     from .encoders.view_encoder import ViewEncoder, load_encoder
+    from .detection import coco_results, detect
     from .hub import publish
+    from .mask_models import MaskModel, masks_from_points
     from .record import record_features, validate_record
     from .training.text_cache import TextEmbeddingCache
     from .training.trainer import RegionTrainer
@@ -51,8 +55,11 @@ __version__ = "0.2.0.dev0"
 
 # Public names whose modules need an extra (`pip install pixclip-hf[train]`, `[data]`): imported on first access.
 _MODULE_OF_LAZY_NAME = {
+    "coco_results": ".detection",
+    "detect": ".detection",
     "load_records": ".data.sources",
     "make_scene": ".scenes.dataset",
+    "masks_from_points": ".mask_models",
     "publish": ".hub",
     "record_features": ".record",
     "save_records": ".data.parquet_shards",
@@ -60,6 +67,7 @@ _MODULE_OF_LAZY_NAME = {
     "scenes_tokenizer": ".scenes.tokenizer",
     "train_tokenizer": ".scenes.tokenizer",
     "validate_record": ".record",
+    "MaskModel": ".mask_models",
     "RegionCollator": ".data.collator",
     "RegionEncoder": ".encoders.region_encoder",
     "RegionTrainer": ".training.trainer",
@@ -77,6 +85,7 @@ __all__ = [
     "CLOCVisionModel",
     "Eva02VisionConfig",
     "Eva02VisionModel",
+    "MaskModel",
     "PixCLIPConfig",
     "PixCLIPModel",
     "PixCLIPOutput",
@@ -84,16 +93,21 @@ __all__ = [
     "PixCLIPProcessor",
     "PixCLIPVisionModel",
     "RegionCollator",
+    "RegionDetectionPipeline",
     "RegionEncoder",
     "RegionFeatureExtractionPipeline",
+    "RegionGroundingPipeline",
     "RegionImageProcessor",
     "RegionTrainer",
     "TextEmbeddingCache",
     "ViewEncoder",
     "ZeroShotRegionClassificationPipeline",
+    "coco_results",
+    "detect",
     "load_encoder",
     "load_records",
     "make_scene",
+    "masks_from_points",
     "publish",
     "record_features",
     "save_records",
@@ -128,6 +142,8 @@ def _register() -> None:
     for task, pipeline_class in (
         ("region-feature-extraction", RegionFeatureExtractionPipeline),
         ("zero-shot-region-classification", ZeroShotRegionClassificationPipeline),
+        ("region-grounding", RegionGroundingPipeline),
+        ("zero-shot-region-detection", RegionDetectionPipeline),
     ):
         PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=AutoModel)
         SavesPipelines.pipeline_classes[task] = pipeline_class

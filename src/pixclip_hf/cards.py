@@ -339,7 +339,7 @@ def _evaluations(records: Path, data: Mapping[str, Any], evaluation: Mapping[str
                 results.append(_evaluation(measure, value, dataset, setting, result["split"], task))
     evaluated = _read_json(records / "all_results.json")
     if trained_on := data.get("dataset_name"):
-        name = trained_on if trained_on == "scenes" or is_hub_id(trained_on) else Path(trained_on).name
+        name = public_name(trained_on)
         setting = data.get("scenes_setting") if trained_on == "scenes" else None
         split = data.get("eval_split") or ("test" if trained_on == "scenes" else None)
         for key, value in evaluated.items():

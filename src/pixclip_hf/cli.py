@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         result = function(argv[1:])
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+    except (ModuleNotFoundError, OSError, ValueError) as error:
         if not command.short_errors:
             raise
         print(f"error: {error}", file=sys.stderr)

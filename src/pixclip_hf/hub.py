@@ -86,8 +86,7 @@ def publish(
     """
     with TemporaryDirectory() as folder:
         write_folder(model, processor, folder, repo_id, **options)
-        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
-        return _push(Path(folder), paths, repo_id, "model", private, token, revision, commit_message, {})
+        return _push(model_files(folder), repo_id, "model", private, token, revision, commit_message)
 
 
 def publish_dataset(
@@ -117,8 +116,8 @@ def publish_dataset(
             not finite.
         huggingface_hub.errors.HfHubHTTPError: as [`publish`].
     """
-    paths, contents = _dataset(Path(folder), repo_id, kind, **options)
-    return _push(Path(folder), paths, repo_id, "dataset", private, token, revision, commit_message, contents)
+    files = dataset_files(folder, repo_id, kind, **options)
+    return _push(files, repo_id, "dataset", private, token, revision, commit_message)
 
 
 def dataset_files(folder: str | PathLike, repo_id: str, kind: str, **options: Any) -> dict[str, Path | bytes]:
@@ -130,23 +129,17 @@ def dataset_files(folder: str | PathLike, repo_id: str, kind: str, **options: An
     Raises:
         ValueError: as there, before it asks the Hub.
     """
-    paths, contents = _dataset(Path(folder), repo_id, kind, **options)
-    return _checked(Path(folder), paths, contents)
-
-
-def _dataset(folder: Path, repo_id: str, kind: str, **options: Any) -> tuple[list[Path], dict[str, bytes]]:
-    """The files to push, and what some of them hold in public."""
+    folder = Path(folder)
     shards = dataset_shards(folder)
     check_no_links(folder, shards)
     for path in shards:
         check_outgoing_shard(path)
-    paths = [write_dataset_card(folder, repo_id, kind, **options), *shards]
-    if kind != "embeddings":
-        return paths, {}
-    for path in shards:
-        check_shard(path)
-    settings = json.dumps(public_settings(folder), indent=1) + "\n"
-    return [*paths, folder / EMBEDDING_SETTINGS], {EMBEDDING_SETTINGS: settings.encode("utf-8")}
+    files = _by_name(folder, [write_dataset_card(folder, repo_id, kind, **options), *shards])
+    if kind == "embeddings":
+        for path in shards:
+            check_shard(path)
+        files[EMBEDDING_SETTINGS] = _json(public_settings(folder))
+    return _checked(files)
 
 
 def model_files(folder: str | PathLike) -> dict[str, Path | bytes]:
@@ -155,30 +148,30 @@ def model_files(folder: str | PathLike) -> dict[str, Path | bytes]:
     Raises:
         ValueError: a secret, a path or the name of this machine in one of the files.
     """
-    return _checked(Path(folder), [path for path in Path(folder).rglob("*") if path.is_file()], {})
+    return _checked(_by_name(Path(folder), Path(folder).rglob("*")))
 
 
-def _checked(folder: Path, paths: Iterable[Path], contents: Mapping[str, bytes]) -> dict[str, Path | bytes]:
-    """Files by their paths in the repository, the list of them included, when nothing in them must stay here."""
-    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
-    files |= contents
-    files[PUSHED] = _pushed(files)
-    check_outgoing(files)
-    return files
+def _by_name(folder: Path, paths: Iterable[Path]) -> dict[str, Path | bytes]:
+    """Files of a folder by their paths in the repository."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
+
+
+def _checked(files: Mapping[str, Path | bytes]) -> dict[str, Path | bytes]:
+    """The files of a push with the list of them, when nothing in them must stay here."""
+    listed = {**files, PUSHED: _pushed(files)}
+    check_outgoing(listed)
+    return listed
 
 
 def _push(
-    folder: Path,
-    paths: Iterable[Path],
+    files: Mapping[str, Path | bytes],
     repo_id: str,
     repo_type: str,
     private: bool | None,
     token: str | bool | None,
     revision: str | None,
     commit_message: str,
-    contents: Mapping[str, bytes],
 ) -> CommitInfo:
-    files = _checked(folder, paths, contents)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
     if revision is not None:
@@ -200,7 +193,11 @@ def _push(
 
 def _pushed(files: Iterable[str]) -> bytes:
     """The content of [`PUSHED`] beside these files."""
-    return (json.dumps({"files": sorted({*files, PUSHED})}, indent=1) + "\n").encode("utf-8")
+    return _json({"files": sorted({*files, PUSHED})})
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode("utf-8")
 
 
 def _own_files(api: HfApi, repo_id: str, repo_type: str, revision: str | None, present: set[str]) -> set[str]:
@@ -305,8 +302,7 @@ def write_folder(
         for name in ("results.json", "results.md", *pictures):
             _copy(evaluation_folder, name, folder)
     clean_folder(folder)
-    written = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    (folder / PUSHED).write_bytes(_pushed(written))
+    (folder / PUSHED).write_bytes(_pushed(_by_name(folder, folder.rglob("*"))))
     return folder
 
 

@@ -83,15 +83,16 @@ def public_text(text: str) -> str:
     return _PATH.sub(lambda found: last_part(found[0].rstrip("/\\")), text)
 
 
-def public_values(content: Any) -> Any:
-    """JSON without the absolute paths of this machine: of each, its last part."""
+def public_values(content: Any, start: str = "") -> Any:
+    """JSON without the absolute paths of this machine: of each, its last part. `start` goes before a text that was
+    nothing but a path: `"./"` keeps it from being read as a Hub id."""
     if isinstance(content, Mapping):
-        return {public_values(name): public_values(value) for name, value in content.items()}
+        return {public_values(name, start): public_values(value, start) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [public_values(value) for value in content]
+        return [public_values(value, start) for value in content]
     if not isinstance(content, str):
         return content
-    return last_part(content) if is_local_path(content) else public_text(content)
+    return start + last_part(content) if is_local_path(content) else public_text(content)
 
 
 def _is_path(value: str) -> bool:

@@ -2,7 +2,7 @@
 
 import errno
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from .processing.processing_runs import read_rle
 if TYPE_CHECKING:
     import datasets
 
+
+NOT_READABLE = "region left out: not readable"
 
 _RECORD_FIELDS = ("image", "width", "height", "captions", "alt_text", "regions")
 _REGION_FIELDS = ("id", "box", "mask", "category", "caption", "long_caption", "score", "source")
@@ -198,20 +200,34 @@ def without_faults(record: Mapping[str, Any]) -> tuple[dict[str, Any], Counter]:
     if record.get("alt_text") is not None and not _is_text(record["alt_text"]):
         record["alt_text"] = None
         left_out["text left out: empty or no text"] += 1
+    regions = readable_regions(record["regions"] or (), lambda given: _usable_region(given, *size, left_out), left_out)
+    return {**record, "captions": captions, "regions": regions}, +left_out
+
+
+def readable_regions(
+    given: Iterable[Any], read: Callable[[Any], dict[str, Any]], left_out: Counter
+) -> list[dict[str, Any]]:
+    """What `read` makes of each region, without those that it cannot read and those whose id came before.
+
+    Args:
+        given: the regions of an image, as others wrote them.
+        read: from one of them to a region of the schema.
+        left_out: takes up how many are left out, by reason.
+    """
     regions: list[dict[str, Any]] = []
     seen: set[int] = set()
-    for given in record["regions"] or ():
+    for region in given:
         try:
-            with foreign("region left out: not readable"):
-                region = _usable_region(given, *size, left_out)
-                if region["id"] in seen:
+            with foreign(NOT_READABLE):
+                found = read(region)
+                if found["id"] in seen:
                     raise LeftOut("region left out: id twice")
         except LeftOut as error:
             left_out[str(error)] += 1
         else:
-            seen.add(region["id"])
-            regions.append(region)
-    return {**record, "captions": captions, "regions": regions}, +left_out
+            seen.add(found["id"])
+            regions.append(found)
+    return regions
 
 
 def _usable_region(region: Mapping[str, Any], width: int, height: int, left_out: Counter) -> dict[str, Any]:

@@ -3,7 +3,7 @@ regions and texts, and sheets of retrieved images. Drawing needs matplotlib (`pi
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,19 @@ from PIL import Image
 from .encoders.protocol import Encoder
 from .images import open_image
 
-REGION_COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+# Of Okabe and Ito (2008) and Tol (2021), which people who confuse colors tell apart too; the ink of a number on each.
+REGION_COLORS = (
+    ("#d55e00", "white"), ("#0072b2", "white"), ("#e69f00", "black"), ("#009e73", "white"), ("#cc79a7", "black"),
+    ("#56b4e9", "black"), ("#332288", "white"), ("#882255", "white"),
+)  # fmt: skip
+# What tells regions of one color apart.
+LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")
+# Blue and vermilion, beside a mark each.
+RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "#888888"
+# Of the legend: lines of a column before there is a second one, columns, letters of a line, inches of a column and of
+# a line; and the most lines of one text.
+LEGEND_LINES, LEGEND_COLUMNS, LEGEND_LETTERS, LEGEND_WIDTH, LINE_HEIGHT = 26, 6, 46, 3.7, 0.17
+MOST_LINES = 9
 LITERAL = {"parse_math": False}  # a text may hold dollar signs
 
 
@@ -54,54 +66,54 @@ def draw_regions(
     masks: Sequence[np.ndarray] | None = None,
     title: str = "",
     truths: Sequence[str] | None = None,
+    absent: float | None = None,
 ) -> None:
     """Writes a picture: the image with numbered regions, the best texts of each, and similarity maps.
+
+    The picture grows with the number of regions and the length of their texts; a text of more than nine lines is cut.
 
     Args:
         path: path of the PNG file.
         image: RGB.
         boxes: xyxy in pixels.
         texts: for each region its best texts and their scores, best first.
-        maps: for each text its [`similarity_map`].
+        maps: for each text its [`similarity_map`]; all of them are drawn on one scale.
         masks: the masks of the regions `(H, W)`; outlined in place of the boxes.
         title: above the picture.
         truths: the right text of each region, where it is known: a best text is then marked ✓ or ✗, and a wrong one is
             followed by the right one.
+        absent: the similarity below which a text counts as absent: a line in the maps and on their scale, and a word
+            above a map that stays below it.
+
+    Raises:
+        ValueError: not one list of texts, mask or truth for each box.
     """
-    figure_class = _figure_class()
-    columns = 2 + len(maps)
-    figure = figure_class(figsize=(3.6 * columns, 4.2), layout="constrained")
-    axes = figure.subplots(1, columns, width_ratios=[1, 1.15] + [1] * len(maps))
+    for name, values in (("texts", texts), ("masks", masks), ("truths", truths)):
+        if values is not None and len(values) != len(boxes):
+            raise ValueError(f"`{name}` must hold one entry per region, got {len(values)} for {len(boxes)} regions.")
+    entries = [
+        _legend_entry(number, best, None if truths is None else truths[number]) for number, best in enumerate(texts)
+    ]
+    lines = sum(len(entry) for entry in entries)
+    columns = max(1, min(LEGEND_COLUMNS, -(-lines // LEGEND_LINES)))
+    parts = _balanced(entries, columns)
+    side = 3.4 if len(boxes) <= 8 else 3.4 + 0.1 * min(len(boxes) - 8, 52)
+    tallest = max(sum(len(entry) for entry in part) for part in parts)
+    height = max(side + 0.6, LINE_HEIGHT * tallest + 0.6, 4.2)
+    widths = [side, *[LEGEND_WIDTH] * columns, *[3.4] * len(maps)]
+    figure = _figure_class()(figsize=(sum(widths) + 0.8 * bool(maps), height), layout="constrained")
+    axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     figure.suptitle(title, fontsize=11, **LITERAL)
-    width, height = image.size
     for axis in axes:
         axis.set_axis_off()
-
-    _show_regions(axes[0], image, boxes, masks)
+    _show_regions(axes[0], image, boxes, masks, side)
     axes[0].set_title("regions", fontsize=10)
-
+    axes[0].set_anchor("N")
+    for axis, part in zip(axes[1 : columns + 1], parts, strict=True):
+        _write_legend(axis, part, LINE_HEIGHT / (height - 0.6))
     axes[1].set_title("best texts", fontsize=10)
-    y = 0.98
-    for number, best in enumerate(texts):
-        color = REGION_COLORS[number % len(REGION_COLORS)]
-        for rank, (text, score) in enumerate(best):
-            line = fill(f"{score:.2f}  {text}", 44, subsequent_indent="        ")
-            mark = "" if truths is None else f"{_mark(text, truths[number])} "
-            head = f"{number + 1}  {mark}" if rank == 0 else "    "
-            style = {"fontweight": "bold", "color": color} if rank == 0 else {"color": "#444444"}
-            axes[1].text(0, y, head + line, fontsize=8.5, va="top", transform=axes[1].transAxes, **style, **LITERAL)
-            y -= 0.055 * (1 + line.count("\n"))
-        if truths is not None and best[0][0] != truths[number]:
-            line = fill(f"is {truths[number]}", 44, subsequent_indent="        ")
-            axes[1].text(0, y, f"    {line}", fontsize=8.5, va="top", transform=axes[1].transAxes, **LITERAL)
-            y -= 0.055 * (1 + line.count("\n"))
-        y -= 0.02
-
-    for axis, (text, values) in zip(axes[2:], maps.items(), strict=True):
-        axis.imshow(image.convert("L"), extent=(0, width, height, 0), cmap="gray", alpha=0.55)
-        drawn = axis.imshow(values, extent=(0, width, height, 0), cmap="inferno", alpha=0.75, interpolation="bilinear")
-        axis.set_title(fill(f"“{text}”", 34), fontsize=9, **LITERAL)
-        figure.colorbar(drawn, ax=axis, shrink=0.7)
+    if maps:
+        _show_maps(figure, list(axes[columns + 1 :]), image, maps, absent)
     figure.savefig(path, dpi=110)
 
 
@@ -132,75 +144,197 @@ def draw_answers(
     """
     if not images:
         raise ValueError("`images` must hold at least one image, got none.")
+    told = []
     for i, (regions, given, right) in enumerate(zip(boxes, answers, truths, strict=True)):
         if not len(regions) == len(given) == len(right):
             raise ValueError(f"Image {i} has {len(regions)} regions, {len(given)} answers and {len(right)} truths.")
+        told.append("\n".join(_answer(n, *pair) for n, pair in enumerate(zip(given, right, strict=True))))
     rows = -(-len(images) // columns)
-    lines = max(sum(1 + (a != t) for a, t in zip(*pair, strict=True)) for pair in zip(answers, truths, strict=True))
+    lines = max(text.count("\n") + 1 for text in told)
     figure = _figure_class()(figsize=(2.9 * columns, rows * (2.6 + 0.17 * lines)), layout="constrained")
     figure.suptitle(title, fontsize=11, **LITERAL)
     grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.6, 0.17 * lines] * rows)
     for axis in grid.flat:
         axis.set_axis_off()
     for i, image in enumerate(images):
-        shown, told = (grid[2 * (i // columns) + part, i % columns] for part in (0, 1))
-        _show_regions(shown, image, boxes[i], None if masks is None else masks[i])
-        text = []
-        for number, (answer, truth) in enumerate(zip(answers[i], truths[i], strict=True)):
-            text.append(f"{number + 1} {_mark(answer, truth)} {answer}")
-            if answer != truth:
-                text.append(f"      is {truth}")
-        told.text(0, 1, "\n".join(text), fontsize=8, va="top", transform=told.transAxes, **LITERAL)
+        shown, below = (grid[2 * (i // columns) + part, i % columns] for part in (0, 1))
+        _show_regions(shown, image, boxes[i], None if masks is None else masks[i], 2.5)
+        below.text(0, 1, told[i], fontsize=8, va="top", transform=below.transAxes, **LITERAL)
     figure.savefig(path, dpi=110)
+
+
+def _answer(number: int, answer: str, truth: str) -> str:
+    """An answer and, where it is wrong, the truth, in lines of a column of a page."""
+    wrapped = fill(f"{number + 1} {_mark(answer, truth)} {answer}", 44, subsequent_indent="      ")
+    if answer == truth:
+        return wrapped
+    return wrapped + "\n" + fill(f"      is {truth}", 44, subsequent_indent="        ")
 
 
 def _mark(answer: str, truth: str) -> str:
     return "✓" if answer == truth else "✗"
 
 
+# A line of a legend: its text, whether it begins a region, and whether it is the region's best text.
+Line = tuple[str, int | None, bool]
+
+
+def _legend_entry(number: int, best: Sequence[tuple[str, float]], truth: str | None) -> list[Line]:
+    """The lines of a region in the legend, an empty one behind them."""
+    lines: list[Line] = []
+    for rank, (text, score) in enumerate(best):
+        mark = f"{_mark(text, truth)} " if rank == 0 and truth is not None else ""
+        for i, line in enumerate(_wrapped(f"{mark}{score:.2f}  {text}", "")):
+            lines.append((line, number if (rank, i) == (0, 0) else None, rank == 0))
+    if truth is not None and best and best[0][0] != truth:
+        lines += [(line, None, False) for line in _wrapped(f"is {truth}", "    ")]
+    return [*(lines or [("", number, True)]), ("", None, False)]
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    style: dict[str, Any] = {"max_lines": MOST_LINES, "placeholder": " …"}
+    return wrap(text, LEGEND_LETTERS, initial_indent=indent, subsequent_indent="      ", **style)
+
+
+def _balanced(entries: list[list[Line]], columns: int) -> list[list[list[Line]]]:
+    """Entries in columns of about as many lines, in their order."""
+    total = sum(len(entry) for entry in entries)
+    parts: list[list[list[Line]]] = [[] for _ in range(columns)]
+    passed = 0
+    for entry in entries:
+        middle = passed + len(entry) / 2
+        parts[min(int(middle * columns / max(total, 1)), columns - 1)].append(entry)
+        passed += len(entry)
+    return parts
+
+
+def _write_legend(axis: Any, entries: list[list[Line]], step: float) -> None:
+    """Lines from the top of an axis down, `step` of its height apart, behind the numbers of their regions."""
+    y = 1.0
+    for text, number, is_best in (line for entry in entries for line in entry):
+        place = {"va": "top", "fontsize": 8.5, "transform": axis.transAxes}
+        if number is not None:
+            axis.text(0.0, y, str(number + 1), **_label_style(number), **place)
+        weight = "bold" if is_best else "normal"
+        if text:
+            axis.text(0.1, y, text, color="black" if is_best else "#444444", fontweight=weight, **place, **LITERAL)
+        y -= step
+
+
+def _label_style(number: int) -> dict[str, Any]:
+    color, ink = REGION_COLORS[number % len(REGION_COLORS)]
+    box = {"facecolor": color, "edgecolor": "none", "pad": 1.2}
+    return {"color": ink, "fontweight": "bold", "bbox": box}
+
+
 def _show_regions(
-    axis: Any, image: Image.Image, boxes: Sequence[Sequence[float]], masks: Sequence[np.ndarray] | None
+    axis: Any,
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    masks: Sequence[np.ndarray] | None,
+    side: float,
 ) -> None:
-    """The image with its numbered regions; numbers of regions that begin in one place stand side by side."""
+    """The image with its numbered regions; a number that would cover another one stands beside it. `side` is the width
+    of the axis in inches."""
     from matplotlib.patches import Rectangle
 
     width, height = image.size
     axis.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
-    corners: list[tuple[float, float]] = []
+    many = len(boxes) > 12
+    line, size = (1.4, 7) if many else (2.2, 9)
     for number, (x0, y0, x1, y1) in enumerate(boxes):
-        color = REGION_COLORS[number % len(REGION_COLORS)]
+        color, _ = REGION_COLORS[number % len(REGION_COLORS)]
+        style = LINE_STYLES[number // len(REGION_COLORS) % len(LINE_STYLES)]
         if masks is None:
-            axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=2.2))
+            frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=line, linestyle=style)
+            axis.add_patch(frame)
         else:
             padded = np.pad(np.asarray(masks[number], dtype=float), 1)
             grid = np.arange(-0.5, width + 1), np.arange(-0.5, height + 1)
-            axis.contour(*grid, padded, levels=[0.5], colors=[color], linewidths=2.2)
-        shift = 0.07 * width * corners.count((x0, y0))
-        corners.append((x0, y0))
-        label = {"color": "white", "fontsize": 9, "fontweight": "bold", "va": "top"}
-        box = {"facecolor": color, "edgecolor": "none", "pad": 1.5}
-        axis.text(x0 + shift, y0, str(number + 1), bbox=box, **label)
+            axis.contour(*grid, padded, levels=[0.5], colors=[color], linewidths=line, linestyles=[style])
+    # Of a letter, in pixels of the image: 72 points are an inch.
+    letter = 0.62 * size / 72 * max(width, height) / side
+    for number, (x, y) in enumerate(_label_places(boxes, letter, (width, height))):
+        axis.text(x, y, str(number + 1), fontsize=size, va="top", **_label_style(number))
 
 
-def draw_heat_map(path: str | Path, image: Image.Image, text: str, values: np.ndarray) -> None:
-    """Writes a picture: the image, and the similarity of a text laid over it.
+def _label_places(boxes: Sequence[Sequence[float]], letter: float, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Upper left corners of the numbers of regions: at that of the box, or as near to the right of it as no other
+    number stands, on the next line where the image ends."""
+    placed: list[tuple[float, float, float, float]] = []
+    tall = 2.4 * letter
+    for number, (x0, y0, _, _) in enumerate(boxes):
+        wide = letter * (len(str(number + 1)) + 0.7)
+        x, y = float(x0), float(y0)
+        while blocking := [
+            right
+            for left, top, right, bottom in placed
+            if x < right and left < x + wide and y < bottom and top < y + tall
+        ]:
+            x = max(blocking)
+            if x + wide > size[0] and y + 2 * tall <= size[1]:
+                x, y = float(x0) if x0 + wide <= size[0] else 0.0, y + tall
+        placed.append((x, y, x + wide, y + tall))
+    return [(x, y) for x, y, _, _ in placed]
+
+
+def draw_heat_map(
+    path: str | Path,
+    image: Image.Image,
+    text: str | Sequence[str],
+    values: np.ndarray | Sequence[np.ndarray],
+    absent: float | None = None,
+) -> None:
+    """Writes a picture: the image, and the similarity of one text or several laid over it, on one scale.
 
     Args:
         path: path of the PNG file.
         image: RGB.
-        text: what was looked for.
-        values: its [`similarity_map`].
+        text: what was looked for, a text or a list of texts.
+        values: its [`similarity_map`], or a list of them.
+        absent: as in [`draw_regions`].
+
+    Raises:
+        ValueError: not one map per text.
     """
-    figure = _figure_class()(figsize=(8, 4.2), layout="constrained")
-    plain, mapped = figure.subplots(1, 2)
+    texts = [text] if isinstance(text, str) else list(text)
+    maps: list[Any] = [values] if isinstance(text, str) else list(values)
+    if len(texts) != len(maps) or not texts:
+        raise ValueError(f"`values` must hold one map per text, got {len(maps)} for {len(texts)} texts.")
+    figure = _figure_class()(figsize=(4 + 4 * len(maps), 4.2), layout="constrained")
+    plain, *mapped = figure.subplots(1, 1 + len(maps))
     width, height = image.size
-    for axis in (plain, mapped):
-        axis.set_axis_off()
-        axis.imshow(image if axis is plain else image.convert("L"), extent=(0, width, height, 0), cmap="gray")
-    drawn = mapped.imshow(values, extent=(0, width, height, 0), cmap="inferno", alpha=0.7, interpolation="bilinear")
-    figure.colorbar(drawn, ax=mapped, shrink=0.8)
-    figure.suptitle(fill(f"“{text}”", 90), fontsize=10, **LITERAL)
+    plain.set_axis_off()
+    plain.imshow(image, extent=(0, width, height, 0))
+    _show_maps(figure, mapped, image, dict(zip(texts, maps, strict=True)), absent)
     figure.savefig(path, dpi=110)
+
+
+def _show_maps(
+    figure: Any, axes: Sequence[Any], image: Image.Image, maps: Mapping[str, np.ndarray], absent: float | None
+) -> None:
+    """Similarity maps over an image in gray, on one scale, which is shown once."""
+    width, height = image.size
+    low, high = (float(edge([edge(values) for values in maps.values()])) for edge in (np.min, np.max))
+    if absent is not None:
+        low, high = min(low, absent), max(high, absent)
+    for axis, (text, values) in zip(axes, maps.items(), strict=True):
+        axis.set_axis_off()
+        extent = (0, width, height, 0)
+        axis.imshow(image.convert("L"), extent=extent, cmap="gray", alpha=0.55)
+        style: dict[str, Any] = {"cmap": "inferno", "alpha": 0.75, "interpolation": "bilinear"}
+        drawn = axis.imshow(values, extent=extent, vmin=low, vmax=high, **style)
+        below = absent is not None and float(np.max(values)) < absent
+        axis.set_title(fill(f"“{text}”" + " (absent)" * below, 34), fontsize=9, **LITERAL)
+        if absent is not None and not below and float(np.min(values)) < absent:
+            x = (np.arange(values.shape[1]) + 0.5) * width / values.shape[1]
+            y = (np.arange(values.shape[0]) + 0.5) * height / values.shape[0]
+            axis.contour(x, y, values, levels=[absent], colors=["white"], linewidths=1.2, linestyles=["dashed"])
+    bar = figure.colorbar(drawn, ax=list(axes), shrink=0.7)
+    if absent is not None:
+        bar.ax.axhline(absent, color="white", linewidth=1.6, linestyle="dashed")
+        bar.ax.annotate("absent below", (1, absent), xycoords=("axes fraction", "data"), xytext=(24, 0),
+                        textcoords="offset points", fontsize=8, va="center", rotation=90)  # fmt: skip
 
 
 def draw_matrix(
@@ -242,7 +376,7 @@ def draw_matrix(
         color = "black" if scores[row, column] > middle else "white"
         axis.text(column, row, f"{scores[row, column]:.2f}", ha="center", va="center", fontsize=7, color=color)
     for row, column in enumerate([] if right is None else right):
-        axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#e6194b", linewidth=2.2))
+        axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=WRONG, linewidth=2.2))
     axis.set_title(title, fontsize=10, **LITERAL)
     figure.savefig(path, dpi=110)
 
@@ -253,7 +387,8 @@ def draw_retrieval(
     found: Sequence[Sequence[tuple[Image.Image, float, bool | None]]],
     title: str = "",
 ) -> None:
-    """Writes a sheet of retrieved images: one row per text, best first, right ones framed in green, wrong ones in red.
+    """Writes a sheet of retrieved images: one row per text, best first, right ones framed in blue and marked ✓, wrong
+    ones in vermilion and marked ✗.
 
     Args:
         path: path of the PNG file.
@@ -279,9 +414,10 @@ def draw_retrieval(
             axis.imshow(image)
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_title(f"{score:.2f}", fontsize=8)
+            mark = {True: "✓ ", False: "✗ ", None: ""}[is_right]
+            axis.set_title(f"{mark}{score:.2f}", fontsize=8)
             for spine in axis.spines.values():
-                spine.set(edgecolor={True: "#3cb44b", False: "#e6194b", None: "#888888"}[is_right], linewidth=3)
+                spine.set(edgecolor={True: RIGHT, False: WRONG, None: UNKNOWN}[is_right], linewidth=3)
     figure.savefig(path, dpi=110)
 
 

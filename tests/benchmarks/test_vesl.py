@@ -24,6 +24,7 @@ def vesl(monkeypatch, tmp_path):
     return vesl
 
 
+@pytest.mark.slow
 def test_every_arm_gives_a_column(vesl, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vesl.py", "--seeds", "2", "--processes", "1"])
     vesl.main()

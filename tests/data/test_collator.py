@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 from pixclip_hf.data.collator import RegionCollator, RegionDataset, region_inputs
+from pixclip_hf.data.points import point_of, training_points
+from pixclip_hf.processing.processing_regions import decode_rle, encode_rle
 from pixclip_hf.scenes.dataset import make_scene
 
 FAMILIES = ("cloc", "pixclip")
@@ -216,11 +218,93 @@ def test_a_share_of_the_batches_prompts_by_masks():
         ({"whole_image_share": float("nan")}, "`whole_image_share`"),
         ({"mask_prompt_share": 1.5}, r"`mask_prompt_share` must lie in \[0, 1\], got 1.5"),
         ({"mask_prompt_share": -0.5}, "`mask_prompt_share`"),
+        ({"point_prompt_share": 1.5}, r"`point_prompt_share` must lie in \[0, 1\], got 1.5"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         RegionCollator(Recorder(), **arguments)
+
+
+def test_a_share_of_the_batches_prompts_by_points(scenes):
+    processor = Recorder()
+    processor.prompts = ("box", "mask", "point")
+    collator = RegionCollator(processor, point_prompt_share=0.25, mask_prompt_share=0.5)
+    records = [record([region(number % 16)], key=(0, number)) for number in range(400)]
+    kinds = []
+    for one in records:
+        collator([one])
+        kinds.append(processor.arguments.get("prompt"))
+    assert 0.18 < kinds.count("point") / 400 < 0.32 and set(kinds) == {"point", None}
+    # The others prompt as they would without points.
+    without = RegionCollator(Recorder(), mask_prompt_share=0.5)
+    for one, kind in zip(records[:20], kinds, strict=False):
+        collator([one])
+        without([one])
+        if kind is None:
+            assert processor.arguments == without.processor.arguments
+        else:
+            assert processor.arguments["boxes"] == [[one["regions"][0]["box"]]]
+            assert processor.arguments["region_text"] == without.processor.arguments["region_text"]
+    always = RegionCollator(processor, point_prompt_share=1.0)
+    always(scenes)
+    drawn = processor.arguments["points"]
+    always(scenes)
+    assert processor.arguments["points"] == drawn
+    always([{**scene, "sample_key": (1, index)} for index, scene in enumerate(scenes)])
+    assert processor.arguments["points"] != drawn
+
+
+def test_points_lie_inside_and_beside_their_regions():
+    counts = []
+    for index in range(30):
+        scene = make_scene(index)
+        for one in scene["regions"]:
+            mask = decode_rle(one["mask"])
+            points, labels = training_points(one, scene["image"].size, np.random.default_rng(index))
+            assert [bool(mask[int(y), int(x)]) for x, y in points] == [label == 1 for label in labels]
+            counts.append((labels.count(1), labels.count(0)))
+            x, y = point_of(one)
+            assert mask[int(y), int(x)] and point_of(dict(one)) == [x, y]
+    assert {positive for positive, _ in counts} == {1, 2, 3} and {negative for _, negative in counts} == {0, 1, 2}
+    for rows in range(20):
+        box = region(rows)
+        points, labels = training_points(box, (40, 20), np.random.default_rng(rows))
+        x0, y0, x1, y1 = box["box"]
+        assert [x0 <= x <= x1 and y0 <= y <= y1 for x, y in points] == [label == 1 for label in labels]
+
+
+def test_points_are_drawn_uniformly_from_a_mask():
+    mask = np.zeros((6, 9), dtype=bool)
+    mask[[0, 5, 2, 2], [0, 8, 3, 4]] = True
+    one = {"box": [0, 0, 9, 6], "mask": encode_rle(mask)}
+    rng = np.random.default_rng(0)
+    drawn = [training_points(one, (9, 6), rng)[0][0] for _ in range(400)]
+    places = [(int(y), int(x)) for x, y in drawn]
+    for place in ((0, 0), (5, 8), (2, 3), (2, 4)):
+        assert 60 < places.count(place) < 140
+
+
+def test_points_of_polygons():
+    triangle = {"box": [2, 3, 12, 9], "mask": [[2, 3, 12, 3, 2, 9]]}
+    for seed in range(50):
+        points, labels = training_points(triangle, (20, 12), np.random.default_rng(seed))
+        for (x, y), label in zip(points, labels, strict=True):
+            # Half a pixel to either side of the long edge.
+            side = (x - 2) / 10 + (y - 3) / 6
+            assert side < 1.15 if label else (side > 0.85 or x < 2.5 or y < 3.5)
+    assert point_of(triangle) == point_of(triangle)
+
+
+def test_points_prompt_a_model_that_takes_them(tiny_cloc, scenes):
+    batch = RegionCollator(tiny_cloc[1], point_prompt_share=1.0)(scenes)
+    assert batch["region_points"].shape[:2] == batch["region_boxes"].shape[:2] == (6, 4)
+    real = batch["region_attention_mask"].bool()
+    assert ((batch["region_point_labels"] == 1).any(-1) == real).all() and real.any()
+    with pytest.raises(ValueError, match="`point_prompt_share` must be 0: points prompt no such model, got 0.5"):
+        RegionCollator(Recorder(masked=True), point_prompt_share=0.5)
+    with pytest.raises(ValueError, match="`point_prompt_share` must be 0 with `whole_image_share`"):
+        RegionCollator(tiny_cloc[1], point_prompt_share=0.5, whole_image_share=0.1)
 
 
 def test_crops_are_for_models_that_take_them(tiny_cloc):

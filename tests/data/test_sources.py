@@ -262,7 +262,12 @@ def test_parquet_files_are_opened_by_their_footers(tmp_path, monkeypatch):
 
     scenes, opened = write_parquet(tmp_path / "shards"), []
     file = parquet_shards.pq.ParquetFile
-    monkeypatch.setattr(parquet_shards.pq, "ParquetFile", lambda path: opened.append(Path(path).name) or file(path))
+
+    def open_and_note(path, **options):
+        opened.append(Path(path).name)
+        return file(path, **options)
+
+    monkeypatch.setattr(parquet_shards.pq, "ParquetFile", open_and_note)
     records = load_records(str(tmp_path / "shards"))
     assert len(records) == 12 and not opened
     assert records[5]["regions"] == scenes[5]["regions"] and opened == ["train-00001-of-00003.parquet"]

@@ -1,5 +1,6 @@
 """Embedding a collection: what is in the folder, whatever the regions come from and whoever is killed on the way."""
 
+import errno
 import io
 import json
 import multiprocessing
@@ -19,11 +20,12 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from pixclip_hf import cli, hub
+from pixclip_hf.data import whole_files
 from pixclip_hf.data.sources import load_records, open_source
 from pixclip_hf.embedding import command
 from pixclip_hf.embedding import regions as region_sources
+from pixclip_hf.embedding.encoder_choice import EncoderChoice
 from pixclip_hf.embedding.folder import SETTINGS, EmbeddingFolder, embedding_counts, embedding_features
-from pixclip_hf.embedding.passes import EncoderChoice
 from pixclip_hf.embedding.reading import reduced_regions
 from pixclip_hf.embedding.regions import Grid
 from pixclip_hf.embedding.run import embed
@@ -150,6 +152,30 @@ def test_killed_at_every_kind_of_write(cloc, tmp_path):
             break
     assert deaths[-signal.SIGKILL] >= 3 and deaths[0] == 1 and len(deaths) == 2, deaths
     assert files(tmp_path / "run") == whole
+
+
+@pytest.mark.parametrize("full_at", ["rows", "manifest"])
+def test_a_full_disk_loses_nothing(cloc, tmp_path, monkeypatch, full_at):
+    """At the second shard, behind the first bytes of a file."""
+    whole = files(run(cloc, tmp_path / "whole").path)
+    name = {"rows": "train-00001.parquet", "manifest": "00001.json"}[full_at]
+    sync = whole_files._sync
+
+    def full(path, flags):
+        if path.name.startswith(f".{name}."):
+            os.truncate(path, path.stat().st_size // 2)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(path, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_files, "_sync", full)
+        with pytest.raises(OSError, match="No space left for `output` .* make room and start the run again") as error:
+            run(cloc, tmp_path / "run")
+    assert error.value.errno == errno.ENOSPC
+    left = files(tmp_path / "run")
+    assert name not in {path.rpartition("/")[2] for path in left} and "shards/00000.json" in left
+    assert all(content == whole[path] for path, content in left.items())
+    assert files(run(cloc, tmp_path / "run").path) == whole
 
 
 def test_readers_change_nothing(cloc, tmp_path):

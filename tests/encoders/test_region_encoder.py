@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 import pixclip_hf
 from pixclip_hf import RegionEncoder, ViewEncoder, load_encoder
+from pixclip_hf.data.points import point_of
 from pixclip_hf.encoders.protocol import Encoder
 from pixclip_hf.images import StoredImage
 from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
@@ -52,6 +53,29 @@ def by_hand(parts, image, **regions):
     with torch.no_grad():
         features = model.get_region_features(**processor(images=image, **regions)).pooler_output[0]
     return F.normalize(features, dim=-1).numpy()
+
+
+def test_regions_by_points(tiny_cloc, scenes):
+    config = pixclip_hf.CLOCConfig(**{**tiny_cloc[0].config.to_dict(), "prompter_points": True})
+    torch.manual_seed(0)
+    parts = pixclip_hf.CLOCModel(config), tiny_cloc[1]
+    encoder = RegionEncoder(*parts)
+    assert encoder.prompt == "box" and encoder.prompts == ("box", "mask", "point")
+    points = [[[point_of(region)] for region in scene["regions"]] for scene in scenes]
+    found = encoder.encode_regions(images_of(scenes), points=points, batch_size=2)
+    for scene, own, rows in zip(scenes, points, found, strict=True):
+        np.testing.assert_allclose(rows, by_hand(parts, scene["image"], points=own), atol=1e-5)
+    # Records prompt by a point inside each region.
+    for rows, same in zip(found, encoder.encode_records(scenes, prompt="point"), strict=True):
+        np.testing.assert_allclose(rows, same, atol=1e-5)
+    usual = RegionEncoder(*parts, prompt="point").encode_records(scenes)
+    np.testing.assert_allclose(found[0], usual[0], atol=1e-5)
+    one = encoder.encode_regions(
+        images_of(scenes)[0], points=points[0], point_labels=[[1]] * len(points[0]), boxes=[None] * len(points[0])
+    )
+    np.testing.assert_allclose(one, found[0], atol=1e-5)
+    with pytest.raises(ValueError, match="`points` must be None: they prompt no such CLOCModel"):
+        RegionEncoder(*tiny_cloc).encode_regions(images_of(scenes), points=points)
 
 
 @pytest.mark.parametrize("kind", ("boxes", "masks"))
@@ -270,7 +294,7 @@ def test_progress_bars(encoder, capfd):
 
 def test_bad_input_is_named(encoder, scenes, tmp_path):
     images, boxes = images_of(scenes), boxes_of(scenes)
-    with pytest.raises(ValueError, match="`boxes` or `masks` must be given, got neither"):
+    with pytest.raises(ValueError, match="`boxes`, `masks` or `points` must be given, got none of them"):
         encoder.encode_regions(images)
     with pytest.raises(ValueError, match="`boxes` must hold a list for each of the 5 images, got 4"):
         encoder.encode_regions(images, boxes=boxes[:4])

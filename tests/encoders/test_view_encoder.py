@@ -120,6 +120,30 @@ def test_shapes(peer, record, view):
     torch.testing.assert_close(rows[0].norm(dim=-1), torch.ones(2))
 
 
+@pytest.mark.parametrize("view", ("crop", "blur", "box"))
+def test_images_share_passes(record, view, monkeypatch):
+    """Views of several images, of more than a pass holds, and an image without regions between them."""
+    encoder = ViewEncoder(*tiny_clip(), view)
+    box = {"box": [4, 4, 40, 30], "mask": None}
+    counts = [2, 0, 1, 3, 5, 1]
+    records = [{"image": record["image"].rotate(9 * i), "regions": [box] * count} for i, count in enumerate(counts)]
+    alone = [encoder.encode_records([one], batch_size=1, convert_to_tensor=True)[0] for one in records]
+    passes, features = [], encoder.model.get_image_features
+
+    def counted(pixel_values):
+        passes.append(len(pixel_values))
+        return features(pixel_values=pixel_values)
+
+    monkeypatch.setattr(encoder.model, "get_image_features", counted)
+    together = encoder.encode_records(records, batch_size=4, convert_to_tensor=True)
+    assert passes == [3, 3, 4, 1, 1]
+    for row, own in zip(together, alone, strict=True):
+        torch.testing.assert_close(row, own, atol=1e-5, rtol=1e-5)
+    prepare = encoder.preparation(images=False)
+    batch = prepare([one["image"] for one in records], [one["regions"] for one in records])
+    torch.testing.assert_close(encoder.encode_prepared(batch, 4)[0], torch.cat(together))
+
+
 def test_load_encoder(tmp_path, tiny_pixclip):
     for name, parts in (("clip", tiny_clip()), ("siglip", tiny_siglip()), ("pixclip", tiny_pixclip)):
         for part in parts:

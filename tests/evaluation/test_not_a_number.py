@@ -210,6 +210,9 @@ def test_weights_are_looked_at_again_when_they_change(tiny_cloc):
         next(model.parameters()).fill_(INF)
     with pytest.raises(ValueError, match="must have finite weights"):
         encoder.encode_texts(["a mug"])
+    for find in (encoder.find_boxes, encoder.find_scored_boxes):
+        with pytest.raises(ValueError, match="must have finite weights"):
+            find(Image.new("RGB", (8, 8)), ["a mug"])
 
 
 def test_weights_that_are_looked_at():

@@ -93,6 +93,23 @@ def main_start(recipe, stand_ins, said):
     return build_model(parsed[0])[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_run_two_steps_on_a_cpu_as_they_are(recipe, stand_ins, tmp_path, monkeypatch):
+    """The towers under the names of the recipe, its own batch, workers and precision; only what each reader names."""
+    said = yaml.safe_load(recipe.read_text())
+    for name in {said["vision_model_name_or_path"], said["text_model_name_or_path"]}:
+        place = tmp_path / "here" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(tmp_path / ("clip" if "clip-vit" in name else "llm"))
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    trainer = main([str(recipe), "--dataset_name", "../data", "--output_dir", "../run", "--max_steps", "2"])
+    assert trainer.state.global_step == 2 and trainer.args.use_cpu and trainer.args.bf16
+    assert trainer.args.per_device_train_batch_size == said["per_device_train_batch_size"]
+    assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history if "loss" in log)
+
+
 def test_there_are_recipes_with_dates_and_reasons():
     assert {path.stem for path in RECIPES} >= {"cloc_vit_b16", "cloc_vit_l14", "pixclip_vit_b16_llm2clip"}
     for path in RECIPES:
@@ -157,10 +174,10 @@ def test_logs_reach_what_report_to_names(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--random_weights"], "`random_weights` needs `vision_model_name_or_path`"),
-        (["--config_overrides", '{"grounding": false}'], "`config_overrides` needs a checkpoint or two towers"),
-        (["--config_overrides", "[1]", "--model_name_or_path", "a"], "`config_overrides` must be a JSON object"),
-        (["--streaming"], "`streaming` needs a `dataset_name`"),
+        (["--random_weights"], "`--random_weights` needs `--vision_model_name_or_path`"),
+        (["--config_overrides", '{"grounding": false}'], "`--config_overrides` needs a checkpoint or two towers"),
+        (["--config_overrides", "[1]", "--model_name_or_path", "a"], "`--config_overrides` must be a JSON object"),
+        (["--streaming"], "`--streaming` needs a `--dataset_name`.*`--streaming False`"),
         (["--layer_decay", "2"], r"`layer_decay` must lie in \(0, 1\], got 2.0"),
     ],
 )

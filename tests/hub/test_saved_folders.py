@@ -18,6 +18,7 @@ from pixclip_hf.training.command import main
 PACKAGE = Path(pixclip_hf.__file__).parent
 TRAVELING = ("modeling", "processing", "pipelines")
 FEATURES, CLASSES = TASKS = ("region-feature-extraction", "zero-shot-region-classification")
+GROUNDING, DETECTION = "region-grounding", "zero-shot-region-detection"
 BOXES = [[2, 3, 20, 18], [0, 0, 9, 9]]
 LABELS = ["dark", "bright"]
 
@@ -39,8 +40,17 @@ def outputs(folder, again=None, **options):
     texts = {{}} if model.text_model is not None else {{"text_states": torch.eye(2, 24)}}
     with torch.no_grad():
         embeds = model.get_image_features(pixels).pooler_output
+    found = {{}}
+    if not texts:
+        detect = pipeline("{DETECTION}", model=str(folder), device="cpu", **options)
+        pipelines.append(detect)
+        found["detections"] = detect("image.png", boxes={BOXES}, candidate_labels={LABELS}, threshold=0)
+    if model.config.model_type == "cloc":
+        pipelines.append(pipeline("{GROUNDING}", model=str(folder), device="cpu", **options))
+        found["grounded"] = pipelines[-1]("image.png", candidate_labels={LABELS}, threshold=-1)
     parts = (model, processor, *pipelines, pipelines[0].model, pipelines[0].processor)
     return {{
+        **found,
         "modules": {{type(part).__module__.split(".")[0] for part in parts}},
         "image": embeds,
         "features": pipelines[0]("image.png", boxes={BOXES}, return_tensors=True),
@@ -102,6 +112,8 @@ def assert_same(found, wanted):
     assert torch.equal(found["image"], wanted["image"])
     assert torch.equal(found["features"], wanted["features"])
     assert found["classes"] == wanted["classes"]
+    for name in ("detections", "grounded"):
+        assert found.get(name) == wanted.get(name)
 
 
 def test_weights_come_back(place):
@@ -174,7 +186,7 @@ def test_what_is_in_the_folder(place):
         assert {file.name for file in folder.glob("*.py")} <= traveling
         written = json.loads((folder / "config.json").read_text())
         tasks = {task: info["impl"].split(".") for task, info in written["custom_pipelines"].items()}
-        assert set(tasks) == set(TASKS)
+        assert set(tasks) == {*TASKS, GROUNDING, DETECTION}
         for module, name in tasks.values():
             assert f"class {name}(" in (folder / f"{module}.py").read_text()
         # The live configuration does not carry what only the file needs.

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from pixclip_hf.data.whole_files import whole_file
 from pixclip_hf.jobs import between_path
 
@@ -59,6 +61,36 @@ class Killed(Squares):
 
 
 @dataclass
+class LastDies(Squares):
+    """Dies with the last shard when the other worker has been told that there is no more, which ends only when a third
+    one is there; that one asks for a shard when the other has ended."""
+
+    last: int = 0
+
+    def __call__(self, shards):
+        home, third = self.calls.with_name("home"), self.calls.with_name("third")
+        if third.exists():
+            wait_for(lambda: not psutil.pid_exists(int(home.read_text())))
+        yield from super().__call__(shards)
+        if not home.exists():
+            with whole_file(home) as unfinished:
+                unfinished.write_text(str(os.getpid()))
+        wait_for(third.exists)
+
+    def before_writing(self, shard):
+        home = self.calls.with_name("home")
+        if shard.number == self.last and not home.exists():
+            wait_for(home.exists)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@dataclass
 class Fails(Squares):
     """Raises an error that a constructor with two arguments made, which does not pickle as it is."""
 
@@ -87,7 +119,7 @@ class First:
 
     def __call__(self, shards):
         for shard in shards:
-            path = between_path(self.output, 0, shard.number, ".json")
+            path = between_path(self.output, 0, shard.number)
             if not path.exists():
                 with open(self.calls, "a") as file:
                     file.write(f"first {shard.number}\n")
@@ -108,7 +140,7 @@ class Second:
         for shard in shards:
             if shard.number == self.stop_at:
                 raise KeyboardInterrupt
-            numbers = json.loads(between_path(self.output, 0, shard.number, ".json").read_text())
+            numbers = json.loads(between_path(self.output, 0, shard.number).read_text())
             with whole_file(self.output / "data" / f"{shard.number:05d}.json") as unfinished:
                 unfinished.write_text(json.dumps([2 * number for number in numbers]))
             yield shard, {"items": len(shard)}

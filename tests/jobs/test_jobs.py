@@ -5,17 +5,20 @@ import multiprocessing
 import os
 import signal
 import time
+import tracemalloc
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from stub_passes import Fails, First, Killed, NeverStarts, Second, Squares
+from stub_passes import Fails, First, Killed, LastDies, NeverStarts, Second, Squares
 
+from pixclip_hf.data import whole_files
 from pixclip_hf.data.sources import open_source
 from pixclip_hf.jobs import JobFolder, local_engine, plan_shards, run_passes
-from pixclip_hf.jobs.folder import manifests
+from pixclip_hf.jobs.folder import done_shards, manifests
 from pixclip_hf.jobs.passes import check_engine
 from pixclip_hf.jobs.ray_engine import gpu_shares
 from pixclip_hf.scenes.dataset import scenes_dataset
@@ -39,6 +42,22 @@ def files(folder):
 def forked(monkeypatch):
     """Workers that start at once. Those of users are forked from a server, which imports everything first."""
     monkeypatch.setattr(local_engine, "worker_context", lambda: multiprocessing.get_context("fork"))
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """The processes of all workers that were started, by their ids; the file `third` says that three were."""
+    pids = []
+
+    class Noted(local_engine._Worker):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            pids.append(self.process.pid)
+            if len(pids) == 3:
+                (tmp_path / "third").touch()
+
+    monkeypatch.setattr(local_engine, "_Worker", Noted)
+    return pids
 
 
 @pytest.fixture
@@ -90,14 +109,25 @@ def test_a_finished_run_is_left_as_it_is(whole, tmp_path):
     assert not calls.exists()
 
 
-def test_killed_workers_are_replaced(forked, whole, tmp_path):
-    """Before and after a shard is written, in two processes."""
+def test_killed_workers_are_replaced(forked, started, whole, tmp_path):
+    """Before and after a shard is written, in two processes: one starts for each that dies, and no other. Which of
+    those that live takes a shard again is open."""
     calls = tmp_path / "calls"
     output = run([Killed(tmp_path / "run", calls, at=(0, 3, 12))], tmp_path / "run", workers=2)
     assert files(output) == whole
-    written = Counter(line.split()[0] for line in calls.read_text().splitlines())
-    assert {number: written[number] for number in ("0", "3", "12")} == {"0": 3, "3": 3, "12": 3}
-    assert len({line.split()[1] for line in calls.read_text().splitlines()}) >= 8
+    lines = [tuple(map(int, line.split())) for line in calls.read_text().splitlines()]
+    by_shard = {number: [pid for shard, pid in lines if shard == number] for number in range(len(PLAN))}
+    assert {number: len(pids) for number, pids in by_shard.items() if len(pids) > 1} == {0: 3, 3: 3, 12: 3}
+    killed = {pid for pids in by_shard.values() for pid in pids[:-1]}
+    assert len(killed) == 6 and len(set(started)) == len(started) == 2 + 6
+    assert {pid for _, pid in lines} <= set(started)
+
+
+def test_a_worker_that_has_ended_is_not_replaced(forked, started, whole, tmp_path):
+    """It ends after another has died with the last shard, before the one in the place of that one takes the shard."""
+    output = run([LastDies(tmp_path / "run", tmp_path / "calls", last=12)], tmp_path / "run", workers=2)
+    assert files(output) == whole
+    assert len(started) == 2 + 1
 
 
 def test_a_shard_that_always_kills_its_worker_ends_the_run(forked, tmp_path):
@@ -161,9 +191,9 @@ def test_passes_go_on_from_what_lies_between_them(tmp_path):
     output, calls = tmp_path / "run", tmp_path / "calls"
     with pytest.raises(KeyboardInterrupt):
         run([First(output, calls), Second(output, stop_at=6)], output)
-    assert [path.name for path in (output / "between/0").iterdir()] == ["00006.json"]
-    (output / "between/0/00002.json").write_text("left by a run that died before it could remove it")
-    (output / "between/0/.00007.json.1234.tmp").write_text("half")
+    assert [path.name for path in (output / "between/0").iterdir()] == ["00006"]
+    (output / "between/0/00002").write_text("left by a run that died before it could remove it")
+    (output / "between/0/.00007.1234.tmp").write_text("half")
     run([First(output, calls), Second(output)], output)
     assert calls.read_text().split("\n")[:-1] == [f"first {number}" for number in range(13)]
     assert not (output / "between").exists()
@@ -218,3 +248,44 @@ def test_ray_writes_the_same_though_its_actors_die(whole, tmp_path, monkeypatch)
         ray.shutdown()
     assert files(output) == whole
     assert len(files(tmp_path / "two")) == 2 * 13 + 1 and not (tmp_path / "two/between").exists()
+
+
+def test_many_shards_are_numbers(tmp_path):
+    """A list of what lies in the folder of manifests would take a multiple; and names are no numbers: the shard 100000
+    comes behind 99999."""
+    folder = JobFolder(tmp_path, "run.json")
+    with folder.claimed({}):
+        pass
+    numbers = [*range(0, 8_000, 2), 99_999, 100_000]
+    for number in numbers:
+        (tmp_path / "shards" / f"{number:05d}.json").write_text("{}")
+    (tmp_path / "shards/.00001.json.1234.tmp").touch()
+    tracemalloc.start()
+    done = folder.done(100_001)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.flatnonzero(done).tolist() == numbers
+    assert peak < 100_001 + 40 * len(numbers), peak
+    assert done_shards(tmp_path)[-2:].tolist() == [99_999, 100_000]
+
+
+def test_a_pass_that_is_far_ahead_costs_nothing(tmp_path, monkeypatch):
+    """Names that are read per shard do not grow with what a pass has left for the next one."""
+    output, plan = tmp_path / "run", plan_shards([(120, None)], 1)
+    (output / "between/0").mkdir(parents=True)
+    for number in range(len(plan)):
+        (output / f"between/0/{number:05d}").write_text(f"[{number}]")
+    read, scandir = Counter(), os.scandir
+
+    @contextmanager
+    def counting(path):
+        with scandir(path) as entries:
+            name = path if isinstance(path, int) else Path(path).name  # removing a tree goes by descriptors
+            yield (read.update([name]) or entry for entry in entries)
+
+    monkeypatch.setattr(whole_files, "_sync", lambda path, flags: None)  # waits for the disk, four times per shard
+    monkeypatch.setattr(os, "scandir", counting)
+    run([First(output, tmp_path / "calls"), Second(output)], output, plan)
+    monkeypatch.undo()
+    assert len(list(manifests(output))) == len(plan) and not (tmp_path / "calls").exists()
+    assert read["between"] <= len(plan) + 1 and read["0"] <= 2 * len(plan), read

@@ -9,6 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from conftest import TEXT_CONFIG, VISION_CONFIG, build_tiny
 from PIL import Image
 from torch.nn import functional as F
 from transformers import pipeline
@@ -568,3 +569,46 @@ def test_ten_thousand_images_need_no_more_memory_than_a_thousand(extract):
     assert len(levels) == 10
     # What every image left behind, were it only its embeddings and pixels, would be well above this.
     assert levels[-1] - levels[0] < 2000 * (3 * 32 * 32 * 4)
+
+
+@pytest.fixture
+def pointing():
+    """A region-feature-extraction pipeline of a CLOC that points may prompt, and its model and processor."""
+    config = pixclip_hf.CLOCConfig(
+        vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, projection_dim=16, prompter_points=True
+    )
+    torch.manual_seed(0)
+    model = pixclip_hf.CLOCModel(config).eval()
+    processor = build_tiny(pixclip_hf.CLOCConfig, pixclip_hf.CLOCModel, pixclip_hf.CLOCProcessor)[1]
+    return pipeline(FEATURES, model=model, processor=processor, device="cpu"), model, processor
+
+
+def test_points_in_a_pipeline(pointing):
+    extract, model, processor = pointing
+    images = [make_image(i) for i in range(3)]
+    points = [[[[3, 4]], [[9, 9], [2, 8], [7, 7]]], [[[5, 5], [9, 3]]], []]
+    labels = [[[1], [1, 0, 1]], [[0, 1]], []]
+    batched = extract(images, points=points, point_labels=labels, batch_size=3, return_tensors=True)
+    assert [len(rows) for rows in batched] == [2, 1, 0]
+    for image, own, marks, rows in zip(images[:2], points, labels, batched, strict=False):
+        alone = reference_embeddings((model, processor), image, points=[own], point_labels=[marks])
+        torch.testing.assert_close(rows, alone, atol=1e-5, rtol=0)
+    mixed = extract({"image": images[0], "points": [None, points[0][1]], "boxes": [[1, 1, 9, 9], None]})
+    assert set(mixed[0]) == {"embedding", "box", "mask_area"}
+    assert set(mixed[1]) == {"embedding", "points", "point_labels"}
+    assert mixed[1]["point_labels"] == [1, 1, 1]
+    boxes = extract(images[0], boxes=[[1, 1, 9, 9]], return_tensors=True)
+    torch.testing.assert_close(torch.tensor(mixed[0]["embedding"]), boxes[0], atol=1e-5, rtol=0)
+
+
+def test_points_without_an_embedding(pointing):
+    extract, model, _ = pointing
+    with torch.no_grad():
+        model.prompter.point_prompt.fc2.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"Region 0, \{'points': \[\[3.0, 4.0\]\], .*, has NaN or infinite values"):
+        extract(make_image(0), points=[[[3, 4]]])
+
+
+def test_points_for_models_without_them(extract):
+    with pytest.raises(ValueError, match=r"`region_points` needs a CLOC|points must be None for a model that"):
+        extract(make_image(0), points=[[[3, 4]]])

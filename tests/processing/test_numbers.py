@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from coco_codes import compressed
 from PIL import Image
 
 from pixclip_hf import CLOCProcessor, PixCLIPProcessor, RegionImageProcessor
@@ -15,20 +16,6 @@ from pixclip_hf.record import validate_record
 SIZE = (16, 20)
 WRAPPING = [0, 2**62, 2**62, 2**62, 2**62, 320]  # 2**64 too many, which int64 does not see
 PROCESSOR = CLOCProcessor(RegionImageProcessor(size={"height": 8, "width": 8}))
-
-
-def compressed(runs):
-    """COCO's string of any runs, however long (cocoapi `maskApi.c`, `rleToString`)."""
-    text = ""
-    for position, run in enumerate(runs):
-        value = run - runs[position - 2] if position > 2 else run
-        while True:
-            group, value = value & 0x1F, value >> 5
-            done = value == (-1 if group & 0x10 else 0)
-            text += chr(48 + (group if done else group | 0x20))
-            if done:
-                break
-    return text
 
 
 def record_of(mask):

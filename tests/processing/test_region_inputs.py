@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coco_codes import compressed
 from PIL import Image
 
 from pixclip_hf.processing.processing_regions import (
@@ -31,20 +32,6 @@ def runs_of(mask):
             current = bool(value)
         runs[-1] += 1
     return runs
-
-
-def compressed(runs):
-    """cocoapi's rleToString, one code at a time."""
-    text = ""
-    for i, value in enumerate(runs):
-        if i > 2:
-            value -= runs[i - 2]
-        more = True
-        while more:
-            code, value = value & 0x1F, value >> 5
-            more = value != (-1 if code & 0x10 else 0)
-            text += chr(48 + (code | 0x20 if more else code))
-    return text
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (13, 21), (90, 70)])

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,12 +10,15 @@ from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.encoders.region_encoder import RegionEncoder
 from pixclip_hf.scenes.dataset import all_descriptions, late_detail_pairs, make_scene
 from pixclip_hf.scenes.measures import (
+    absent_texts,
+    average_precision,
     description_accuracy,
     embed_crops,
     evaluate_scenes,
     grounding_hits,
     measure_scenes,
     pair_accuracy,
+    scored_grounding,
 )
 from pixclip_hf.scenes.small_models import small_model
 from pixclip_hf.scenes.tokenizer import scenes_tokenizer
@@ -22,7 +26,7 @@ from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 IMAGE_MEASURES = {"image_to_text_recall@1", "text_to_image_recall@1", "image_count"}
 DESCRIPTION_MEASURES = {f"region_description_{name}" for name in ("exact", "texture", "color", "shape", "count")}
 MASK_MEASURES = {"region_description_exact_mask", "same_box_by_mask_caption", "same_box_by_mask_caption_count"}
-GROUNDING_MEASURES = {"grounding_accuracy", "grounding_accuracy_count"}
+GROUNDING_MEASURES = {"grounding_accuracy", "grounding_accuracy_count", "grounding_ap", "grounding_ap_count"}
 PAIRS = ("same_box_by_mask", "late_detail", "late_detail_cut_77", "crop_same_box", "crop_late_detail")
 
 
@@ -93,6 +97,49 @@ def test_grounding_counts_captions_that_name_one_region():
     }
     hits, groups = grounding_hits(LooksUp(found), records)
     assert hits.tolist() == [1, 0, 0, 1] and groups.tolist() == [0, 0, 0, 2]
+
+
+def test_absent_texts_are_not_in_the_scene():
+    for index in range(20):
+        scene = make_scene(index)
+        shown = {region["caption"] for region in scene["regions"]}
+        for caption in shown:
+            random, near = absent_texts(scene, caption, np.random.default_rng(index))
+            assert not {random, near} & shown
+            assert sum(a != b for a, b in zip(near.split(), caption.split(), strict=True)) == 1
+
+
+def test_average_precision_on_a_hand_made_ranking():
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
+    right = np.array([True, False, True, False, True])
+    assert average_precision(scores, right, 4) == pytest.approx((1 + 2 / 3 + 3 / 5 + 0) / 4)
+    order = [3, 0, 4, 2, 1]
+    assert average_precision(scores[order], right[order], 4) == pytest.approx(average_precision(scores, right, 4))
+    # A tie is no win.
+    assert average_precision(np.array([0.5, 0.5]), np.array([True, False]), 1) == 0.5
+    assert math.isnan(average_precision(np.array([]), np.array([], dtype=bool), 0))
+
+
+class Scores:
+    """Puts every text where its region is, and knows what is there, or the opposite."""
+
+    def __init__(self, records, knows):
+        self.records, self.knows = iter(records), knows
+
+    def find_scored_boxes(self, image, texts):
+        record = next(self.records)
+        shown = {region["caption"]: region["box"] for region in record["regions"]}
+        boxes = torch.tensor([shown.get(text, record["regions"][0]["box"]) for text in texts], dtype=torch.float32)
+        return boxes, torch.tensor([float((text in shown) == self.knows) for text in texts])
+
+
+def test_grounding_ap_falls_where_absent_texts_score_like_present_ones():
+    records = [make_scene(index) for index in range(10)]
+    scores, right, present = scored_grounding(Scores(records, True), records)
+    assert len(scores) == len(right) == 3 * present and right.sum() == present
+    assert average_precision(scores, right, present) == 1
+    scores, right, present = scored_grounding(Scores(records, False), records)
+    assert average_precision(scores, right, present) < 0.25
 
 
 def test_the_measures_by_mask_are_prompted_by_masks(tiny_cloc, scenes):

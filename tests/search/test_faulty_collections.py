@@ -1,6 +1,8 @@
 """Collections with images that cannot be read, and stores that must not answer."""
 
+import errno
 import json
+import shutil
 import sys
 
 import datasets
@@ -12,11 +14,15 @@ from PIL import Image
 pytest.importorskip("lancedb", reason="needs pip install pixclip-hf[search]")
 pytest.importorskip("qdrant_client", reason="needs pip install pixclip-hf[search]")
 
+from pixclip_hf.cards import public_settings  # noqa: E402
+from pixclip_hf.data.whole_files import write_json  # noqa: E402
+from pixclip_hf.embedding import command as embedding  # noqa: E402
+from pixclip_hf.embedding.encoder_choice import EncoderChoice  # noqa: E402
 from pixclip_hf.embedding.folder import EmbeddingFolder, embedding_counts  # noqa: E402
-from pixclip_hf.embedding.passes import EncoderChoice  # noqa: E402
+from pixclip_hf.embedding.reading import Reader  # noqa: E402
 from pixclip_hf.embedding.regions import Grid  # noqa: E402
 from pixclip_hf.embedding.run import embed  # noqa: E402
-from pixclip_hf.search import Collection, Filter, Query, StoreOptions  # noqa: E402
+from pixclip_hf.search import Collection, Filter, Query, StoreOptions, store_folder  # noqa: E402
 from pixclip_hf.search.store import STORES, store_class  # noqa: E402
 
 
@@ -76,6 +82,104 @@ def test_an_index_that_does_not_fit_the_width_is_refused(tmp_path):
         store_class("lance")(tmp_path, "name", 20, "float16", StoreOptions(index="IVF_PQ"))
     with pytest.raises(ValueError, match="`probes` must be at least 1, got 0"):
         StoreOptions(probes=0)
+
+
+@pytest.fixture
+def nothing_is_read(monkeypatch):
+    """No image may be read."""
+
+    def read(*arguments):
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr(Reader, "__call__", read)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--index", "IVF_PQ", "--sub_vectors", "7"], "`sub_vectors` must divide the width of 16, got 7"),
+        (["--index", "HNSW"], "`index` of the store 'lance' must be one of"),
+        (["--probes", "0"], "`probes` must be at least 1, got 0"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_refused_before_anything_is_embedded(
+    tmp_path, tiny_cloc, nothing_is_read, options, message
+):
+    for part in tiny_cloc:
+        part.save_pretrained(tmp_path / "model")
+    arguments = ["--source", "scenes:6", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=message):
+        embedding.main([*arguments, "--store", "lance", *options])
+    with pytest.raises(ValueError, match="Options of the store need `--store`"):
+        embedding.main([*arguments, "--index", "IVF_FLAT"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_that_takes_no_more_is_refused_before_anything_is_embedded(folder, tmp_path, nothing_is_read):
+    """A store of another source, elsewhere; one that the output still has of a run before; and a newer version's."""
+    Collection(folder, "exact", place=tmp_path / "own").close()
+    arguments = ["--source", "scenes:5", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "new")]
+    stored = ["--store", "exact", "--store_dir", str(tmp_path / "own")]
+    with pytest.raises(ValueError, match="other embeddings: its source is 'scenes:6', that of the folder 'scenes:5'"):
+        embedding.main([*arguments, *stored])
+    shutil.copytree(tmp_path / "own", tmp_path / "new/stores/exact")
+    with pytest.raises(ValueError, match="other embeddings: its source is 'scenes:6'"):
+        embedding.main(arguments)
+    path = tmp_path / "new/stores/exact/store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.raises(ValueError, match="has format 99, written by pixclip-hf"):
+        embedding.main(arguments)
+    assert not (tmp_path / "new/embeddings.json").exists()
+
+
+def test_a_store_that_embedding_builds_is_the_one_that_search_opens(tmp_path, tiny_cloc, capsys):
+    for part in tiny_cloc:
+        part.save_pretrained(tmp_path / "model")
+    arguments = ["--source", "scenes:90", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
+    embedding.main([*arguments, "--store", "lance", "--index", "IVF_FLAT", "--partitions", "2", "--kinds", "region"])
+    assert "lance store" in capsys.readouterr().out
+    before = (tmp_path / "out/stores/lance/store.json").read_bytes()
+    collection = Collection(tmp_path / "out")
+    (index,) = [found.name for found in collection.store.table.list_indices() if found.columns == ["embedding"]]
+    assert index.startswith("IVF_FLAT-2-") and (tmp_path / "out/stores/lance/store.json").read_bytes() == before
+
+
+def test_a_folder_from_the_hub_is_searched_where_the_model_and_the_images_are(folder, tmp_path):
+    """What is published: shards and settings, without manifests, and without paths of the machine that embedded."""
+    pulled = tmp_path / "pulled"
+    shutil.copytree(folder / "data", pulled / "data")
+    (pulled / "embeddings.json").write_text(json.dumps(public_settings(folder)))
+    expected = Collection(folder, "exact").search("a star")
+    collection = Collection(pulled, "exact", model=tmp_path / "model")
+    assert collection.search("a star") == expected
+    assert collection.open_images(expected[0]).keys() == {hit.image_id for hit in expected[0]}
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("when", ["add", "build", "mark"])
+def test_a_disk_that_is_full_while_a_store_is_built(folder, store, when, monkeypatch):
+    """The next search goes on. LanceDB says it in words alone."""
+    kind = store_class(store)
+    full = RuntimeError("lance error: IO error: No space left on device (os error 28)")
+    if store != "lance" or when == "mark":
+        full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fails(*arguments, **options):
+        if when != "mark" or arguments[0].parent.name == "shards":
+            raise full
+        write_json(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            *{"add": (kind, "add"), "build": (kind, "build"), "mark": (store_folder, "write_json")}[when], fails
+        )
+        with pytest.raises(OSError, match="No space left for the store .* make room and search again") as error:
+            Collection(folder, store)
+        assert error.value.errno == errno.ENOSPC
+    assert not (folder / "stores" / store / "store.json").exists()
+    collection = Collection(folder, store)
+    assert len(collection) == sum(embedding_counts(folder)[name] for name in ("regions", "images"))
+    collection.close()
 
 
 @pytest.mark.parametrize("store", STORES)

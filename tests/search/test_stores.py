@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("lancedb", reason="needs pip install pixclip-hf[search]")
 pytest.importorskip("qdrant_client", reason="needs pip install pixclip-hf[search]")
 
+from pixclip_hf.data.whole_files import write_json  # noqa: E402
 from pixclip_hf.embedding.folder import EmbeddingFolder, embedding_features, shard_path  # noqa: E402
-from pixclip_hf.search import StoreOptions  # noqa: E402
+from pixclip_hf.search import StoreOptions, lance_store  # noqa: E402
 from pixclip_hf.search import store_folder as store_folders  # noqa: E402
 from pixclip_hf.search.store import STORES, Filter  # noqa: E402
 from pixclip_hf.search.store_folder import open_store  # noqa: E402
@@ -132,24 +133,27 @@ def test_hits_are_those_of_a_plain_product(tmp_path, store):
 @pytest.mark.parametrize("store", STORES)
 def test_later_shards_are_added_once_whoever_is_killed(tmp_path, store, monkeypatch):
     folder = make_folder(tmp_path / "all")
-    late = tmp_path / "all/shards/00002.json"
-    late.rename(tmp_path / "late.json")
+    for number in (0, 2):
+        (tmp_path / f"all/shards/0000{number}.json").rename(tmp_path / f"{number}.json")
     opened = open_store(folder, store)
-    assert len(opened) == 2 * ROWS
+    assert len(opened) == ROWS
     opened.close()
-    shutil.move(tmp_path / "late.json", late)
+    shutil.move(tmp_path / "2.json", tmp_path / "all/shards/00002.json")
 
-    # Killed when the rows of the shard are in the store and it is not marked as done.
+    # Killed when the rows of the shard are in the store and it is not marked as done; a shard before it comes late.
     class Killed(BaseException):
         pass
 
     def die(path, content):
-        raise Killed
+        if path.parent.name == "shards":
+            raise Killed
+        write_json(path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(store_folders, "write_json", die)
         with pytest.raises(Killed):
             open_store(folder, store)
+    shutil.move(tmp_path / "0.json", tmp_path / "all/shards/00000.json")
     opened, vectors = open_store(folder, store), vectors_of(3)
     assert len(opened) == ROWS * SHARDS
     assert ids(opened.search(vectors, 9)) == exact(folder, vectors, 9)
@@ -158,6 +162,14 @@ def test_later_shards_are_added_once_whoever_is_killed(tmp_path, store, monkeypa
     opened = open_store(folder, store)
     assert len(opened) == ROWS * SHARDS
     opened.close()
+
+
+def test_files_of_many_shards_are_joined(tmp_path, monkeypatch):
+    """A version of a LanceDB table lists all files of the table: with one per shard, shards would add up squared."""
+    monkeypatch.setattr(lance_store, "COMPACTED", 3)
+    monkeypatch.setattr(lance_store.LanceStore, "build", lambda self: None)
+    opened = open_store(make_folder(tmp_path, rows=5, shards=8), "lance")
+    assert len(opened) == 40 and opened.table.stats()["fragment_stats"]["num_fragments"] == 3
 
 
 @pytest.mark.parametrize("index", ["IVF_PQ", "IVF_SQ", "IVF_FLAT", "IVF_RQ", "IVF_HNSW_SQ"])

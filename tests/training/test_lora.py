@@ -197,7 +197,7 @@ def test_attention_of_unknown_names_is_listed(tiny_cloc):
         attention = layer.self_attn
         attention.mixed = attention.q_proj
         del attention.q_proj, attention.k_proj, attention.v_proj
-    message = r"`target_modules` must name them; .*self_attn\.mixed, .*self_attn\.out_proj"
+    message = r"`target_modules` \(`--lora_target_modules`\) must name them; .*self_attn\.mixed, .*self_attn\.out_proj"
     with pytest.raises(ValueError, match=message):
         add_lora(model)
     assert len(add_lora(model, target_modules=r"text_model\..*\.out_proj").peft_config) == 1

@@ -287,3 +287,13 @@ def test_damaged_files_are_named_and_computed_again(damage, llm, tmp_path, loads
     assert again.fill(TEXTS) == 2 and torch.equal(again.states(TEXTS), states) and not path.exists()
     caplog.clear()
     assert len(TextEmbeddingCache(tmp_path / "cache", llm, max_length=100)) == 4 and not caplog.text
+
+
+def test_a_file_is_compared_with_its_checksum_once(llm, tmp_path, monkeypatch):
+    TextEmbeddingCache(tmp_path / "cache", llm).fill(TEXTS[:2])
+    compared = []
+    fault = text_cache._fault
+    monkeypatch.setattr(text_cache, "_fault", lambda path: compared.append(path) or fault(path))
+    cache = TextEmbeddingCache(tmp_path / "cache", llm)
+    assert len(compared) == 1 and cache.fill(TEXTS[:2]) == 0 and len(compared) == 1
+    assert cache.fill(TEXTS) == 2 and len(compared) == len(set(compared)) == 2 and len(cache) == 4

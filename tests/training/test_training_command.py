@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPImageProcessor, CLIPModel, LlamaConfig, LlamaModel
 
 from pixclip_hf.scenes.dataset import make_scene, scenes_dataset
-from pixclip_hf.training.command import main
+from pixclip_hf.training.arguments import ModelArguments
+from pixclip_hf.training.command import build_model, main
 
 FAMILIES = {"cloc": "CLOC", "pixclip": "PixCLIP"}
 
@@ -306,9 +307,12 @@ def test_a_text_cache_of_another_model(towers, tmp_path, tiny_tokenizer):
             "exclude each other, got 'c' and 'a'",
         ),
         (["--image_size", "30"], "must be a multiple of its `patch_size`"),
-        (["--text_cache", "c"], "`text_cache` needs a trained text model"),
-        (["--model_name_or_path", "a", "--text_cache", "c", "--lora_r", "2"], "`text_cache` excludes `lora_r`"),
-        (["--text_quantization", "4bit"], "`text_quantization` needs `lora_r` or `text_cache`, got '4bit' alone"),
+        (["--text_cache", "c"], "`--text_cache` needs a trained text model"),
+        (["--model_name_or_path", "a", "--text_cache", "c", "--lora_r", "2"], "`--text_cache` excludes `--lora_r`"),
+        (
+            ["--text_quantization", "4bit"],
+            "`--text_quantization` needs `--lora_r` or `--text_cache`, got '4bit' alone",
+        ),
         (["--regions_per_image", "0"], "`regions_per_image` must be at least 1"),
         (["--whole_image_share", "2"], "`whole_image_share` must lie in"),
         (["--region_text", "alt_text"], "`region_text` must be one .* got .*alt_text"),
@@ -361,12 +365,22 @@ def test_early_stopping_counts_on_over_a_stop(tmp_path):
         (["--eval_strategy", "no", "--load_best_model_at_end", "False"],
          "`early_stopping_patience` 2 needs evaluations while training: `--eval_strategy"),
         (["--load_best_model_at_end", "False"], "2 needs `--load_best_model_at_end` and, .*`--metric_for_best_model`"),
-        (["--early_stopping_patience", "0"], "`early_stopping_patience` must be at least 1, got 0"),
-        (["--early_stopping_threshold", "-1"], "`early_stopping_threshold` must be at least 0, got -1.0"),
+        (["--early_stopping_patience", "0"], "`--early_stopping_patience` must be at least 1, got 0"),
+        (["--early_stopping_threshold", "-1"], "`--early_stopping_threshold` must be at least 0, got -1.0"),
     ],
 )  # fmt: skip
 def test_early_stopping_needs_something_to_judge_by(given, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         main(stopping(tmp_path / "run", "--early_stopping_patience", 2, *given))
-    with pytest.raises(ValueError, match="`early_stopping_threshold` needs `early_stopping_patience`, got 0.1 alone"):
+    with pytest.raises(
+        ValueError, match="`--early_stopping_threshold` needs `--early_stopping_patience`, got 0.1 alone"
+    ):
         main(options(tmp_path / "run", "--early_stopping_threshold", 0.1))
+
+
+def test_points_prompt_the_small_cloc_and_no_other_model():
+    model, _, _ = build_model(ModelArguments(model_type="cloc"), points=True)
+    assert model.config.prompter_points
+    assert not build_model(ModelArguments(model_type="cloc"))[0].config.prompter_points
+    with pytest.raises(ValueError, match="`point_prompt_share` needs a CLOC with `--config_overrides"):
+        build_model(ModelArguments(model_type="pixclip"), points=True)

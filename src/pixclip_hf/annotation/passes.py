@@ -93,7 +93,7 @@ class AnnotationPass:
     def __call__(self, shards: Iterator[Shard]) -> Iterator[tuple[Shard, dict[str, Any]]]:
         schema = self.features.arrow_schema
         for shard in shards:
-            target = between_path(self.output, self.number, shard.number, ".parquet")
+            target = between_path(self.output, self.number, shard.number)
             if self.last:
                 yield shard, write_shard(self.output, shard, apply_stages(self.stages, self._read(shard), schema))
             else:
@@ -106,7 +106,7 @@ class AnnotationPass:
     def _read(self, shard: Shard) -> Batch:
         if self.number == 0:
             return _empty_columns(self.features, shard.positions)
-        path = between_path(self.output, self.number - 1, shard.number, ".parquet")
+        path = between_path(self.output, self.number - 1, shard.number)
         return pq.read_table(path).to_pydict()
 
 

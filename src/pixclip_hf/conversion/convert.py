@@ -18,6 +18,7 @@ from ..modeling.modeling_lean import laid_out, model_of_weights
 from ..modeling.modeling_pixclip import PixCLIPModel
 from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
+from ..tensor_digest import add_tensor
 from .alpha_clip import plan_alpha_clip
 from .checkpoint import read_checkpoint
 from .official_pixclip import plan_pixclip
@@ -168,12 +169,13 @@ def _build_processor(
 
 
 def _digests(model: PreTrainedModel) -> dict[str, str]:
-    """What tells each weight of a model from any other, down to the bit."""
-    return {
-        name: f"{tensor.dtype} {tuple(tensor.shape)} "
-        + hashlib.sha256(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
-        for name, tensor in model.state_dict().items()
-    }
+    """Name of each weight of a model -> its digest."""
+    digests = {}
+    for name, tensor in model.state_dict().items():
+        digest = hashlib.sha256()
+        add_tensor(digest, name, tensor)
+        digests[name] = digest.hexdigest()
+    return digests
 
 
 def _read_back(digests: dict[str, str], folder: Path) -> None:

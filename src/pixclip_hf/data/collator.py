@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..record import LeftOut, foreign
+from .points import point_of, training_points
 from .skipping import ReadableRecords, readable_rows
 
 REGION_TEXTS = ("caption", "long_caption", "category")
 # Above any number of kinds of region text, which begins the seeds of that draw.
-PROMPT_STREAM = 1000
+PROMPT_STREAM, POINT_STREAM = 1000, 1001
 # What stands where a text is missing; no loss sees it.
 NO_TEXT = "-"
 
@@ -35,13 +36,16 @@ def region_inputs(regions: Sequence[Sequence[Mapping[str, Any]]], prompt: str) -
 
     Args:
         regions: the regions of each record, with `box` and `mask`.
-        prompt: `"box"` gives `boxes`, `"mask"` gives `masks`: the rectangle of the box where a region has no mask.
+        prompt: `"box"` gives `boxes`, `"mask"` gives `masks`: the rectangle of the box where a region has no mask;
+            `"point"` gives `points`, one inside each region, as [`point_of`] draws it.
 
     Raises:
         ValueError: another `prompt`.
     """
-    if prompt not in ("box", "mask"):
-        raise ValueError(f"`prompt` must be 'box' or 'mask', got {prompt!r}.")
+    if prompt not in ("box", "mask", "point"):
+        raise ValueError(f"`prompt` must be 'box', 'mask' or 'point', got {prompt!r}.")
+    if prompt == "point":
+        return {"points": [[[point_of(region)] for region in rows] for rows in regions]}
     if prompt == "box":
         return {"boxes": [[list(region["box"]) for region in rows] for rows in regions]}
     return {"masks": [[region["mask"] or _rectangle(region["box"]) for region in rows] for rows in regions]}
@@ -158,6 +162,9 @@ class RegionCollator:
             the place of the token ids.
         mask_prompt_share: share of the batches whose regions prompt by their masks, the others by their boxes. None
             uses only the usual prompt of the processor's model.
+        point_prompt_share: share of the batches whose regions prompt by points, drawn inside and beside them; of the
+            others `mask_prompt_share` prompt by masks. For a CLOC with `config.prompter_points`. The boxes go along
+            for the grounding loss.
         allow_nothing: makes batches of records that have nothing to learn from too, whose loss is 0. One such batch is
             no reason to end a run: [`RegionTrainer`] allows it and looks at all records instead.
 
@@ -177,6 +184,7 @@ class RegionCollator:
         seed: int = 0,
         text_cache: Any = None,
         mask_prompt_share: float | None = None,
+        point_prompt_share: float = 0.0,
         allow_nothing: bool = False,
     ):
         if regions_per_image < 1:
@@ -193,10 +201,20 @@ class RegionCollator:
             raise ValueError(f"`mask_prompt_share` must lie in [0, 1], got {mask_prompt_share}.")
         if mask_prompt_share < 1 and "box" not in prompts:
             raise ValueError(f"`mask_prompt_share` must be 1: boxes prompt no such model, got {mask_prompt_share}.")
+        if not 0 <= point_prompt_share <= 1:
+            raise ValueError(f"`point_prompt_share` must lie in [0, 1], got {point_prompt_share}.")
+        if point_prompt_share > 0 and "point" not in prompts:
+            raise ValueError(f"`point_prompt_share` must be 0: points prompt no such model, got {point_prompt_share}.")
+        if point_prompt_share > 0 and whole_image_share > 0:
+            raise ValueError(
+                f"`point_prompt_share` must be 0 with `whole_image_share`: no point prompts a whole image, got "
+                f"{point_prompt_share} and {whole_image_share}."
+            )
         if crops and not processor.has_crops:
             raise ValueError(f"`crops` must be False: a {type(processor).__name__} makes none, got {crops}.")
         self.processor = processor
         self.mask_prompt_share = mask_prompt_share
+        self.point_prompt_share = point_prompt_share
         self.regions_per_image = regions_per_image
         self.region_texts = region_texts
         self.image_captions = image_captions
@@ -242,6 +260,9 @@ class RegionCollator:
         # Boxes of records are pixels, however small.
         settings: dict[str, Any] = {"normalized": False, **({"return_crops": True} if self.crops else {})}
         arguments: dict[str, Any] = {"images": images, **region_inputs(regions, "mask" if by_mask else "box")}
+        if np.random.default_rng((POINT_STREAM, self.seed, *keys[0])).random() < self.point_prompt_share:
+            arguments = {"images": images, **self._by_points(regions, records, keys)}
+            settings["prompt"] = "point"
         if self.text_cache is not None:
             batch = {**self._processed(records, arguments, settings), **self._text_states(texts, captions)}
         else:
@@ -257,6 +278,19 @@ class RegionCollator:
                 if name in batch:
                     batch[name].zero_()
         return {**batch, "return_loss": True}
+
+    def _by_points(
+        self, regions: list[list[Any]], records: Sequence[Mapping[str, Any]], keys: list[tuple[int, ...]]
+    ) -> dict[str, Any]:
+        """The boxes of regions, for the grounding loss, and the points that prompt them."""
+        arguments: dict[str, Any] = {**region_inputs(regions, "box"), "points": [], "point_labels": []}
+        for rows, record, key in zip(regions, records, keys, strict=True):
+            # A third number, so that no draw of a batch is one of its first record.
+            rng = np.random.default_rng((POINT_STREAM, self.seed, *key, 1))
+            drawn = [training_points(region, record["image"].size, rng) for region in rows]
+            arguments["points"].append([points for points, _ in drawn])
+            arguments["point_labels"].append([labels for _, labels in drawn])
+        return arguments
 
     def _processed(
         self, records: Sequence[Mapping[str, Any]], arguments: Mapping[str, list[Any]], settings: Mapping[str, Any]

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, table_cast
 from filelock import FileLock
-from pyarrow.parquet import ParquetFile
 from transformers.utils import logging
 
 from ..images import store_image, stored_bytes
@@ -118,10 +117,8 @@ class ParquetShards:
 
     def _write_arrow(self, shard: int, part: Path) -> None:
         path = self.paths[shard]
-        # The one that reads compares the checksums of pages.
         with (
-            pq.ParquetFile(path) as footer,
-            ParquetFile(path, metadata=footer.metadata, page_checksum_verification=True) as file,
+            pq.ParquetFile(path, page_checksum_verification=True) as file,
             pa.ipc.new_stream(str(part), record_features().arrow_schema) as writer,
         ):
             for group in range(file.num_row_groups):

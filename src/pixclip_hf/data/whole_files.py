@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and folders that one process writes to at a time."""
 
+import errno
 import hashlib
 import json
 import os
@@ -77,8 +78,7 @@ def whole_files(folder: str | os.PathLike) -> Iterator[Path]:
 
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes a file of JSON, whole or not at all."""
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_utf8(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_utf8(path: str | os.PathLike, text: str, errors: str = "strict") -> None:
@@ -87,9 +87,20 @@ def write_utf8(path: str | os.PathLike, text: str, errors: str = "strict") -> No
         unfinished.write_text(text, encoding="utf-8", errors=errors)
 
 
+def file_names(folder: str | os.PathLike) -> Iterator[str]:
+    """The names of the files and folders in a folder, one after another: a list of a million takes 100 MB. None where
+    the folder does not exist."""
+    folder = Path(folder)
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry.name
+
+
 def remove_unfinished(folder: str | os.PathLike) -> None:
     """Removes what killed processes left unfinished in a folder that no other process writes to."""
-    for leftover in Path(folder).glob(f".*{UNFINISHED}"):
+    for name in [name for name in file_names(folder) if name.startswith(".") and name.endswith(UNFINISHED)]:
+        leftover = Path(folder, name)
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -155,6 +166,30 @@ def sync(path: str | os.PathLike) -> None:
 def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # elsewhere a folder can't be opened
         _sync(folder, os.O_RDONLY)
+
+
+@contextmanager
+def naming_full_disk(what: str, advice: str) -> Iterator[None]:
+    """Lets the error of a full disk say what there was no space for, and what to do.
+
+    Args:
+        what: how the message calls what is written to.
+        advice: a sentence without its period, which follows.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        raise OSError(errno.ENOSPC, f"No space left for {what}. {advice}") from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Libraries that are not written in Python say so in words alone."""
+    return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _sync(path: str | os.PathLike, flags: int) -> None:

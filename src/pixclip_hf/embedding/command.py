@@ -10,8 +10,11 @@ from ..data.sources import name_source
 from ..hub import dataset_files, publish_dataset, write_dataset_card
 from ..jobs.passes import ENGINES
 from ..outgoing import listing
+from ..search.store import StoreOptions
+from ..search.store_arguments import add_store_arguments, store_options
+from ..search.store_folder import check_own_stores, check_store, open_store
+from .encoder_choice import EncoderChoice
 from .folder import DTYPES, KINDS, EmbeddingFolder, embedding_counts
-from .passes import EncoderChoice
 from .regions import Annotations, DetectorProposer, Grid
 from .run import embed
 from .sam import SamProposer
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> EmbeddingFolder:
         The folder.
 
     Raises:
-        ValueError: as [`embed`].
+        ValueError: as [`embed`]; or as [`check_store`], before the first image is embedded.
     """
     parser = argparse.ArgumentParser(prog="pixclip-hf embed", description=DESCRIPTION, formatter_class=HelpFormatter)
     parser.add_argument(
@@ -92,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> EmbeddingFolder:
     parser.add_argument("--engine", choices=ENGINES, default="local", help="what runs the work")
     parser.add_argument("--workers", type=int, default=1, help="processes, or actors of Ray, that embed")
     parser.add_argument("--shard_size", type=int, default=2048, help="maximum number of images per shard")
+    add_store_arguments(parser, None, "also build this store; `pixclip-hf search` builds it otherwise")
     parser.add_argument("--push_to_hub", help="Hub id to push the finished dataset to")
     parser.add_argument("--dry_run", action="store_true", help="list what --push_to_hub would push, and push nothing")
     parser.add_argument("--license", help="license of the dataset, for its card")
@@ -100,16 +104,30 @@ def main(argv: Sequence[str] | None = None) -> EmbeddingFolder:
     choice = EncoderChoice(
         arguments.model, arguments.revision, arguments.view, arguments.prompt, precision=arguments.precision
     )
+    stored = {"store": arguments.store, "options": store_options(arguments), "place": arguments.store_dir}
+    if arguments.store is None and (stored["options"] != StoreOptions() or arguments.store_dir is not None):
+        raise ValueError("Options of the store need `--store`.")
+
+    def check(folder: EmbeddingFolder) -> None:
+        check_own_stores(folder)
+        if arguments.store is not None:
+            check_store(folder, **stored)
+
     options = ("kinds", "dtype", "reduced", "batch_size", "readers", "engine", "workers", "shard_size")
     folder = embed(
         arguments.source,
         choice,
         arguments.output,
         regions=_regions(arguments),
+        check=check,
         **{name: getattr(arguments, name) for name in options},
     )
     for name, count in embedding_counts(folder.path).items():
         print(f"{name:<60} {count:,}")
+    if arguments.store is not None:
+        opened = open_store(folder, **stored)
+        print(f"{arguments.store + ' store':<60} {len(opened):,}")
+        opened.close()
     card: dict[str, Any] = {"license": arguments.license, "models": {"embeddings": arguments.model}}
     if arguments.push_to_hub is not None and arguments.dry_run:
         print(listing(dataset_files(folder.path, arguments.push_to_hub, "embeddings", **card)))

@@ -1,6 +1,6 @@
 """The folder that `pixclip-hf embed` writes, which `datasets` loads and a store of `search` is built over.
 
-- `data/train-00000.parquet`, …: one row per embedding, with the columns of [`embedding_features`];
+- `data/train-00000.parquet`, …: one row per embedding, with the columns of [`embedding_schema`];
 - `embeddings.json`: what made them, and all that they depend on: see [`EmbeddingFolder`];
 - `shards/00000.json`, …: what became of a shard; written last, it says that the shard is done;
 - `README.md`: the dataset card, written when every shard is done.
@@ -8,19 +8,22 @@
 
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from ..data.whole_files import file_names
 from ..finite import check_finite
-from ..jobs.folder import manifests
+from ..jobs.folder import MANIFESTS, done_shards, manifests
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow as pa
 
 SETTINGS = "embeddings.json"
 FORMAT_VERSION = 1
@@ -28,7 +31,7 @@ KINDS = ("region", "image", "text")
 DTYPES = ("float16", "float32")
 
 
-def embedding_features(width: int, dtype: str = "float16") -> "datasets.Features":
+def embedding_schema(width: int, dtype: str = "float16") -> pa.Schema:
     """The columns of an embedding.
 
     - id: unique in the folder: `IMAGE_ID#REGION` for a region, `IMAGE_ID` for an image, `IMAGE_ID#text-N` for the
@@ -49,25 +52,29 @@ def embedding_features(width: int, dtype: str = "float16") -> "datasets.Features
         width: length of an embedding.
         dtype: `"float16"` or `"float32"`.
     """
-    from datasets import Features, List, Value
+    types = {
+        "id": pa.string(),
+        "image_id": pa.string(),
+        "kind": pa.string(),
+        "embedding": pa.list_(pa.type_for_alias(dtype), width),
+        "box": pa.list_(pa.float32(), 4),
+        "mask_area": pa.float32(),
+        "category": pa.string(),
+        "text": pa.string(),
+        "score": pa.float32(),
+        "image_path": pa.string(),
+        "position": pa.int64(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+    }
+    return pa.schema(types)
 
-    return Features(
-        {
-            "id": Value("string"),
-            "image_id": Value("string"),
-            "kind": Value("string"),
-            "embedding": List(Value(dtype), length=width),
-            "box": List(Value("float32"), length=4),
-            "mask_area": Value("float32"),
-            "category": Value("string"),
-            "text": Value("string"),
-            "score": Value("float32"),
-            "image_path": Value("string"),
-            "position": Value("int64"),
-            "width": Value("int32"),
-            "height": Value("int32"),
-        }
-    )
+
+def embedding_features(width: int, dtype: str = "float16") -> "datasets.Features":
+    """The columns of [`embedding_schema`] as `datasets` knows them."""
+    from datasets import Features
+
+    return Features.from_arrow_schema(embedding_schema(width, dtype))
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,15 @@ class EmbeddingFolder:
 
     def shards(self) -> list[Path]:
         """The Parquet files of the shards that are done, in the order of the source."""
-        done = (int(path.stem) for path in sorted(Path(self.path, "shards").glob("*.json")))
-        return [shard_path(self.path, number) for number in done]
+        return [shard_path(self.path, int(number)) for number in self.shard_numbers()]
+
+    def shard_numbers(self) -> np.ndarray:
+        """The numbers of the shards that are done, ascending: `(S,)` int64. A folder that was downloaded from the Hub
+        has no manifests, and all of its shards are done."""
+        if (self.path / MANIFESTS).is_dir():
+            return done_shards(self.path)
+        names = (re.fullmatch(r"train-(\d+)\.parquet", name) for name in file_names(self.path / "data"))
+        return np.sort(np.fromiter((int(name[1]) for name in names if name), dtype=np.int64))
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -135,7 +149,18 @@ def embedding_counts(output: str | os.PathLike) -> Counter:
     return sums
 
 
-def check_embeddings(rows: "pa.Table", path: str | os.PathLike) -> None:
+def embedding_matrix(rows: pa.Table | pa.RecordBatch) -> np.ndarray:
+    """The column `embedding` of some rows: `(N, D)`, in its own type."""
+    column = rows["embedding"]
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    # `flatten` and not `values`: the values of a slice are those of the whole array.
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    # A table that another program wrote may not know the width.
+    return values.reshape(len(rows), column.type.list_size if pa.types.is_fixed_size_list(column.type) else -1)
+
+
+def check_embeddings(rows: pa.Table, path: str | os.PathLike) -> None:
     """Refuses embeddings that are not finite: among hits they would stand anywhere.
 
     Args:
@@ -145,16 +170,12 @@ def check_embeddings(rows: "pa.Table", path: str | os.PathLike) -> None:
     Raises:
         ValueError: one of them holds NaN or infinite values; names its id and the file.
     """
-    values = rows["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    values = values.astype(np.float32).reshape(len(rows), -1)
+    values = embedding_matrix(rows).astype(np.float32)
     check_finite(values, f"In {str(path)!r} the embedding of", rows["id"].to_pylist())
 
 
 def check_shard(path: str | os.PathLike) -> None:
     """[`check_embeddings`] of a whole Parquet file, some rows of which are in memory at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["id", "embedding"]):
             check_embeddings(pa.Table.from_batches([batch]), path)

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +13,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.whole_files import whole_file
-from ..encoders.view_encoder import load_encoder
 from ..finite import check_finite
 from ..jobs import Shard
 from ..jobs.folder import SIZES, file_sizes
+from .encoder_choice import EncoderChoice, cached_encoder
 from .folder import embedding_features, shard_path
 from .reading import Part, Reader, ReadItem, ReadPart, parts_of
-
-
-@dataclass(frozen=True)
-class EncoderChoice:
-    """A model and how it is used; what [`load_encoder`] takes.
-
-    Args:
-        model, revision, view, prompt, max_length: as in [`load_encoder`].
-        precision: `"float32"`, `"bfloat16"`, `"float16"`, or `"auto"`, that of the checkpoint.
-    """
-
-    model: str
-    revision: str = "main"
-    view: str = "crop"
-    prompt: str | None = None
-    max_length: int | None = None
-    precision: str = "auto"
-
-    def load(self, device: str | None = None) -> Any:
-        """The encoder; on the accelerator where there is one unless `device` says otherwise."""
-        return load_encoder(
-            self.model,
-            self.view,
-            self.max_length,
-            self.revision,
-            prompt=self.prompt,
-            device=device,
-            dtype=self.precision,
-        )
-
-
-@lru_cache(maxsize=1)
-def cached_encoder(choice: EncoderChoice) -> Any:
-    """The encoder, loaded once per process; `cached_encoder.cache_clear()` forgets it."""
-    return choice.load()
 
 
 class _Reads(Dataset):

@@ -15,6 +15,7 @@ from ..data.sources import AnnotatedImage, cached_source
 from ..data.sources.records import read_image, read_regions
 from ..data.whole_files import whole_file
 from ..jobs import Shard, between_path
+from ..pipelines.region_detection import grid_boxes
 from ..record import LeftOut, foreign, record_features
 
 Region = dict[str, Any]
@@ -85,16 +86,6 @@ def new_region(number: int, box: Sequence[float], **fields: Any) -> Region:
     return {**empty, "id": number, "box": [float(edge) for edge in box], **fields}
 
 
-def grid_boxes(width: int, height: int, counts: Sequence[int]) -> list[list[float]]:
-    """Windows that overlap by half, for each of `counts` as many along either side; 1 is the whole image."""
-    boxes = []
-    for count in counts:
-        side = 2 / (count + 1)
-        steps = [side / 2 * step for step in range(count)]
-        boxes += [[x * width, y * height, (x + side) * width, (y + side) * height] for y in steps for x in steps]
-    return boxes
-
-
 @dataclass
 class DetectorProposer:
     """Boxes of an object detector of transformers.
@@ -145,7 +136,7 @@ class ProposalPass:
 
     def __call__(self, shards: Iterator[Shard]) -> Iterator[tuple[Shard, dict[str, Any]]]:
         for shard in shards:
-            path = between_path(self.output, self.number, shard.number, ".parquet")
+            path = between_path(self.output, self.number, shard.number)
             if not path.exists():
                 found = [self._propose(position) for position in shard.positions]
                 columns = {"position": list(shard.positions), "regions": found}
@@ -170,5 +161,5 @@ def _schema() -> pa.Schema:
 
 @lru_cache(maxsize=2)
 def _read_proposals(output: Path, shard: int) -> dict[int, list[Region]]:
-    columns = pq.read_table(between_path(output, 0, shard, ".parquet")).to_pydict()
+    columns = pq.read_table(between_path(output, 0, shard)).to_pydict()
     return dict(zip(columns["position"], columns["regions"], strict=True))

@@ -1,7 +1,7 @@
 """A run that embeds a collection: what it depends on, its passes, and what became of it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..data.source_index import content_digest, digest
 from ..data.sources import cached_source, name_source
-from ..encoders.cached import processor_key
 from ..finite import check_finite_weights
 from ..jobs import JobFolder, Pass, plan_shards, run_passes
 from ..jobs.passes import check_engine, engine_gpus
+from .encoder_choice import EncoderChoice, cached_encoder, describe_encoder
 from .folder import DTYPES, FORMAT_VERSION, KINDS, SETTINGS, EmbeddingFolder, embedding_counts
-from .passes import EmbedPass, EncoderChoice, cached_encoder
+from .passes import EmbedPass
 from .regions import Annotations, ProposalPass, Proposals
 
 # Both sides of a JPEG keep at least so many times the side of the encoder's square: resampling then still averages
@@ -39,6 +38,7 @@ def embed(
     workers: int = 1,
     shard_size: int = 2048,
     shard_bytes: int = 2**32,
+    check: Callable[[EmbeddingFolder], object] | None = None,
     progress: bool = True,
 ) -> EmbeddingFolder:
     """Embeds a collection into a folder, from the first shard on that is not done.
@@ -57,6 +57,8 @@ def embed(
             many as there are cores where a GPU embeds, and 0 elsewhere.
         engine, workers: as in [`run_passes`].
         shard_size, shard_bytes: most items and bytes of the source in a shard.
+        check: called with the folder as it will be, before the first image is embedded; what it raises ends the run.
+            It may look at the store that is to hold the embeddings, as [`check_store`] does.
         progress: show a bar with images per second and the time left.
 
     Returns:
@@ -125,6 +127,8 @@ def embed(
     if not in_process:
         del encoder
     passes.append(EmbedPass(words, output, choice, regions, kinds, width, dtype, batch_size, readers, at_least))
+    if check is not None:
+        check(EmbeddingFolder(output, settings))
     folder = JobFolder(output, SETTINGS)
     with folder.claimed(settings):
         run_passes(passes, plan, folder, engine=engine, workers=workers, progress=progress)
@@ -133,29 +137,6 @@ def embed(
         reasons = "; ".join(f"{name}: {count}" for name, count in sums.items() if count and name not in ("items",))
         raise ValueError(f"Nothing of {name_source(words)!r} could be embedded ({sums['items']} items; {reasons}).")
     return EmbeddingFolder.open(output)
-
-
-def describe_encoder(choice: EncoderChoice, encoder: Any) -> dict[str, Any]:
-    """What `embeddings.json` says about an encoder.
-
-    Args:
-        choice: how it was named.
-        encoder: as [`load_encoder`] gives it.
-    """
-    folder = Path(choice.model)
-    commit = getattr(encoder.model.config, "_commit_hash", None) or choice.revision
-    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin") and path.is_file())
-    return {
-        "model": choice.model,
-        "revision": None if folder.is_dir() else commit,
-        "weights": digest([path.name, content_digest(path)] for path in files) if folder.is_dir() else None,
-        "preprocessing": digest(processor_key(encoder.processor)),
-        "prompt": encoder.prompt if encoder.view is None else None,
-        "view": encoder.view,
-        "max_length": choice.max_length,
-        "precision": str(encoder.model.dtype).removeprefix("torch."),
-        "width": encoder.width,
-    }
 
 
 def _reduced_sides(encoder: Any, kinds: Sequence[str]) -> int:

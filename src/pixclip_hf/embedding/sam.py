@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..mask_models import image_states
 from ..modeling.modeling_regions import box_iou
 from ..processing.processing_regions import encode_rle, mask_box
 from .regions import Region, new_region
@@ -47,11 +48,7 @@ class SamProposer:
         grid = [[float(x * image.width), float(y * image.height)] for y in steps for x in steps]
         inputs = processor(images=image, input_points=[[[point] for point in grid]], return_tensors="pt")
         sizes = {name: inputs[name] for name in ("original_sizes", "reshaped_input_sizes")}
-        seen = model.get_image_embeddings(inputs["pixel_values"].to(model.device, model.dtype))
-        # SAM-HQ gives states of inner layers beside them.
-        seen = {"image_embeddings": seen} if isinstance(seen, torch.Tensor) else {
-            "image_embeddings": seen[0], "intermediate_embeddings": seen[1]
-        }  # fmt: skip
+        seen = image_states(model, inputs["pixel_values"])
         low, scores = [], []
         for points in inputs["input_points"].to(model.device, model.dtype).split(_POINTS_PER_CALL, dim=1):
             outputs = model(**seen, input_points=points)

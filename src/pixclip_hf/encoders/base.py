@@ -1,7 +1,7 @@
 """What all encoders have in common: lists and single items, batches, progress, remembered texts, forms of results."""
 
 import logging as python_logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,6 +61,8 @@ class BaseEncoder:
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
         mode: str | None = None,
+        points: Any = None,
+        point_labels: Any = None,
     ) -> list[Embeddings] | Embeddings:
         """Embeds the regions of images.
 
@@ -71,30 +73,39 @@ class BaseEncoder:
                 without regions has an empty list.
             masks: for each image the masks of its regions, in any form that the processor reads (PIL, arrays, RLE,
                 polygons); for one image its masks. Where boxes are given too, the counts must match.
-            prompt: what prompts the model, `"box"` (a mask becomes its tight box) or `"mask"` (a box becomes a
-                rectangle); the encoder's own prompt when None, whatever is given.
+            prompt: what prompts the model, `"box"` (a mask becomes its tight box), `"mask"` (a box becomes a
+                rectangle) or `"point"`. When None it is `"point"` where nothing but points is given, and else the
+                encoder's own prompt, whatever is given.
             batch_size: images per pass.
             num_workers: processes that open and preprocess images ahead of the model.
             show_progress_bar: None shows one at the logging levels INFO and DEBUG.
             convert_to_tensor: tensors in place of numpy arrays.
             normalize_embeddings: L2-normalized rows, or the model's own lengths.
             mode: one of `modes`, for a model that has several ways to read a region.
+            points: for each image the points of its regions, each a list of `[x, y]` in pixels; for one image those of
+                its regions. Where boxes or masks are given too, a region has None where it lacks one of them.
+            point_labels: nested alike, 1 for a point on the region, 0 for one beside it; all 1 when None.
 
         Returns:
             For each image `(R, D)` float32 in the memory of the CPU, `(0, D)` for an image without regions; for one
             image its `(R, D)`.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: neither boxes nor masks, a list of another length than `images`,
-                an unknown prompt or mode, or bad input; the message names the image by its index.
+            FileNotFoundError, TypeError, ValueError: no boxes, masks or points, a list of another length than
+                `images`, an unknown prompt or mode, or bad input; the message names the image by its index.
         """
         self._check("prompt", prompt, self.prompts)
         self._check("mode", mode, self.modes)
         items, one = as_images(images)
-        given = {"boxes": boxes, "masks": masks}
+        if points is not None and "point" not in self.prompts:
+            raise ValueError(
+                f"`points` must be None: they prompt no such {type(self.model).__name__}. Make masks of them first "
+                "with `masks_from_points`."
+            )
+        given = {"boxes": boxes, "masks": masks, "points": points, "point_labels": point_labels}
         regions = {name: [values] if one else values for name, values in given.items() if values is not None}
         if not regions:
-            raise ValueError("`boxes` or `masks` must be given, got neither.")
+            raise ValueError("`boxes`, `masks` or `points` must be given, got none of them.")
         for name, values in regions.items():
             if len(values) != len(items):
                 raise ValueError(f"`{name}` must hold a list for each of the {len(items)} images, got {len(values)}.")
@@ -102,12 +113,13 @@ class BaseEncoder:
         numbers = batches(range(len(items)), self._images_per_part(batch_size))
         filled = [[number for number in part if counts[number]] for part in numbers]
         parts = Parts(items, regions, [part for part in filled if part])
-        call = self._region_call(prompt or self.prompt)
+        usual = "point" if boxes is None and masks is None else self.prompt
+        call = self._region_call(prompt or usual)
         found: dict[int, Tensor] = {}
         inputs_of_parts = prepared(call, parts, num_workers, self._shows(show_progress_bar), "regions")
-        for part, inputs in zip(parts.numbers, inputs_of_parts, strict=True):
-            features = self._region_features(inputs, batch_size, mode).float().cpu()
-            for number, rows in zip(part, features, strict=True):
+        features_of_parts = self._features_of_parts(inputs_of_parts, batch_size, mode)
+        for part, features in zip(parts.numbers, features_of_parts, strict=True):
+            for number, rows in zip(part, features.float().cpu(), strict=True):
                 found[number] = rows[: counts[number]]
         rows = [found[number] if number in found else torch.zeros(0, self.width) for number in range(len(items))]
         if normalize_embeddings:
@@ -232,11 +244,14 @@ class BaseEncoder:
             not asked for; float32, normalized, where the model computed them (the call may return before it has).
         """
         rows, whole = [torch.zeros(0, self.width, device=input_device(self.model))], None
-        for numbers, inputs in batch.parts:
-            if batch.joint:
-                features, whole = self._joint_features(inputs)
-            else:
-                features = self._region_features(inputs, batch_size, None)
+        found: Iterable[Tensor]
+        if batch.joint:
+            ((_, inputs),) = batch.parts
+            features, whole = self._joint_features(inputs)
+            found = [features]
+        else:
+            found = self._features_of_parts((inputs for _, inputs in batch.parts), batch_size, None)
+        for (numbers, _), features in zip(batch.parts, found, strict=True):
             rows += [row[: batch.counts[number]] for number, row in zip(numbers, features, strict=True)]
         if batch.images is not None:
             whole = self._image_features(batch.images, False)
@@ -323,6 +338,10 @@ class BaseEncoder:
     def _region_features(self, inputs: Any, batch_size: int, mode: str | None) -> Tensor:
         """`(B, R, D)` of a part of images; rows beyond an image's regions are padding."""
         raise NotImplementedError
+
+    def _features_of_parts(self, parts: Iterable[Any], batch_size: int, mode: str | None) -> Iterator[Tensor]:
+        """`_region_features` of some parts, in their order."""
+        return (self._region_features(inputs, batch_size, mode) for inputs in parts)
 
     def _image_features(self, inputs: Any, unscaled_mask: bool) -> Tensor:
         """`(B, D)` of whole images."""

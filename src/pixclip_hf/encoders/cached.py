@@ -20,6 +20,7 @@ from ..data.whole_files import whole_file
 from ..finite import check_finite, check_finite_weights
 from ..images import StoredImage, open_image
 from ..pipelines.text_embeddings import WeightsState, weights_state
+from ..tensor_digest import add_tensor
 from .protocol import Encoder, Record
 from .templates import check_templates, fill_templates
 
@@ -145,6 +146,11 @@ class CachedEncoder:
         self._check_weights()
         return self.encoder.find_boxes(image, texts)
 
+    def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As [`RegionEncoder.find_scored_boxes`]; not cached."""
+        self._check_weights()
+        return self.encoder.find_scored_boxes(image, texts)
+
     def _encode_shown(self, record: Record, show: Callable) -> Tensor:
         image = open_image(record["image"])
         shown = [show(image, region) for region in record["regions"]]
@@ -235,8 +241,7 @@ def fingerprint(encoder: Encoder) -> str:
     ):
         digest.update(part.encode())
     for name, tensor in sorted(encoder.model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add_tensor(digest, name, tensor)
     return digest.hexdigest()
 
 

@@ -19,11 +19,11 @@ class Encoder(Protocol):
 
     Attributes:
         model, processor: what embeds; the model is in evaluation mode.
-        prompts: what may prompt a region, among `"box"` and `"mask"`, the usual one first.
+        prompts: what may prompt a region, among `"box"`, `"mask"` and `"point"`, the usual one first.
         prompt: what prompts a region unless a call says otherwise.
         modes: ways of the model to read a region, for the argument `mode`; empty where there is one way.
         view: how a region is shown to a model that knows no regions; None for a model that takes prompts.
-        grounds: whether `find_boxes` can be called.
+        grounds: whether `find_boxes` and `find_scored_boxes` can be called.
         mean_color: RGB in [0, 1], the color that is 0 after normalization.
         text_limit: tokens that texts are cut to; None without a limit.
         settings: what decides the embeddings beside model and processor.
@@ -58,6 +58,8 @@ class Encoder(Protocol):
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
         mode: str | None = None,
+        points: Any = None,
+        point_labels: Any = None,
     ) -> Any:
         """One `(R, D)` per image."""
         ...
@@ -116,4 +118,8 @@ class Encoder(Protocol):
 
     def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
         """`(T, 4)`, xyxy in pixels: where each text is in an image; only where `grounds`."""
+        ...
+
+    def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """[`Encoder.find_boxes`] and a score `(T,)` of each, higher for texts that are there; only where `grounds`."""
         ...

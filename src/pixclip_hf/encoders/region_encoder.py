@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from ..data.collator import region_inputs
+from ..pipelines.region_feature_extraction import IMAGE_KEYS
 from ..pipelines.text_embeddings import embed_texts, input_device
 from ..processing.processing_text import UNLIMITED
 from .base import BaseEncoder
@@ -31,8 +32,8 @@ class RegionEncoder(BaseEncoder):
     Args:
         model: moved to evaluation mode.
         processor: its processor.
-        prompt: what prompts regions unless a call says otherwise, `"box"` or `"mask"`; when None the usual prompt of
-            the model: `"box"` for CLOC, `"mask"` for PixCLIP.
+        prompt: what prompts regions unless a call says otherwise, `"box"`, `"mask"` or, for a CLOC that takes them,
+            `"point"`; when None the usual prompt of the model: `"box"` for CLOC, `"mask"` for PixCLIP.
         max_length: tokens that texts are cut to; the tokenizer's own limit when None.
 
     Raises:
@@ -45,7 +46,7 @@ class RegionEncoder(BaseEncoder):
                 f"`model` must take regions, as CLOC and PixCLIP do, got {type(model).__name__}: a ViewEncoder shows "
                 "regions to any CLIP or SigLIP."
             )
-        self.prompts, self.modes = processor.prompts, model.region_modes
+        self.prompts, self.modes = model.config.prompts, model.region_modes
         super().__init__(model, processor, prompt, max_length)
         self.mean_color = list(processor.image_processor.image_mean)
         self.width = model.config.projection_dim
@@ -104,7 +105,8 @@ class RegionEncoder(BaseEncoder):
 
         Args:
             records: with `image` and `regions`, each region with `box` and `mask`, as in the record schema. A region
-                without a mask prompts by the rectangle of its box where masks prompt.
+                without a mask prompts by the rectangle of its box where masks prompt. Where points prompt, it is one
+                inside each region, see [`point_of`].
             prompt, batch_size, num_workers, show_progress_bar, convert_to_tensor, normalize_embeddings, mode: as in
                 [`RegionEncoder.encode_regions`].
         """
@@ -129,12 +131,18 @@ class RegionEncoder(BaseEncoder):
         """Whether [`RegionEncoder.find_boxes`] can be called."""
         return getattr(self.model, "box_head", None) is not None
 
-    @torch.no_grad()
     def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
         """Where CLOC's grounding head finds each text in an image: `(T, 4)`, xyxy in pixels."""
+        return self.find_scored_boxes(image, texts)[0]
+
+    @torch.no_grad()
+    def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """[`RegionEncoder.find_boxes`], and the similarity `(T,)` of each text to the region in its box (the
+        `steady_scores` of [`CLOCModel.ground`]), which is lower where the text is absent."""
         inputs = self.processor(images=image, text=list(texts), max_length=self.max_length, return_tensors="pt")
-        found = self.model.ground(**self._moved(inputs))
-        return self.processor.post_process_boxes(found.pred_boxes.float(), [image.size[::-1]])[0]
+        found = self.model.ground(**self._moved(inputs), steady_scores=True)
+        boxes = self.processor.post_process_boxes(found.pred_boxes.float(), [image.size[::-1]])[0]
+        return boxes, found.scores[0].float().cpu()
 
     def _images_per_part(self, batch_size: int) -> int:
         return batch_size
@@ -157,8 +165,7 @@ class RegionEncoder(BaseEncoder):
         return self.model.get_region_features(**self._moved(inputs), **options).pooler_output
 
     def _image_features(self, inputs: Any, unscaled_mask: bool) -> Tensor:
-        names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-        images = {name: inputs[name].to(input_device(self.model)) for name in names if name in inputs}
+        images = {name: inputs[name].to(input_device(self.model)) for name in IMAGE_KEYS if name in inputs}
         images["pixel_values"] = images["pixel_values"].to(self.model.dtype)
         config = self.model.config
         if not (unscaled_mask and hasattr(config, "mask_mean")):

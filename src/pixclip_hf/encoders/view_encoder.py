@@ -1,6 +1,6 @@
 """Any CLIP or SigLIP of transformers as an encoder of regions: crops, blurred or framed images, or pooled patches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -125,8 +125,15 @@ class ViewEncoder(BaseEncoder):
         """
         raise NotImplementedError(f"{type(self.model).__name__} has no grounding head.")
 
+    def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """
+        Raises:
+            NotImplementedError: always; `grounds` is False.
+        """
+        raise NotImplementedError(f"{type(self.model).__name__} has no grounding head.")
+
     def _images_per_part(self, batch_size: int) -> int:
-        return 1  # and `batch_size` of its regions per pass
+        return 1  # is prepared at a time; `batch_size` views of regions share a pass
 
     def _region_call(self, prompt: str) -> Callable[..., Any]:
         fill = tuple(round(255 * channel) for channel in self.mean_color)
@@ -140,11 +147,8 @@ class ViewEncoder(BaseEncoder):
         return partial(self.processor.image_processor, return_tensors="pt")
 
     def _region_features(self, inputs: Any, batch_size: int, mode: str | None) -> Tensor:
-        pixels = inputs["pixel_values"]
-        if self.view != "mask_pooled":
-            parts = pixels.split(batch_size)
-            return torch.cat([self._image_features({"pixel_values": part}) for part in parts])[None]
-        pixels = pixels.to(input_device(self.model), self.model.dtype)
+        """Of `"mask_pooled"`; other views go through `_features_of_views`."""
+        pixels = inputs["pixel_values"].to(input_device(self.model), self.model.dtype)
         tower, config = self.model.vision_model, self.model.config.vision_config
         adapter = VISION_ADAPTERS.of(config)
         grid = adapter.patch_grid(config, pixels)
@@ -153,6 +157,27 @@ class ViewEncoder(BaseEncoder):
         pooled = adapter.pool_regions(tower, tokens, weights)
         projection = getattr(self.model, "visual_projection", None)
         return pooled if projection is None else projection(pooled)
+
+    def _features_of_parts(self, parts: Iterable[Any], batch_size: int, mode: str | None) -> Iterator[Tensor]:
+        if self.view == "mask_pooled":
+            yield from super()._features_of_parts(parts, batch_size, mode)
+            return
+        held: list[Tensor] = []
+        for inputs in parts:
+            pixels = inputs["pixel_values"]
+            if held and sum(map(len, held)) + len(pixels) > batch_size:
+                yield from self._features_of_views(held, batch_size)
+                held = []
+            held.append(pixels)
+        if held:
+            yield from self._features_of_views(held, batch_size)
+
+    def _features_of_views(self, views: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
+        """`(1, R, D)` for the views `(R, 3, H, W)` of each of some images, which share passes of the model."""
+        features = torch.cat(
+            [self._image_features({"pixel_values": part}) for part in torch.cat(list(views)).split(batch_size)]
+        )
+        return (rows[None] for rows in features.split([len(own) for own in views]))
 
     def _image_features(self, inputs: Any, unscaled_mask: bool = False) -> Tensor:
         pixels = inputs["pixel_values"].to(input_device(self.model), self.model.dtype)

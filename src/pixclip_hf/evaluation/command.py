@@ -38,7 +38,7 @@ For a CLIP or SigLIP, --view says how it sees a region:
 """
 # Recorded beside the results.
 LIBRARIES = ("torch", "transformers", "pillow")
-PROMPTS = ("box", "mask")
+PROMPTS = ("box", "mask", "point")
 
 
 class ShowLayouts(argparse.Action):
@@ -81,8 +81,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--protocol",
         default="corrected",
         choices=PROTOCOLS,
-        help="do what a paper says or what its published code does; the named protocols apply to "
-        "region-classification alone",
+        help="do what a paper says or what its published code does; the named protocols belong to "
+        "region-classification and open-vocabulary-detection",
     )
     parser.add_argument("--split", help="split of a dataset that has several")
     for name, option in OPTIONS.items():

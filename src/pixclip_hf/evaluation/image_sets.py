@@ -64,6 +64,13 @@ one of
   DATA_DIR/classes.json                             optional: {"CLASS": "name to put into the templates"}""",
 }
 LAYOUTS["region-retrieval"] = LAYOUTS["region-classification"]
+LAYOUTS["open-vocabulary-detection"] = LAYOUTS["region-classification"]
+LAYOUTS["phrase-grounding"] = """\
+one of
+  scenes:N:SEED                                     drawn scenes, nothing to download
+  DATA_DIR/Sentences/*.txt, DATA_DIR/Annotations/*.xml  Flickr30k Entities, with DATA_DIR/flickr30k-images/*.jpg
+  DATA_DIR/regions.jsonl                            one line per image, as for region-classification, with captions
+  DATA_DIR                                          a dataset in the record schema (save_to_disk or Parquet)"""
 """How the data of each task must be laid out; part of every message about missing data."""
 
 
@@ -134,6 +141,8 @@ def read_images(
     finders: dict[str, Callable[[Path, str | None, str], Found | None]] = {
         "region-classification": _find_regions,
         "region-retrieval": _find_regions,
+        "open-vocabulary-detection": _find_regions,
+        "phrase-grounding": _find_phrases,
         "image-text-retrieval": _find_captions,
         "long-text-retrieval": _find_long_texts,
         "referring": _find_expressions,
@@ -278,6 +287,8 @@ def _with_label(source: Source, item: AnnotatedImage, left_out: Counter) -> dict
 _READERS: dict[str, Callable[[Source, AnnotatedImage, Counter], dict[str, Any] | None]] = {
     "region-classification": _with_regions,
     "region-retrieval": _with_regions,
+    "open-vocabulary-detection": _with_regions,
+    "phrase-grounding": _with_regions,
     "image-text-retrieval": _with_captions,
     "long-text-retrieval": _with_long_texts,
     "referring": _with_expressions,
@@ -364,6 +375,16 @@ def _find_regions(folder: Path, split: str | None, candidates: str) -> Found | N
         if files := _by_last_word(folder, pattern):
             chosen = _choose(files, split, ("val2017", "val", "minival"), folder)
             return _coco(files[chosen], folder / images.format(split=chosen), name, chosen)
+    return None
+
+
+def _find_phrases(folder: Path, split: str | None, candidates: str) -> Found | None:
+    if (folder / "Sentences").is_dir() and (folder / "Annotations").is_dir():
+        refuse_split(split, f"phrases in {folder / 'Sentences'}")
+        return Found("flickr30k", {"folder": str(folder), "images": str(_image_root(folder))}, "Flickr30k Entities")
+    if (path := folder / "regions.jsonl").is_file():
+        refuse_split(split, str(path))
+        return Found("regions", {"folder": str(folder)}, folder.name)
     return None
 
 

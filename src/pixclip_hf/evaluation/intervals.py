@@ -10,7 +10,7 @@ groups decide; and that of a model with one correlation inside all groups. The m
 counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -96,6 +96,21 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, resamples: int = RESAM
     variance = _blended(terms, modeled)
     number = estimate * (1 - estimate) / variance if variance else 1 / float((share**2).sum())
     return _score_interval(estimate, number, 1 / float((share**2).sum()) - 1)
+
+
+def mean_measures(
+    values: Mapping[str, Sequence[float]], groups: Sequence[int], resamples: int = RESAMPLES
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The mean of the values of each measure, and its [`mean_interval`].
+
+    Args:
+        values: for each measure one value per item.
+        groups: identity of each item's group.
+        resamples: as in [`mean_interval`].
+    """
+    arrays = {name: np.array(own, dtype=np.float64) for name, own in values.items()}
+    means = {name: float(array.mean()) for name, array in arrays.items()}
+    return means, {name: mean_interval(array, np.array(groups), resamples) for name, array in arrays.items()}
 
 
 def class_mean_interval(

@@ -72,4 +72,4 @@ def _draw_regions(
         maps = {text: similarity_map(encoder.encoder, image, text) for text in candidates[:2]}
     boxes = [region["box"] for region in regions]
     masks = [pixel_mask(region, image.size) for region in regions] if encoder.encoder.prompt == "mask" else None
-    draw_regions(picture, image, boxes, best, maps, masks)
+    draw_regions(picture, image, boxes, best, maps, masks, truths=texts)

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
 from ..data.whole_files import write_json, write_utf8
 from ..outgoing import markdown_code, plain_markdown
+from ..tensor_digest import add_tensor
 
 
 def standard_error(share: float, count: int) -> float:
@@ -76,9 +76,8 @@ def weights_digest(folder: str | Path) -> str | None:
     for path in Path(folder).glob("*.safetensors"):
         with safe_open(path, "pt") as weights:
             for name in weights.keys():
-                tensor = weights.get_tensor(name)
-                digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+                digest = hashlib.sha256()
+                add_tensor(digest, name, weights.get_tensor(name))
                 tensors.append(digest.hexdigest())
     return hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:32] if tensors else None
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..data.whole_files import UNFINISHED, file_fault, only_writer, write_json
+from ..data.whole_files import file_fault, file_names, only_writer, remove_unfinished, write_json
 
 logger = logging.get_logger(__name__)
 
@@ -48,8 +48,7 @@ class JobFolder:
 
     def _start_or_continue(self, settings: Mapping[str, Any]) -> None:
         for folder in (self.path, *(self.path / name for name in self.folders)):
-            for leftover in folder.glob(f"*{UNFINISHED}"):  # of a run that was killed
-                leftover.unlink(missing_ok=True)
+            remove_unfinished(folder)
         path = self.path / self.settings_name
         if not path.exists():
             write_json(path, settings)
@@ -72,18 +71,20 @@ class JobFolder:
         """Which of so many shards are done: `(S,)` bool. A shard whose files were cut or removed since is named in a
         warning, and is to be done again."""
         found = np.zeros(shards, dtype=bool)
-        with os.scandir(self.path / MANIFESTS) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix != ".json" or stem.startswith("."):
-                continue
-            if (fault := _shard_fault(self.path, int(stem))) is None:
-                found[int(stem)] = True
+        for number in map(int, done_shards(self.path)):
+            if (fault := _shard_fault(self.path, number)) is None:
+                found[number] = True
             else:
-                logger.warning(f"Shard {int(stem)} of {str(self.path)!r} is done again: {fault}.")
-                manifest_path(self.path, int(stem)).unlink()
+                logger.warning(f"Shard {number} of {str(self.path)!r} is done again: {fault}.")
+                manifest_path(self.path, number).unlink()
         return found
+
+
+def done_shards(output: str | os.PathLike) -> np.ndarray:
+    """The numbers of the shards that have a manifest, ascending: `(D,)` int64."""
+    names = (os.path.splitext(name) for name in file_names(Path(output, MANIFESTS)))
+    numbers = (int(name) for name, suffix in names if suffix == ".json" and not name.startswith("."))
+    return np.sort(np.fromiter(numbers, dtype=np.int64))
 
 
 def _shard_fault(output: Path, number: int) -> str | None:
@@ -108,5 +109,5 @@ def manifest_path(output: Path, number: int) -> Path:
 
 def manifests(output: str | os.PathLike) -> Iterator[dict[str, Any]]:
     """The manifests of the shards that are done, in their order."""
-    for path in sorted(Path(output, MANIFESTS).glob("*.json"), key=lambda path: int(path.stem)):
-        yield json.loads(path.read_text(encoding="utf-8"))
+    for number in done_shards(output):
+        yield json.loads(manifest_path(Path(output), int(number)).read_text(encoding="utf-8"))

@@ -75,7 +75,8 @@ def run_processes(passes: Sequence[Pass], output: Path, shards: Iterator[Shard],
                     again.extend(worker.held.values())
                     deaths.update(worker.held.keys() or ([] if worker.sent_home else [_NO_SHARD]))
                     _check_deaths(worker, deaths)
-                    if again or not worker.sent_home:
+                    # One for one: a worker that was sent home is through, even where shards of another came back.
+                    if worker.held or not worker.sent_home:
                         fresh = _Worker(passes, output, worker.index)
                         running[fresh.pipe] = fresh
                     continue

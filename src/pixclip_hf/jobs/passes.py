@@ -1,6 +1,6 @@
 """Passes over shards, and the three ways to run them: in this process, in processes of this machine, with Ray."""
 
-import errno
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from ..data.whole_files import write_json
+from ..data.whole_files import file_names, naming_full_disk, write_json
 from .folder import BETWEEN, JobFolder, manifest_path
 from .plan import Plan, Shard
 
@@ -30,9 +30,9 @@ class Pass(Protocol):
         ...
 
 
-def between_path(output: Path, number: int, shard: int, suffix: str) -> Path:
+def between_path(output: Path, number: int, shard: int) -> Path:
     """Where pass `number` leaves a shard for the next one. The file is removed when the shard is done."""
-    return output / BETWEEN / f"{number}" / f"{shard:05d}{suffix}"
+    return output / BETWEEN / f"{number}" / f"{shard:05d}"
 
 
 def work(passes: Sequence[Pass], output: Path, shards: Iterator[Shard], finish: bool = True) -> Iterator[Done]:
@@ -55,8 +55,10 @@ def work(passes: Sequence[Pass], output: Path, shards: Iterator[Shard], finish: 
 
 def remove_between(output: Path, shard: int) -> None:
     """Removes what the passes left of a shard for each other."""
-    for path in (output / BETWEEN).glob(f"*/{shard:05d}.*"):
-        path.unlink(missing_ok=True)
+    # By name, not by a search: a pass may be far ahead, with a file for every shard of the run in its folder.
+    for name in file_names(output / BETWEEN):
+        if name.isdecimal():
+            between_path(output, int(name), shard).unlink(missing_ok=True)
 
 
 def check_engine(engine: str, workers: int) -> None:
@@ -113,28 +115,23 @@ def run_passes(
     check_engine(engine, workers)
     output = folder.path
     done = folder.done(len(plan))
-    for number in _left_between(output):
-        if number >= len(plan) or done[number]:
-            remove_between(output, number)
+    for left_by in list(file_names(output / BETWEEN)):
+        for name in file_names(output / BETWEEN / left_by):
+            # What is hidden or has a suffix is unfinished, and goes with the folder.
+            if name.isdecimal() and (int(name) >= len(plan) or done[int(name)]):
+                remove_between(output, int(name))
     if not done.all():
         for number in range(len(passes) - 1):
             (output / BETWEEN / f"{number}").mkdir(parents=True, exist_ok=True)
-        with tqdm(total=plan.items, initial=plan.items_of(done), unit=unit, disable=not progress) as bar:
-            try:
-                for shard, _ in _run(engine, passes, plan, done, output, workers):
-                    bar.update(len(shard))
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                raise OSError(
-                    errno.ENOSPC,
-                    f"No space left for `output` {str(output)!r}. The shards that are done are whole: make room and "
-                    "start the run again, and it goes on",
-                ) from error
-    for path in sorted((output / BETWEEN).rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+        advice = "The shards that are done are whole: make room and start the run again, and it goes on"
+        with (
+            tqdm(total=plan.items, initial=plan.items_of(done), unit=unit, disable=not progress) as bar,
+            naming_full_disk(f"`output` {str(output)!r}", advice),
+        ):
+            for shard, _ in _run(engine, passes, plan, done, output, workers):
+                bar.update(len(shard))
     if (output / BETWEEN).exists():
-        (output / BETWEEN).rmdir()
+        shutil.rmtree(output / BETWEEN)
 
 
 def _run(
@@ -149,7 +146,3 @@ def _run(
     from .local_engine import run_processes
 
     return run_processes(passes, output, plan.shards(done), workers)
-
-
-def _left_between(output: Path) -> set[int]:
-    return {int(path.name.lstrip(".").partition(".")[0]) for path in (output / BETWEEN).glob("*/*")}

@@ -18,8 +18,7 @@ class CLOCConfig(RegionTextConfig):
     Configuration of [`CLOCModel`] (Contrastive Localized Language-Image Pre-Training, arXiv 2410.02746).
 
     Args:
-        text_pooling (`str`, *optional*, defaults to `"eos"`), text_projection (`str`, *optional*, defaults to
-            `"linear"`):
+        text_pooling, text_projection (`str`, *optional*, default to `"eos"` and `"linear"`):
             These and all other fields of the towers and the text side are those of [`RegionTextConfig`].
         region_readout (`str`, *optional*, defaults to `"prompt"`):
             What a region becomes: the Prompter's output at the prompt (`"prompt"`), the mean of all output tokens of
@@ -34,6 +33,10 @@ class CLOCConfig(RegionTextConfig):
         prompter_prior (`bool`, *optional*, defaults to `True`):
             Adds the logarithm of each patch's share inside the region to the attention of region prompts, with a
             learned gain per head. Without it (the paper's layer), a mask prompts by its tight box.
+        prompter_points (`bool`, *optional*, defaults to `False`):
+            Builds what reads points as prompts (`CLOCPointPrompts`). Needs `prompter_layer="soft_pooling"` and
+            `region_readout="prompt"`. A model that is loaded with it from a folder without it starts these layers from
+            new weights.
         grounding (`bool`, *optional*, defaults to `True`):
             Builds the text prompt and the box head.
         prompter_num_attention_heads (`int`, *optional*):
@@ -51,16 +54,17 @@ class CLOCConfig(RegionTextConfig):
             Weights inside the grounding loss.
 
     Raises:
-        ValueError: as [`RegionTextConfig`]; an unknown readout or layer; heads that do not divide the tower's width; a
-            saved configuration of pixclip-hf 0.1 without `prompter_layer`.
+        ValueError: as [`RegionTextConfig`]; an unknown readout or layer; points for a readout or layer that cannot
+            read them; heads that do not divide the tower's width; a saved configuration of pixclip-hf 0.1 without
+            `prompter_layer`.
     """
 
     model_type = "cloc"
-    prompts = ("box", "mask")
 
     region_readout: str = "prompt"
     prompter_layer: str = "soft_pooling"
     prompter_prior: bool = True
+    prompter_points: bool = False
     grounding: bool = True
     prompter_num_attention_heads: int | None = None
     prompter_intermediate_size: int | None = None
@@ -79,6 +83,11 @@ class CLOCConfig(RegionTextConfig):
                 "`region_readout` 'mean' averages the output tokens of `prompter_layer='first'`, "
                 f"got {self.prompter_layer!r}."
             )
+        if self.prompter_points and (self.region_readout, self.prompter_layer) != ("prompt", "soft_pooling"):
+            raise ValueError(
+                "`prompter_points` needs `region_readout='prompt'` and `prompter_layer='soft_pooling'`, got "
+                f"{self.region_readout!r} and {self.prompter_layer!r}."
+            )
         super().__post_init__(**kwargs)
         heads = self.prompter_num_attention_heads or self.vision_config.num_attention_heads
         if self.vision_config.hidden_size % heads or self.vision_config.hidden_size % 2:
@@ -86,6 +95,11 @@ class CLOCConfig(RegionTextConfig):
                 f"`prompter_num_attention_heads` ({heads}) must divide `vision_config.hidden_size` "
                 f"({self.vision_config.hidden_size}), which must be even."
             )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What may prompt a region, the usual one first."""
+        return ("box", "mask", "point") if self.prompter_points else ("box", "mask")
 
     @property
     def prompts_by_coverage(self) -> bool:

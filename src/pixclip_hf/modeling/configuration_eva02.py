@@ -17,7 +17,8 @@ class Eva02VisionConfig(PreTrainedConfig):
             Width of the tokens.
         intermediate_size (`int`, *optional*, defaults to 2048):
             Width inside the gated feed-forward part.
-        num_hidden_layers, num_attention_heads (`int`, *optional*, default to 12).
+        num_hidden_layers, num_attention_heads (`int`, *optional*, default to 12):
+            Blocks, and heads per block.
         num_channels (`int`, *optional*, defaults to 3):
             Channels of the image.
         image_size, patch_size (`int`, *optional*, default to 224 and 16):
@@ -26,7 +27,8 @@ class Eva02VisionConfig(PreTrainedConfig):
             Patches per side of the grid that the rotary positions were made for; any other grid is stretched over it.
         rope_theta (`float`, *optional*, defaults to 10000.0):
             Base of the rotary frequencies.
-        layer_norm_eps (`float`, *optional*, defaults to 1e-6).
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Added to the variance in layer norms.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of new weights.
 

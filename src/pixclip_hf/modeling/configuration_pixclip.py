@@ -17,8 +17,7 @@ class PixCLIPConfig(RegionTextConfig):
     Args:
         vision_config (`dict` or `PreTrainedConfig`, *optional*):
             As in [`RegionTextConfig`]; the tower needs a convolutional patch projection, which takes the mask.
-        text_pooling (`str`, *optional*, defaults to `"mean"`), text_projection (`str`, *optional*, defaults to
-            `"mlp_adapter"`):
+        text_pooling, text_projection (`str`, *optional*, default to `"mean"` and `"mlp_adapter"`):
             These and all other fields of the towers and the text side are those of [`RegionTextConfig`].
         mask_mean, mask_std (`float`, *optional*, default to 0.5 and 0.26):
             A binary mask `m` enters the patch projection as `(m - mask_mean) / mask_std`.

@@ -100,8 +100,9 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
     keys_to_ignore_at_inference = ["loss_parts", "logits_per_region", "vision_model_output", "text_model_output"]
     # What may prompt a region, the usual one first.
     prompts: ClassVar[tuple[str, ...]] = ()
-    # Fields of earlier versions that are settings of a run, not of a model, and what took their place.
+    # Of text towers that do not pool themselves.
     default_text_pooling: ClassVar[str] = "eos"
+    # Fields of earlier versions that are settings of a run, not of a model, and what took their place.
     dropped_fields: ClassVar[dict[str, str]] = {
         "contrastive_tile_size": "the model's attribute of that name, or the training argument"
     }

@@ -1,4 +1,5 @@
-"""CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box or mask, in one image pass."""
+"""CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box, mask or point, in one image
+pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
-from .configuration_region_text import check_choice
 from .modeling_losses import grounding_losses
 from .modeling_parallel import returns_loss, with_every_parameter
-from .modeling_patches import by_grid, cut_masks, scale_boxes
+from .modeling_patches import by_grid, scale_boxes
+from .modeling_points import PointTypes
 from .modeling_prompter import (
     QUERY_GAIN,
     CLOCBoxHead,
@@ -25,6 +26,7 @@ from .modeling_prompter import (
     CLOCPrompterLayer,
     FourierPositions,
 )
+from .modeling_prompts import PromptedRegions, prompted_regions
 from .modeling_region_text import (
     Gather,
     RegionTextModel,
@@ -33,7 +35,6 @@ from .modeling_region_text import (
     RegionTextVisionModel,
     RegionVisionOutput,
     only_real,
-    real_slots,
     region_text_features,
     rows_per_rank,
     set_losses,
@@ -42,7 +43,7 @@ from .modeling_region_text import (
     vision_output,
     wants_loss,
 )
-from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights, roi_align
+from .modeling_regions import boxes_around, mask_boxes, roi_align
 from .modeling_text import ScaledLinear, build_logit_scale
 
 
@@ -66,7 +67,8 @@ class CLOCGroundingOutput(ModelOutput):
 
     Args:
         pred_boxes (`(B, T, 4)`): where each text lies in each image, xyxy in [0, 1] of the processed image.
-        scores (`(B, T)`): cosine similarity between the text and the region embedding of its box.
+        scores (`(B, T)`): cosine similarity between the text and the region embedding of its box, or the mean over
+            boxes around it (`steady_scores`).
     """
 
     pred_boxes: Tensor | None = None
@@ -85,29 +87,6 @@ class ImageTokens(NamedTuple):
         if not isinstance(self.grid, Tensor):
             return read(self.states, self.grid, slice(None))
         return by_grid(self.grid, lambda images, grid: read(self.states[images, : grid[0] * grid[1]], grid, images))
-
-
-class PromptedRegions(NamedTuple):
-    """The regions of a batch in the form that prompts: boxes (B, R, 4) or masks (B, R, H, W), and which slots hold
-    one, (B, R) bool."""
-
-    boxes: Tensor | None
-    masks: Tensor | None
-    is_real: Tensor
-
-    def on_images(self, images: Any, grid: tuple[int, int], patch: int) -> "PromptedRegions":
-        """The regions of some images, which have this grid."""
-        boxes = None if self.boxes is None else self.boxes[images]
-        masks = None if self.masks is None else cut_masks(self.masks[images], grid, patch)
-        return PromptedRegions(boxes, masks, self.is_real[images])
-
-    def get_coverage(self, grid: tuple[int, int]) -> Tensor:
-        """(B, R, N): share of each patch that lies inside the region."""
-        return box_coverage(self.boxes, grid) if self.masks is None else mask_patch_weights(self.masks, grid)
-
-    def get_boxes(self) -> Tensor:
-        """(B, R, 4), xyxy in [0, 1]: the boxes, or the tight ones of the masks."""
-        return mask_boxes(self.masks) if self.boxes is None else self.boxes
 
 
 class CLOCPreTrainedModel(RegionTextPreTrainedModel):
@@ -134,6 +113,8 @@ class CLOCPreTrainedModel(RegionTextPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FourierPositions):
             init.normal_(module.frequencies, std=module.scale)
+        elif isinstance(module, PointTypes):
+            init.normal_(module.weight)
         elif isinstance(module, CLOCPrompterLayer) and module.prior_gain is not None:
             init.ones_(module.prior_gain)
 
@@ -170,6 +151,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         prompt: str | None = None,
         interpolate_pos_encoding: bool = False,
+        region_points: Tensor | None = None,
+        region_point_labels: Tensor | None = None,
         pixel_attention_mask: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -177,15 +160,20 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         """Features of regions; all regions of an image come from one image pass.
 
         Args:
-            pixel_values (`(B, 3, H, W)`).
+            pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
             region_attention_mask (`(B, R)`, *optional*): 1 for region slots that hold a region; the others come back
                 as zeros.
             region_masks (`(B, R, H, W)`): 1 inside the region. A mask prompts by its own pixels if
                 `config.prompts_by_coverage` is true, and by its tight box otherwise.
-            prompt: `"box"` or `"mask"`, which of the two prompts; it may be left out where only one is given.
+            prompt: `"box"`, `"mask"` or `"point"`, which of them prompts. It may be left out where boxes or masks are
+                given and not both: they then prompt the regions that have no points.
             interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
                 multiples of its patch size.
+            region_points (`(B, R, P, 2)`): xy in [0, 1] of the processed image, for a model with
+                `config.prompter_points`.
+            region_point_labels (`(B, R, P)`): 1 for points on the region, 0 for points beside it, -1 for padding. A
+                region with points has at least one on it.
             pixel_attention_mask (`(B, N)`), spatial_shapes (`(B, 2)`): for a tower of variable resolution, whose
                 `pixel_values` are patches `(B, N, 3 * patch²)`: which of them are there, and the grid of each image. H
                 and W of masks are then those of the largest image, and what lies behind a smaller one is not looked
@@ -196,10 +184,12 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             tokens.
 
         Raises:
-            ValueError: no regions, boxes and masks without a `prompt`, or regions of another shape.
+            ValueError: no regions, boxes and masks without a `prompt`, regions of another shape, points for a model
+                without `config.prompter_points`, labels other than these, or a region without what prompts it.
         """
+        points = region_points, region_point_labels
         regions = self._regions(
-            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, spatial_shapes
+            pixel_values, spatial_shapes, region_boxes, region_attention_mask, region_masks, prompt, *points
         )
         patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         outputs = self._read_regions(pixel_values, regions, interpolate_pos_encoding, **patches, **kwargs)
@@ -215,6 +205,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         prompt: str | None = None,
         interpolate_pos_encoding: bool = False,
+        region_points: Tensor | None = None,
+        region_point_labels: Tensor | None = None,
         pixel_attention_mask: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -223,8 +215,9 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         in the place of the visual sampler of Ferret (arXiv 2310.07704), where the CLOC paper puts it.
 
         Args:
-            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, interpolate_pos_encoding,
-            pixel_attention_mask, spatial_shapes: as in [`CLOCModel.get_region_features`].
+            pixel_values, region_boxes, region_attention_mask, region_masks: as in [`CLOCModel.get_region_features`].
+            prompt, interpolate_pos_encoding, region_points, region_point_labels: as there too.
+            pixel_attention_mask, spatial_shapes: as there too.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, vision_config.hidden_size)`, zeros for padded
@@ -233,8 +226,9 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         Raises:
             ValueError: as [`CLOCModel.get_region_features`].
         """
+        points = region_points, region_point_labels
         regions = self._regions(
-            pixel_values, region_boxes, region_attention_mask, region_masks, prompt, spatial_shapes
+            pixel_values, spatial_shapes, region_boxes, region_attention_mask, region_masks, prompt, *points
         )
         patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         return self._read_regions(pixel_values, regions, interpolate_pos_encoding, **patches, **kwargs)
@@ -269,15 +263,18 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         region_masks: Tensor | None = None,
         prompt: str | None = None,
         interpolate_pos_encoding: bool = False,
+        region_points: Tensor | None = None,
+        region_point_labels: Tensor | None = None,
         pixel_attention_mask: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionVisionOutput:
         """Normalized image embeddings and, with regions, region embeddings. Arguments as in [`CLOCModel`]."""
         regions = None
-        if region_boxes is not None or region_masks is not None:
+        points = region_points, region_point_labels
+        if any(given is not None for given in (region_boxes, region_masks, *points)):
             regions = self._regions(
-                pixel_values, region_boxes, region_attention_mask, region_masks, prompt, spatial_shapes
+                pixel_values, spatial_shapes, region_boxes, region_attention_mask, region_masks, prompt, *points
             )
         patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         options = {**patches, **kwargs}
@@ -299,27 +296,17 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
     def _regions(
         self,
         pixel_values: Tensor,
+        spatial_shapes: Tensor | None,
         region_boxes: Tensor | None,
         region_attention_mask: Tensor | None,
         region_masks: Tensor | None,
         prompt: str | None,
-        spatial_shapes: Tensor | None,
+        *points: Tensor | None,
     ) -> PromptedRegions:
-        """What prompts: as said, or the one that is given."""
-        if prompt is None:
-            if region_boxes is not None and region_masks is not None:
-                raise ValueError(
-                    "`prompt` must be 'box' or 'mask' where both `region_boxes` and `region_masks` are given, "
-                    "got None."
-                )
-            prompt = "box" if region_masks is None else "mask"
-        check_choice("prompt", prompt, self.config.prompts)
-        if prompt == "box":
-            real = real_slots("region_boxes", region_boxes, region_attention_mask, pixel_values, trailing=(4,))
-            return PromptedRegions(region_boxes, None, real)
-        trailing = self._mask_shape(pixel_values, region_masks, spatial_shapes)
-        real = real_slots("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
-        return PromptedRegions(None, region_masks, real)
+        size = self._mask_shape(pixel_values, region_masks, spatial_shapes)
+        return prompted_regions(
+            self.config, pixel_values, size, region_boxes, region_attention_mask, region_masks, prompt, *points
+        )
 
     def _image_tokens(
         self, last_hidden_state: Tensor, pixel_values: Tensor, spatial_shapes: Tensor | None
@@ -346,18 +333,21 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         if self.config.region_readout == "image_head":
             coverage = regions.get_coverage(grid)
             return self.vision_adapter.pool_regions(self.vision_model, states, coverage)
+        points = {"points": regions.points, "point_labels": regions.point_labels}
+        if regions.boxes is None and regions.masks is None:
+            return self.prompter(states, grid, **points)
         if regions.boxes is None and self.config.prompts_by_coverage:
-            return self.prompter(states, grid, masks=regions.masks)
+            return self.prompter(states, grid, masks=regions.masks, **points)
         boxes = regions.get_boxes()
         if self.config.region_readout == "roi_align":
             boxes = boxes.to(states.device)
             return roi_align(states, boxes, grid, self.config.roi_align_size).mean(2)
-        return self.prompter(states, grid, boxes=boxes)
+        return self.prompter(states, grid, boxes=boxes, **points)
 
 
 class CLOCModel(RegionTextModel, CLOCVisionModel):
-    """CLOC (arXiv 2410.02746): CLIP with a Prompter. One image pass embeds the image and any number of boxes or masks;
-    a text prompt finds its box.
+    """CLOC (arXiv 2410.02746): CLIP with a Prompter. One image pass embeds the image and any number of boxes,
+    masks or points; a text prompt finds its box.
 
     Trained on image captions (`input_ids`) and on regions with a text each (`region_input_ids`). Of a model from two
     towers the Prompter, the region head, the box head and `region_logit_scale` start from new weights.
@@ -388,6 +378,8 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         text_states: Tensor | None = None,
         position_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        text_embeds: Tensor | None = None,
+        steady_scores: bool = False,
         pixel_attention_mask: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -395,29 +387,38 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         """Finds the box of each text in each image.
 
         Args:
-            pixel_values (`(B, 3, H, W)`).
+            pixel_values (`(B, 3, H, W)`): normalized RGB.
             input_ids, attention_mask, position_ids (`(T, L)`), text_states: as in [`CLOCModel.get_text_features`].
             interpolate_pos_encoding, pixel_attention_mask, spatial_shapes: as in [`CLOCModel.get_region_features`].
+            text_embeds (`(T, D)`): what [`CLOCModel.get_text_features`] gave, of any length, in place of the texts.
+            steady_scores: averages each score over the box and five others: one of 0.8 of its sides, and the box moved
+                by 0.12 of them either way. A box that lies well on its object scores the same there; one on the edge
+                of it, or of another, does not. Such scores tell texts that are there better from texts that are not.
 
         Returns:
             [`CLOCGroundingOutput`]
 
         Raises:
-            ValueError: the model was built with `grounding=False`.
+            ValueError: the model was built with `grounding=False`, or texts and `text_embeds` are both given.
         """
         if self.box_head is None:
             raise ValueError("`ground` needs a model with `config.grounding=True`, got False.")
-        texts = self.get_text_features(
-            input_ids, attention_mask, position_ids, text_states, return_dict=True
-        ).pooler_output
+        if text_embeds is None:
+            text_embeds = self.get_text_features(
+                input_ids, attention_mask, position_ids, text_states, return_dict=True
+            ).pooler_output
+        elif input_ids is not None or text_states is not None:
+            raise ValueError("One of `text_embeds` and `input_ids` or `text_states` must be given, got both.")
         patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **patches, **kwargs)
         tokens = self._image_tokens(outputs.last_hidden_state, pixel_values, spatial_shapes)
-        text_embeds = unit(texts)[None].expand(len(pixel_values), -1, -1)
+        text_embeds = unit(text_embeds)[None].expand(len(pixel_values), -1, -1)
         pred_boxes = self._find_boxes(tokens, text_embeds)
-        found = PromptedRegions(pred_boxes, None, torch.ones_like(pred_boxes[..., 0], dtype=torch.bool))
+        scored = boxes_around(pred_boxes) if steady_scores else pred_boxes[:, :, None]
+        found = PromptedRegions(scored.flatten(1, 2), None, torch.ones_like(scored[..., 0]).flatten(1).bool())
         region_embeds = unit(self._project_regions(self._region_tokens(tokens, found)))
-        scores = (region_embeds * text_embeds.to(region_embeds.device)).sum(-1)
+        region_embeds = region_embeds.unflatten(1, scored.shape[1:3])
+        scores = (region_embeds * text_embeds[:, :, None].to(region_embeds.device)).sum(-1).mean(-1)
         return CLOCGroundingOutput(pred_boxes=pred_boxes, scores=scores)
 
     @can_return_tuple
@@ -439,6 +440,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        region_points: Tensor | None = None,
         pixel_attention_mask: Tensor | None = None,
         spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -448,25 +450,31 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_boxes (`(B, R, 4)`): xyxy in [0, 1] of the processed image.
             region_attention_mask (`(B, R)`): 1 for real regions.
-            region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding, pixel_attention_mask, spatial_shapes: see
-                [`CLOCModel.get_region_features`]. The grounding loss asks for `region_boxes`, whatever prompts, and
-                for the tight boxes of the masks where there are none.
+            region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding: see [`CLOCModel.get_region_features`].
+            region_points (`(B, R, P, 2)`), region_point_labels (`(B, R, P)`): see there too. The grounding loss asks
+                for `region_boxes`, whatever prompts, and for the tight boxes of the masks where there are none.
+            pixel_attention_mask (`(B, N)`), spatial_shapes (`(B, 2)`): see there too.
             The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:
             [`CLOCOutput`]
 
         Raises:
-            ValueError: see [`RegionTextModel`]; boxes and masks without a `prompt`.
+            ValueError: see [`RegionTextModel`] and [`CLOCModel.get_region_features`]; points alone where boxes are to
+                be grounded.
         """
+        # Not in the signature: `Trainer` takes any argument whose name holds "label" for targets, and evaluates no
+        # loss of a batch without it.
+        region_point_labels = kwargs.pop("region_point_labels", None)
         texts = input_ids if text_states is None else text_states
         region_texts = region_input_ids if region_text_states is None else region_text_states
         with_loss = wants_loss(return_loss, pixel_values, texts, region_texts)
 
         regions = None
-        if region_texts is not None or region_boxes is not None or region_masks is not None:
+        points = region_points, region_point_labels
+        if any(given is not None for given in (region_texts, region_boxes, region_masks, *points)):
             regions = self._regions(
-                pixel_values, region_boxes, region_attention_mask, region_masks, prompt, spatial_shapes
+                pixel_values, spatial_shapes, region_boxes, region_attention_mask, region_masks, prompt, *points
             )
         patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         options = {**patches, **kwargs}
@@ -537,9 +545,15 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         if self.config.region_text_loss_weight:
             losses["region_text"] = self._region_text_loss(output.region_embeds, output, is_real, gather, ranks)
         if output.pred_boxes is not None and self.config.grounding_loss_weight:
+            if region_boxes is None:
+                raise ValueError(
+                    "The grounding loss needs `region_boxes` or `region_masks` beside `region_points`, got neither."
+                )
             # A text that several regions of the image have finds none of their boxes in particular.
             same = output.region_text_ids[:, :, None] == output.region_text_ids[:, None, :]
-            found = (is_real & ((same & is_real[:, None, :]).sum(-1) == 1)).flatten()
+            found = is_real & ((same & is_real[:, None, :]).sum(-1) == 1)
+            # A region of points among boxes has none.
+            found = (found & (region_boxes[..., 2:] > region_boxes[..., :2]).all(-1).to(found.device)).flatten()
             pred_boxes = output.pred_boxes.flatten(0, 1).to(found.device)
             losses["grounding_l1"], losses["grounding_giou"] = grounding_losses(
                 pred_boxes, region_boxes.flatten(0, 1), found, rows_per_rank(found, gather, ranks)

@@ -3,7 +3,7 @@ on the other."""
 
 from dataclasses import dataclass, fields
 from functools import reduce
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -371,4 +371,5 @@ def model_from_towers(
             if field_name not in kwargs and getattr(layout.logit_scale, name) is not None and value is not None:
                 state[f"logit_scale.{name}"] = value.detach().reshape(())
     towers.clear()
-    return model_of_weights(model_class, config, state, cast(torch.dtype, dtype))
+    assert isinstance(dtype, torch.dtype)  # "auto" was resolved above
+    return model_of_weights(model_class, config, state, dtype)

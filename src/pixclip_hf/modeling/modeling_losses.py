@@ -88,14 +88,7 @@ def contrastive_loss(
     rows = len(embeds)
     all_embeds = embeds if all_embeds is None else all_embeds
     all_text_embeds = text_embeds if all_text_embeds is None else all_text_embeds
-    all_ids = ids if all_ids is None else all_ids
-    all_valid = valid if all_valid is None else all_valid
-
-    if all_ids is None:
-        all_ids = torch.arange(len(all_embeds), device=embeds.device)
-        ids = all_ids[offset : offset + rows]
-    if tile_size is None:
-        tile_size = TILE_SIZE if rows * len(all_embeds) >= TILED_FROM_PAIRS else 0
+    tile_size = _tile_size(tile_size, rows * len(all_embeds))
 
     # Full precision also under autocast: the scale would amplify the rounding of half-precision similarities.
     one_side = all_embeds is embeds and all_text_embeds is text_embeds
@@ -104,8 +97,7 @@ def contrastive_loss(
         all_embeds, all_text_embeds = embeds, text_embeds
     else:
         all_embeds, all_text_embeds = _at_least_float32(all_embeds), _at_least_float32(all_text_embeds)
-    texts, all_texts = text_embeds.detach(), all_text_embeds.detach()
-    negatives = Negatives(ids, all_ids, valid, all_valid, texts, all_texts, similarity_threshold)
+    negatives = _negatives(text_embeds, all_text_embeds, ids, all_ids, valid, all_valid, similarity_threshold, offset)
     sides = (embeds, text_embeds, all_embeds, all_text_embeds)
     with torch.autocast(embeds.device.type, enabled=False):
         if tile_size:
@@ -114,9 +106,7 @@ def contrastive_loss(
             losses = _plain_losses(*sides, logit_scale, negatives, offset)
     if valid is not None:
         losses = torch.where(valid, losses, 0)
-    if normalizer is None:
-        normalizer = rows if valid is None else valid.sum()
-    return losses.sum() / _at_least_one(normalizer)
+    return _mean_of_rows(losses, valid, normalizer)
 
 
 def sigmoid_loss(
@@ -151,21 +141,13 @@ def sigmoid_loss(
     Returns:
         Scalar; 0 (with a graph) when there is no valid row.
     """
-    rows = len(embeds)
     all_text_embeds = text_embeds if all_text_embeds is None else all_text_embeds
-    all_ids = ids if all_ids is None else all_ids
-    all_valid = valid if all_valid is None else all_valid
-    if all_ids is None:
-        all_ids = torch.arange(len(all_text_embeds), device=embeds.device)
-        ids = all_ids[offset : offset + rows]
-    if tile_size is None:
-        tile_size = TILE_SIZE if rows * len(all_text_embeds) >= TILED_FROM_PAIRS else 0
+    tile_size = _tile_size(tile_size, len(embeds) * len(all_text_embeds))
 
     # Full precision also under autocast, as in `contrastive_loss`.
     embeds, text_embeds = _at_least_float32(embeds), _at_least_float32(text_embeds)
     all_text_embeds = _at_least_float32(all_text_embeds)
-    texts, all_texts = text_embeds.detach(), all_text_embeds.detach()
-    negatives = Negatives(ids, all_ids, valid, all_valid, texts, all_texts, similarity_threshold)
+    negatives = _negatives(text_embeds, all_text_embeds, ids, all_ids, valid, all_valid, similarity_threshold, offset)
     pairs = Pairs(negatives, offset, equal_texts == "positive")
     with torch.autocast(embeds.device.type, enabled=False):
         queries, bias = logit_scale * embeds, logit_bias.to(embeds.dtype)
@@ -175,9 +157,7 @@ def sigmoid_loss(
             )
         else:
             losses = plain_sigmoid_losses(queries, all_text_embeds, bias, pairs)
-    if normalizer is None:
-        normalizer = rows if valid is None else valid.sum()
-    return losses.sum() / _at_least_one(normalizer)
+    return _mean_of_rows(losses, valid, normalizer)
 
 
 def grounding_losses(
@@ -250,6 +230,37 @@ def _plain_losses(
         logits = (logit_scale * (queries @ keys.T)).masked_fill(left_out, float("-inf"))
         directions.append(F.cross_entropy(logits, rows + offset, reduction="none") / 2)
     return directions[0] + directions[1]
+
+
+def _negatives(
+    texts: Tensor,
+    all_texts: Tensor,
+    ids: Tensor | None,
+    all_ids: Tensor | None,
+    valid: Tensor | None,
+    all_valid: Tensor | None,
+    similarity_threshold: float | None,
+    offset: int,
+) -> Negatives:
+    """Texts without identities are each their own; what is not gathered is that of this rank."""
+    all_ids = ids if all_ids is None else all_ids
+    all_valid = valid if all_valid is None else all_valid
+    if all_ids is None:
+        all_ids = torch.arange(len(all_texts), device=texts.device)
+        ids = all_ids[offset : offset + len(texts)]
+    return Negatives(ids, all_ids, valid, all_valid, texts.detach(), all_texts.detach(), similarity_threshold)
+
+
+def _tile_size(tile_size: int | None, pairs: int) -> int:
+    if tile_size is None:
+        return TILE_SIZE if pairs >= TILED_FROM_PAIRS else 0
+    return tile_size
+
+
+def _mean_of_rows(losses: Tensor, valid: Tensor | None, normalizer: float | Tensor | None) -> Tensor:
+    if normalizer is None:
+        normalizer = len(losses) if valid is None else valid.sum()
+    return losses.sum() / _at_least_one(normalizer)
 
 
 def _outside_of_compiled_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

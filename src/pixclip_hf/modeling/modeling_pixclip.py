@@ -117,7 +117,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         """Whole-image features: the region is the image, so the mask is all ones.
 
         Args:
-            pixel_values (`(B, 3, H, W)`).
+            pixel_values (`(B, 3, H, W)`): normalized RGB.
             use_mask: False leaves the mask branch out, as in the CLIP that the weights came from.
             interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
                 multiples of its patch size.
@@ -152,7 +152,7 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         """Region features.
 
         Args:
-            pixel_values (`(B, 3, H, W)`).
+            pixel_values (`(B, 3, H, W)`): normalized RGB.
             region_masks (`(B, R, H, W)`): 1 inside the region.
             region_attention_mask (`(B, R)`, *optional*): 1 for region slots that hold a region; the others come back
                 as zeros.

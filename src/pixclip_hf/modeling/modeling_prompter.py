@@ -9,7 +9,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
-from .modeling_regions import box_coverage, box_cxcywh_to_xyxy, mask_boxes, mask_patch_weights, patch_centers
+from .modeling_points import (
+    NEGATIVE,
+    POSITIVE,
+    CLOCPointPrompts,
+    has_points,
+    mean_of,
+    point_windows,
+    sum_of,
+)
+from .modeling_regions import (
+    box_coverage,
+    box_cxcywh_to_xyxy,
+    mask_boxes,
+    mask_patch_weights,
+    patch_centers,
+    weighted_mean,
+)
 from .modeling_text import ScaledLinear
 from .modeling_vision import VISION_ADAPTERS
 
@@ -20,17 +36,30 @@ OUTSIDE_COVERAGE = 1e-3
 
 
 class RegionPrompts(NamedTuple):
-    """What prompts each region, whether it came as a box or as a mask.
+    """What prompts each region, whether it came as a box, a mask or points.
 
     Args:
-        boxes (`(B, R, 4)`): xyxy in [0, 1]; the tight box of a mask.
         positions (`(B, R, D)`): mean of the Fourier features over the region, float32.
+        refinement (`(B, R, D)`): what the corners of its box (the tight one of a mask) or its points add to them.
         coverage (`(B, R, N)`): share of each patch that lies inside the region, float32.
+        content (`(B, R, D)`, *optional*): what the image shows at the points; zeros for boxes and masks.
     """
 
-    boxes: Tensor
     positions: Tensor
+    refinement: Tensor
     coverage: Tensor
+    content: Tensor | None = None
+
+    def with_points(self, points: "RegionPrompts", by_point: Tensor) -> "RegionPrompts":
+        """These prompts, but those of `points` where `by_point` (B, R) is true."""
+        chosen = by_point[..., None]
+        content = None if points.content is None else torch.where(chosen, points.content, 0)
+        return RegionPrompts(
+            torch.where(chosen, points.positions, self.positions),
+            torch.where(chosen, points.refinement, self.refinement),
+            torch.where(chosen, points.coverage, self.coverage),
+            content,
+        )
 
 
 class PlacedTokens(NamedTuple):
@@ -70,16 +99,17 @@ class FourierPositions(nn.Module):
         Its product with a point's features is large inside the box and falls off around it.
         """
         corner, opposite = boxes.float().unflatten(-1, (2, 2)).unbind(-2)
-        return self._as_point(self((corner + opposite) / 2, opposite - corner))
+        return self.as_point(self((corner + opposite) / 2, opposite - corner))
 
     def over_patches(self, coverage: Tensor, grid: tuple[int, int]) -> Tensor:
         """Mean of the features of the patch centers under coverage (..., N), at the length of a point's: (..., width),
         float32; zeros where nothing is covered."""
         centers = self(patch_centers(grid, coverage.device))
         with full_precision(coverage):
-            return self._as_point(coverage.float().to(centers.device) @ centers)
+            return self.as_point(coverage.float().to(centers.device) @ centers)
 
-    def _as_point(self, means: Tensor) -> Tensor:
+    def as_point(self, means: Tensor) -> Tensor:
+        """Means (..., width) of features at the length of a point's."""
         return F.normalize(means, dim=-1) * (means.shape[-1] / 2) ** 0.5
 
 
@@ -109,7 +139,8 @@ class CLOCPrompterLayer(nn.Module):
 
         logit_hn = (q_pos · k_pos_n + q_con · k_con_n) / sqrt(d) + g_h log(cov_rn + 0.001)
 
-    where k_pos comes from φ_n and k_con from c_n; the prior on the right holds for regions alone. What is read is
+    where k_pos comes from φ_n and k_con from c_n; the prior on the right holds for regions alone, and to q_con of a
+    region of points comes a projection, zero at the start, of what lies under them. What is read is
     v_n from c_n (for texts, which must say where, from φ_n too); the prompt is no key. A new layer is a soft pooling:
     regions look by position alone, texts by content alone, and neither the prompt itself nor the feed-forward part
     adds anything. Keys and values are computed once per image and serve every prompt. The paper (section 3.3) asks for
@@ -117,7 +148,14 @@ class CLOCPrompterLayer(nn.Module):
     """
 
     def __init__(
-        self, width: int, num_heads: int, intermediate_size: int, prior: bool, texts: bool, config: Any = None
+        self,
+        width: int,
+        num_heads: int,
+        intermediate_size: int,
+        prior: bool,
+        texts: bool,
+        points: bool = False,
+        config: Any = None,
     ):
         super().__init__()
         self.config, self.num_heads = config, num_heads
@@ -130,6 +168,8 @@ class CLOCPrompterLayer(nn.Module):
             self.text_position_query = nn.Linear(width, width, bias=False)
             self.text_content_query = ScaledLinear(width, width, bias=False)
             self.text_position_value = ScaledLinear(width, width, bias=False)
+        if points:
+            self.point_content_query = nn.Linear(width, width, bias=False)
         self.v_proj = ScaledLinear(width, width)
         self.out_proj = ScaledLinear(width, width)
         self.prompt_proj = nn.Linear(width, width, bias=False)
@@ -146,25 +186,34 @@ class CLOCPrompterLayer(nn.Module):
     @property
     def zeros(self) -> list[nn.Linear]:
         """Projections that start at zero."""
-        texts = [self.text_position_query] if hasattr(self, "text_position_query") else []
-        return [self.content_query, self.prompt_proj, self.fc2, *texts]
+        named = ("text_position_query", "point_content_query")
+        optional = [getattr(self, name) for name in named if hasattr(self, name)]
+        return [self.content_query, self.prompt_proj, self.fc2, *optional]
 
-    def forward(self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor | None = None) -> Tensor:
+    def forward(
+        self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor | None = None, content: Tensor | None = None
+    ) -> Tensor:
         """Prompts (B, R, D) to what each reads, (B, R, D): those of regions with a coverage, those of texts without.
 
         Only through here do the hooks of a model on several devices find the layer's own weights.
         """
         if coverage is None:
             return self.read_texts(prompts, tokens)
-        return self.read_regions(prompts, tokens, coverage)
+        return self.read_regions(prompts, tokens, coverage, content)
 
-    def read_regions(self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor) -> Tensor:
-        """Prompts (B, R, D) of regions with their coverage (B, R, N) to what each reads, (B, R, D)."""
+    def read_regions(
+        self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor, content: Tensor | None = None
+    ) -> Tensor:
+        """Prompts (B, R, D) of regions with their coverage (B, R, N) to what each reads, (B, R, D). Regions of points
+        bring along the `content` (B, R, D) under these."""
         prior = None
         if self.prior_gain is not None:
             prior = self.prior_gain.float()[:, None, None] * (coverage.float() + OUTSIDE_COVERAGE).log()[:, None]
         normed = self.norm1(prompts)
-        queries = [self.position_query(normed), self.content_query(normed)]
+        by_content = self.content_query(normed)
+        if content is not None:
+            by_content = by_content + self.point_content_query(content)
+        queries = [self.position_query(normed), by_content]
         return self._read(prompts, queries, tokens, self.v_proj(tokens.content), prior)
 
     def read_texts(self, prompts: Tensor, tokens: PlacedTokens) -> Tensor:
@@ -253,7 +302,7 @@ class CLOCFirstPrompterLayer(nn.Module):
 
 class CLOCPrompter(nn.Module):
     """Prompts over image tokens (CLOC, section 3.3): a region prompt from the mean position of a box or mask and the
-    encodings of two corners, a text prompt from a caption's embedding; one transformer layer.
+    encodings of two corners, or from points, a text prompt from a caption's embedding; one transformer layer.
 
     Patches, corners and regions share one Fourier basis, and the layer's first position queries and keys are multiples
     of the identity: a prompt therefore looks into its region from the first step. The paper does not say so; from
@@ -271,6 +320,7 @@ class CLOCPrompter(nn.Module):
         if config.region_readout not in POOLED_READOUTS:
             self.box_fc1 = ScaledLinear(2 * width, width)
             self.box_fc2 = nn.Linear(width, width)
+        self.point_prompt = CLOCPointPrompts(width) if config.prompter_points else None
         if config.grounding:
             self.text_prompt = ScaledLinear(config.projection_dim, width)
         sizes = (
@@ -282,7 +332,8 @@ class CLOCPrompter(nn.Module):
         if self.first_edition:
             self.layer = CLOCFirstPrompterLayer(*sizes, config=config)
         else:
-            self.layer = CLOCPrompterLayer(*sizes, prior=config.prompter_prior, texts=config.grounding, config=config)
+            kinds = {"texts": config.grounding, "points": config.prompter_points}
+            self.layer = CLOCPrompterLayer(*sizes, prior=config.prompter_prior, **kinds, config=config)
 
     def forward(
         self,
@@ -291,6 +342,8 @@ class CLOCPrompter(nn.Module):
         boxes: Tensor | None = None,
         masks: Tensor | None = None,
         text_embeds: Tensor | None = None,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
     ) -> Tensor:
         """What each prompt reads of its image, `(B, R, D)`.
 
@@ -299,11 +352,18 @@ class CLOCPrompter(nn.Module):
             grid: (rows, columns) of patches.
             boxes (`(B, R, 4)`), masks (`(B, R, H, W)`), text_embeds (`(B, R, projection_dim)`): the prompts, one of
                 the three.
+            points (`(B, R, P, 2)`), point_labels (`(B, R, P)`): prompts of their own, or in place of the box or mask
+                of the regions that have any point; label 1 for positive points, 0 for negative ones, -1 for padding.
         """
         placed = self.place(tokens, grid)
         if text_embeds is not None:
             return self.read_texts(text_embeds, placed)
-        prompts = self.mask_prompts(masks, grid) if boxes is None else self.box_prompts(boxes, grid)
+        prompts = None
+        if boxes is not None or masks is not None:
+            prompts = self.mask_prompts(masks, grid) if boxes is None else self.box_prompts(boxes, grid)
+        if points is not None:
+            by_points = self.point_prompts(points, point_labels, placed, grid)
+            prompts = by_points if prompts is None else prompts.with_points(by_points, has_points(point_labels))
         return self.read_regions(prompts, placed)
 
     def place(self, tokens: Tensor, grid: tuple[int, int]) -> PlacedTokens:
@@ -312,21 +372,40 @@ class CLOCPrompter(nn.Module):
 
     def box_prompts(self, boxes: Tensor, grid: tuple[int, int]) -> RegionPrompts:
         """Boxes (B, R, 4), xyxy in [0, 1], as prompts."""
-        return RegionPrompts(boxes, self.positions.over_boxes(boxes), box_coverage(boxes, grid))
+        return RegionPrompts(self.positions.over_boxes(boxes), self._refine(boxes), box_coverage(boxes, grid))
 
     def mask_prompts(self, masks: Tensor, grid: tuple[int, int]) -> RegionPrompts:
         """Masks (B, R, H, W) as prompts."""
         coverage = mask_patch_weights(masks, grid)
-        return RegionPrompts(mask_boxes(masks), self.positions.over_patches(coverage, grid), coverage)
+        positions = self.positions.over_patches(coverage, grid)
+        return RegionPrompts(positions, self._refine(mask_boxes(masks)), coverage)
+
+    def point_prompts(
+        self, points: Tensor, labels: Tensor, tokens: PlacedTokens, grid: tuple[int, int]
+    ) -> RegionPrompts:
+        """Points (B, R, P, 2), xy in [0, 1], with labels (B, R, P) as prompts: a region looks where its positive
+        points are, as a box looks into itself, and finds its object by what the image shows there."""
+        # A point says nothing of how far its object reaches: its prior is a window of one patch around it, whose
+        # shares of the patches are also the weights of bilinear interpolation between their centers.
+        features, windows, positive = self.positions(points), point_windows(points, grid), labels == POSITIVE
+        under = sum_of(windows, positive)
+        coverage = (under.clamp(max=1) - sum_of(windows, labels == NEGATIVE)).clamp(min=0)
+        return RegionPrompts(
+            self.positions.as_point(mean_of(features, positive)),
+            self.point_prompt(features, labels),
+            coverage,
+            weighted_mean(tokens.content, under),
+        )
+
+    def _refine(self, boxes: Tensor) -> Tensor:
+        corners = self.positions(boxes.unflatten(-1, (2, 2))).flatten(-2).to(self.box_fc1.weight.dtype)
+        return self.box_fc2(F.gelu(self.box_fc1(corners)))
 
     def read_regions(self, regions: RegionPrompts, tokens: PlacedTokens) -> Tensor:
         """What each region reads of its image: (B, R, D)."""
-        dtype = self.box_fc1.weight.dtype
-        corners = self.positions(regions.boxes.unflatten(-1, (2, 2))).flatten(-2).to(dtype)
-        refined = self.box_fc2(F.gelu(self.box_fc1(corners)))
-        prompts = regions.positions.to(refined) + refined
+        prompts = regions.positions.to(regions.refinement) + regions.refinement
         if not self.first_edition:
-            return self.layer(prompts, tokens, regions.coverage)
+            return self.layer(prompts, tokens, regions.coverage, regions.content)
         if self.readout == "mean":
             return self.layer.read_all(prompts, _added(tokens)).mean(2)
         return self.layer(prompts, _added(tokens))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .modeling_tiled_loss import Negatives
+from .modeling_tiled_loss import Negatives, product_tiles
 
 
 class Pairs(NamedTuple):
@@ -89,11 +89,5 @@ class SigmoidOfPairs(torch.autograd.Function):
 def _tiles(
     queries: Tensor, keys: Tensor, bias: Tensor, pairs: Pairs, tile_size: int
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    for row in range(0, len(queries), tile_size):
-        rows = slice(row, row + tile_size)
-        for column in range(0, len(keys), tile_size):
-            columns = slice(column, column + tile_size)
-            # Full precision also where a backward pass runs under autocast.
-            with torch.autocast(queries.device.type, enabled=False):
-                logits = queries[rows] @ keys[columns].T + bias
-            yield rows, columns, logits, pairs.signs(queries.dtype, rows, columns)
+    for rows, columns, products in product_tiles(queries, keys, tile_size):
+        yield rows, columns, products + bias, pairs.signs(queries.dtype, rows, columns)

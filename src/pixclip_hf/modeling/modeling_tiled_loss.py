@@ -36,8 +36,22 @@ class Negatives(NamedTuple):
         if self.all_valid is not None:
             left_out |= ~self.all_valid[None, columns]
         if self.similarity_threshold is not None:
-            left_out |= self.texts[rows] @ self.all_texts[columns].T > self.similarity_threshold
+            # Full precision also where a backward pass runs under autocast.
+            with torch.autocast(left_out.device.type, enabled=False):
+                left_out |= self.texts[rows] @ self.all_texts[columns].T > self.similarity_threshold
         return left_out
+
+
+def product_tiles(queries: Tensor, keys: Tensor, tile_size: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows, columns and products of each tile of `queries @ keys.T`."""
+    for row in range(0, len(queries), tile_size):
+        rows = slice(row, row + tile_size)
+        for column in range(0, len(keys), tile_size):
+            columns = slice(column, column + tile_size)
+            # Full precision also where a backward pass runs under autocast.
+            with torch.autocast(queries.device.type, enabled=False):
+                products = queries[rows] @ keys[columns].T
+            yield rows, columns, products
 
 
 class NegativesLogSumExp(torch.autograd.Function):
@@ -124,12 +138,5 @@ def tiled_losses(
 def _tiles(
     queries: Tensor, keys: Tensor, negatives: Negatives, tile_size: int
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    for row in range(0, len(queries), tile_size):
-        rows = slice(row, row + tile_size)
-        for column in range(0, len(keys), tile_size):
-            columns = slice(column, column + tile_size)
-            # Full precision also where a backward pass runs under autocast.
-            with torch.autocast(queries.device.type, enabled=False):
-                logits = queries[rows] @ keys[columns].T
-                logits.masked_fill_(negatives.left_out(rows, columns), float("-inf"))
-            yield rows, columns, logits
+    for rows, columns, logits in product_tiles(queries, keys, tile_size):
+        yield rows, columns, logits.masked_fill_(negatives.left_out(rows, columns), float("-inf"))

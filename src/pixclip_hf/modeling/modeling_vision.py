@@ -146,9 +146,16 @@ class VisionAdapter:
         """The tower of a vision configuration, with new weights.
 
         Raises:
-            ValueError: a configuration that the family knows and the models cannot use.
+            ValueError: a configuration of something else than a vision tower, or one that the family knows and the
+                models cannot use.
         """
-        return AutoModel.from_config(config)
+        tower: PreTrainedModel = AutoModel.from_config(config)
+        if tower.main_input_name != "pixel_values":
+            raise ValueError(
+                f"`vision_config` must describe a vision tower, got {config.model_type!r}, which takes "
+                f"`{tower.main_input_name}`."
+            )
+        return tower
 
     def add_mask_projection(self, tower: PreTrainedModel, mask_bias: bool) -> None:
         """Puts a [`MaskedPatchConv`] in place of the tower's own patch convolution.

@@ -16,8 +16,8 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 # What has one row per image, and no regions.
-_IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-_ITEM_KEYS = ("image", "boxes", "masks")
+IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+_REGION_KEYS = ("boxes", "masks", "points", "point_labels")
 # Batches that are read ahead and sorted by their images' number of regions.
 _BUCKET_BATCHES = 4
 # What a bad input raises, and what is raised again with its number.
@@ -32,7 +32,7 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         The same keys: tensors (B, max R, ...), padded at the end with zeros, so that `region_attention_mask` is 0
-        there; anything else as a list of B.
+        there, and with labels of -1 for points that are none; anything else as a list of B.
 
     Raises:
         ValueError: the processed images have different sizes.
@@ -49,12 +49,16 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
         if not isinstance(values[0], torch.Tensor):
             batch[key] = [value for rows in values for value in rows]
             continue
+        if key in ("region_points", "region_point_labels"):
+            most = max(value.shape[2] for value in values)
+            values = [F.pad(v, (0, 0) * (v.ndim - 3) + (0, most - v.shape[2]), value=-1) for v in values]
         if key == "region_masks":
             # Where images keep their aspect, masks have the size of each.
             height, width = (max(v.shape[axis] for v in values) for axis in (2, 3))
             values = [F.pad(v, (0, width - v.shape[3], 0, height - v.shape[2])) for v in values]
-        if key not in _IMAGE_KEYS:
-            values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, num_regions - v.shape[1])) for v in values]
+        if key not in IMAGE_KEYS:
+            fill = -1 if key == "region_point_labels" else 0
+            values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, num_regions - v.shape[1]), value=fill) for v in values]
         batch[key] = torch.cat(values)
     return batch
 
@@ -143,39 +147,46 @@ def _rows_of_batches(window: list[dict[str, Any]], size: int) -> Iterator[list[i
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _is_one_image(inputs: Any) -> bool:
+def is_one_image(inputs: Any) -> bool:
     """Whether `inputs` is one image (or one `{"image": ...}` item) rather than a collection of them."""
     return isinstance(inputs, (str, PathLike, Image.Image, np.ndarray, torch.Tensor, Mapping))
 
 
-def _region_item(image: Any, boxes: Any = None, masks: Any = None) -> dict[str, Any]:
-    """One image with its regions as `{"image", "boxes", "masks"}`.
+def image_item(image: Any, keys: tuple[str, ...], **given: Any) -> dict[str, Any]:
+    """One image with what belongs to it, as a dict.
 
     Args:
         image: an image in any form that the processor reads, or such a dict already.
-        boxes, masks: the regions of `image`; not together with those of a dict.
+        keys: what may belong to an image.
+        given: what belongs to `image`, by these names; not together with that of a dict.
 
     Raises:
-        ValueError: a dict with unknown keys or without an image, regions given twice, or no regions at all.
+        ValueError: a dict with unknown keys or without an image, or something given twice.
     """
     item = dict(image) if isinstance(image, Mapping) else {"image": image}
-    if unknown := sorted(map(str, item.keys() - set(_ITEM_KEYS))):
-        raise ValueError(f"An input dict takes the keys {', '.join(_ITEM_KEYS)}, got also {', '.join(unknown)}.")
+    if unknown := sorted(map(str, item.keys() - {"image", *keys})):
+        raise ValueError(f"An input dict takes the keys {', '.join(('image', *keys))}, got also {', '.join(unknown)}.")
     if item.get("image") is None:
         raise ValueError("An input dict must have an `image`, got none.")
-    for name, regions in (("boxes", boxes), ("masks", masks)):
+    for name, regions in given.items():
         if regions is None:
             continue
         if item.get(name) is not None:
             raise ValueError(f"`{name}` must be given once, got it in the call and in the input dict.")
         item[name] = regions
-    if item.get("boxes") is None and item.get("masks") is None:
-        raise ValueError("A region pipeline needs `boxes` or `masks` for every image, got neither.")
+    return item
+
+
+def _region_item(image: Any, **given: Any) -> dict[str, Any]:
+    """[`image_item`] of an image and its regions; `ValueError` for an image without any."""
+    item = image_item(image, _REGION_KEYS, **given)
+    if all(item.get(name) is None for name in ("boxes", "masks", "points")):
+        raise ValueError("A region pipeline needs `boxes` or `masks`, or `points`, for every image, got none.")
     return item
 
 
 class RegionPipeline(Pipeline):
-    """Images with boxes or masks through one image pass each, whatever their number of regions.
+    """Images with boxes, masks or points through one image pass each, whatever their number of regions.
 
     A subclass provides `postprocess`. The processor does the preprocessing; a batch has one row per image, with its
     regions padded.
@@ -199,12 +210,16 @@ class RegionPipeline(Pipeline):
         normalized: bool | None = None,
         mode: str | None = None,
         prompt: str | None = None,
+        points: Any = None,
+        point_labels: Any = None,
         size: Mapping[str, int] | None = None,
         max_num_patches: int | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params = {
             "boxes": boxes,
             "masks": masks,
+            "points": points,
+            "point_labels": point_labels,
             "box_format": box_format,
             "normalized": normalized,
             "prompt": prompt,
@@ -219,24 +234,38 @@ class RegionPipeline(Pipeline):
         if mode is not None and not self.model.region_modes:
             raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
         forward_params = {"mode": mode, "interpolate_pos_encoding": None if size is None else True}
-        return _given(preprocess_params), _given(forward_params), {}
+        return given_parameters(preprocess_params), given_parameters(forward_params), {}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        if _is_one_image(inputs):
+        if is_one_image(inputs):
             return super().__call__(inputs, **kwargs)
         # Regions of several images: they join their image here, since every further step sees one image at a time.
-        regions = {name: kwargs.pop(name) for name in ("boxes", "masks") if kwargs.get(name) is not None}
+        regions = {name: kwargs.pop(name) for name in _REGION_KEYS if kwargs.get(name) is not None}
+        return self.call_on_many(inputs, regions, _region_item, **kwargs)
+
+    def call_on_many(
+        self, inputs: Any, belongings: dict[str, Any], join: Callable[..., dict[str, Any]], **kwargs: Any
+    ) -> Any:
+        """The pipeline on a list, generator or dataset of images.
+
+        Args:
+            inputs: the images.
+            belongings: what belongs to the images, by name, a list with an entry for each image of a list.
+            join: from an image and what belongs to it to its dict.
+            kwargs: as in a call.
+        """
         if isinstance(inputs, (list, tuple)):
-            items = _zip_regions(inputs, regions)
+            items = _zip_regions(inputs, belongings, join)
             return super().__call__(items, **kwargs) if items else []
         if not isinstance(inputs, (Dataset, Iterable)):
             raise TypeError(
                 f"`inputs` must be an image, a dict, or a list, generator or dataset of them, got {inputs!r:.100}."
             )
-        if regions:
+        if belongings:
+            name = next(iter(belongings))
             raise ValueError(
-                f"`{next(iter(regions))}` goes with one image or a list of images; a {type(inputs).__name__} must "
-                'yield dicts {"image": ..., "boxes": ...}.'
+                f"`{name}` goes with one image or a list of images; a {type(inputs).__name__} must "
+                f'yield dicts {{"image": ..., "{name}": ...}}.'
             )
         if isinstance(inputs, Sized) and not isinstance(inputs, Dataset):
             return super().__call__(PipelineDataset(inputs, _unchanged, {}), **kwargs)
@@ -269,18 +298,18 @@ class RegionPipeline(Pipeline):
 
         return PipelineIterator(outputs, postprocess, postprocess_params)
 
-    def preprocess(self, inputs: Any, boxes: Any = None, masks: Any = None, **processor_kwargs: Any) -> dict[str, Any]:
-        item = _region_item(inputs, boxes, masks)
-        regions = {name: item[name] for name in ("boxes", "masks") if item.get(name) is not None}
+    def preprocess(self, inputs: Any, **kwargs: Any) -> dict[str, Any]:
+        item = _region_item(inputs, **{name: kwargs.pop(name, None) for name in _REGION_KEYS})
+        regions = {name: item[name] for name in _REGION_KEYS if item.get(name) is not None}
         if all(isinstance(values, Sized) and not len(values) for values in regions.values()):
             # A detector that found nothing. The processor, which takes images alone, refuses empty regions.
-            sized = {name: processor_kwargs[name] for name in ("size", "max_num_patches") if name in processor_kwargs}
+            sized = {name: kwargs[name] for name in ("size", "max_num_patches") if name in kwargs}
             processed = self.processor(images=item["image"], return_tensors="pt", **sized)
             processed["region_attention_mask"] = torch.zeros(1, 0, dtype=torch.long)
             processed["regions"] = [[]]
         else:
             processed = self.processor(
-                images=item["image"], **regions, return_regions=True, return_tensors="pt", **processor_kwargs
+                images=item["image"], **regions, return_regions=True, return_tensors="pt", **kwargs
             )
         # Boxes and masks keep their own dtype: half precision has too few digits for a coordinate.
         processed["pixel_values"] = processed["pixel_values"].to(self.dtype)
@@ -316,8 +345,10 @@ class RegionPipeline(Pipeline):
         finite = rows.isfinite().all(-1)
         if not finite.all():
             number = int(finite.int().argmin())
+            # Regions of points, and texts to be found, have no box.
+            region = regions[number].get("box", regions[number])
             raise ValueError(
-                f"Region {number}, {regions[number]['box']}, has NaN or infinite values: the model's weights are "
+                f"Region {number}, {region}, has NaN or infinite values: the model's weights are "
                 "damaged, or its dtype is too narrow (take bfloat16 or float32 in place of float16)."
             )
         return rows, regions
@@ -346,8 +377,12 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
             box_format (`str`): `"xyxy"` (default), `"xywh"` or `"cxcywh"`.
             normalized (`bool`): boxes in [0, 1] of the image (True) or pixels (False). By default pixels, and boxes
                 without any value above 1 are refused, because they look like fractions.
-            prompt (`str`): `"box"` or `"mask"`, what prompts the model. Needed where both are given, or to convert one
-                into the other (CLOC takes either, PixCLIP takes masks).
+            points: the points of the image's R regions, `[[[x, y], ...], ...]`, nested as SAM's; for a list of images
+                one such list per image. For a CLOC with `config.prompter_points`. In an image that has boxes or masks
+                too, each region has None where it has no points, or no box or mask.
+            point_labels: nested as `points`: 1 on the region (default), 0 beside it.
+            prompt (`str`): `"box"`, `"mask"` or `"point"`, what prompts the model. Needed where a region has several,
+                or to convert a box into a mask or the other way around (CLOC takes either, PixCLIP takes masks).
             mode (`str`): PixCLIP only: `"prompted"` (one pass per region) or `"pooled"` (one pass per image).
             size (`dict`): `{"height": ..., "width": ...}`, in pixels, that images are resized to in place of the
                 model's own size; multiples of its patch size.
@@ -361,11 +396,12 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
 
         Returns:
             For one image, a list of R dicts `{"embedding": list of D floats, "box": {"xmin", "ymin", "xmax", "ymax"}
-            in pixels of the original image, "mask_area": pixels}`; for a list of images, a list of those; for a
-            generator or dataset, an iterator over them.
+            in pixels of the original image, "mask_area": pixels}`, with `"points"` and `"point_labels"` in place of
+            box and area where points prompt; for a list of images, a list of those; for a generator or dataset, an
+            iterator over them.
 
         Raises:
-            OSError, TypeError, ValueError: neither boxes nor masks for an image, or regions that do not fit their
+            OSError, TypeError, ValueError: no boxes, masks or points for an image, or regions that do not fit their
                 image or the number of images. The message names the image of a list, generator or dataset by its
                 index.
         """
@@ -375,7 +411,7 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
         self, normalize: bool | None = None, return_tensors: bool | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
-        postprocess_params |= _given({"normalize": normalize, "return_tensors": return_tensors})
+        postprocess_params |= given_parameters({"normalize": normalize, "return_tensors": return_tensors})
         return preprocess_params, forward_params, postprocess_params
 
     def postprocess(
@@ -391,7 +427,8 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
         ]
 
 
-def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+def given_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that are not None."""
     return {name: value for name, value in parameters.items() if value is not None}
 
 
@@ -399,14 +436,16 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def _zip_regions(images: list | tuple, regions: dict[str, Any]) -> list[Any]:
+def _zip_regions(
+    images: list | tuple, regions: dict[str, Any], join: Callable[..., dict[str, Any]]
+) -> list[dict[str, Any]]:
     for name, values in regions.items():
         if len(values) != len(images):
             raise ValueError(f"`{name}` must hold a list per image: got {len(values)} for {len(images)} images.")
     items = []
     for number, image in enumerate(images):
         with _numbered(number):
-            items.append(_region_item(image, **{name: values[number] for name, values in regions.items()}))
+            items.append(join(image, **{name: values[number] for name, values in regions.items()}))
     return items
 
 

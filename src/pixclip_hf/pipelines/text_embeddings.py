@@ -123,6 +123,13 @@ class EmbeddedTexts:
         return torch.stack([found[key] for key in keys])
 
 
+def remembered_texts(memory: EmbeddedTexts, model: Any, processor: Any, texts: Sequence[str]) -> torch.Tensor:
+    """[`embed_texts`] of texts, `(T, D)`; those that `memory` knows are not embedded again."""
+    limit = getattr(processor.tokenizer, "model_max_length", None)
+    keys = [(text, limit) for text in texts]
+    return memory.rows(model, keys, lambda missing: embed_texts(model, processor, [text for text, _ in missing]))
+
+
 class WeightsState:
     """What some tensors are at a moment: which they are, where they lie, how often they were changed in place.
 
@@ -183,6 +190,7 @@ __all__ = [
     "WeightsState",
     "embed_texts",
     "input_device",
+    "remembered_texts",
     "text_weights",
     "weights_state",
 ]

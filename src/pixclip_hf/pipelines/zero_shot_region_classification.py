@@ -1,12 +1,13 @@
 """The `zero-shot-region-classification` pipeline."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from .region_feature_extraction import RegionPipeline
-from .text_embeddings import EmbeddedTexts, embed_texts
+from .text_embeddings import EmbeddedTexts, remembered_texts
 
 
 class ZeroShotRegionClassificationPipeline(RegionPipeline):
@@ -27,7 +28,8 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         """Scores texts against regions.
 
         Args:
-            inputs, boxes, masks, box_format, normalized, prompt, mode, size, max_num_patches, batch_size: as in
+            inputs, boxes, masks, points, point_labels, box_format, normalized, prompt, mode, size, max_num_patches,
+            batch_size: as in
                 [`RegionFeatureExtractionPipeline`].
             candidate_labels (`list[str]`): the T texts to choose from, of any length.
             hypothesis_template (`str`): a text in which each label takes the place of `{}`; `"{}"` by default.
@@ -61,14 +63,11 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
         if candidate_labels is not None:
-            labels = _checked_labels(candidate_labels)
+            labels = checked_labels(candidate_labels)
             forward_params["candidate_labels"] = labels
             postprocess_params["candidate_labels"] = labels
         if hypothesis_template is not None:
-            if "{}" not in hypothesis_template:
-                raise ValueError(
-                    f"`hypothesis_template` must contain '{{}}' where the label goes, got {hypothesis_template!r}."
-                )
+            check_template(hypothesis_template)
             if text_states is not None:
                 raise ValueError(
                     f"`text_states` leave no text for a `hypothesis_template`, got {hypothesis_template!r}."
@@ -77,9 +76,7 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         if text_states is not None:
             forward_params["text_states"] = text_states
         if top_k is not None:
-            if top_k < 1:
-                raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
-            postprocess_params["top_k"] = top_k
+            postprocess_params["top_k"] = check_top_k(top_k)
         return preprocess_params, forward_params, postprocess_params
 
     def _forward(
@@ -91,7 +88,8 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         **model_kwargs: Any,
     ) -> dict[str, Any]:
         if text_states is None:
-            text_features = self._embed_texts([hypothesis_template.replace("{}", label) for label in candidate_labels])
+            texts = fill_template(hypothesis_template, candidate_labels)
+            text_features = remembered_texts(self._embedded_texts, self.model, self.processor, texts)
         elif len(text_states) != len(candidate_labels):
             raise ValueError(
                 f"`text_states` must hold one row per label, got {len(text_states)} for {len(candidate_labels)} "
@@ -108,28 +106,29 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
             logits = logits + bias.float().to(logits.device)
         return {"per_region": logits, "regions": outputs["regions"]}
 
-    def _embed_texts(self, texts: list[str]) -> torch.Tensor:
-        limit = getattr(self.processor.tokenizer, "model_max_length", None)
-        return self._embedded_texts.rows(
-            self.model,
-            [(text, limit) for text in texts],
-            lambda keys: embed_texts(self.model, self.processor, [key[0] for key in keys]),
-        )
-
     def postprocess(
         self, model_outputs: dict[str, Any], candidate_labels: tuple[str, ...], top_k: int | None = None
     ) -> list[dict[str, Any]]:
         logits, regions = self.split_outputs(model_outputs)
-        sigmoid = self.model.config.contrastive_objective == "sigmoid"
-        scores = logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
-        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        scores, order = self.label_scores(logits).sort(dim=-1, descending=True, stable=True)
         return [
             {**region, "labels": [candidate_labels[i] for i in best[:top_k]], "scores": values[:top_k]}
             for region, values, best in zip(regions, scores.tolist(), order.tolist(), strict=True)
         ]
 
+    def label_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits `(R, T)` to scores in [0, 1]: of all labels together, or, with a sigmoid, of each by itself."""
+        sigmoid = self.model.config.contrastive_objective == "sigmoid"
+        return logits.sigmoid() if sigmoid else logits.softmax(dim=-1)
 
-def _checked_labels(candidate_labels: list[str]) -> tuple[str, ...]:
+
+def checked_labels(candidate_labels: list[str]) -> tuple[str, ...]:
+    """Labels as they are.
+
+    Raises:
+        TypeError: no list of texts.
+        ValueError: none, an empty one, or one that is given twice.
+    """
     if isinstance(candidate_labels, str) or not all(isinstance(label, str) for label in candidate_labels):
         raise TypeError(f"`candidate_labels` must be a list of texts, got {candidate_labels!r}.")
     labels = tuple(candidate_labels)
@@ -140,6 +139,26 @@ def _checked_labels(candidate_labels: list[str]) -> tuple[str, ...]:
     if repeated := [label for i, label in enumerate(labels) if label in labels[:i]]:
         raise ValueError(f"`candidate_labels` must differ from each other, got {repeated[0]!r} more than once.")
     return labels
+
+
+def check_template(hypothesis_template: str) -> None:
+    """Raises `ValueError` for a template without `{}`."""
+    if "{}" not in hypothesis_template:
+        raise ValueError(
+            f"`hypothesis_template` must contain '{{}}' where the label goes, got {hypothesis_template!r}."
+        )
+
+
+def check_top_k(top_k: int) -> int:
+    """`top_k`, or `ValueError` for one below 1."""
+    if top_k < 1:
+        raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+    return top_k
+
+
+def fill_template(hypothesis_template: str, labels: Sequence[str]) -> list[str]:
+    """The template with each label in the place of `{}`."""
+    return [hypothesis_template.replace("{}", label) for label in labels]
 
 
 __all__ = ["ZeroShotRegionClassificationPipeline"]

@@ -15,6 +15,7 @@ from .processing_geometry import Geometry, clip_boxes
 from .processing_images import load_images
 from .processing_numbers import as_array, as_float64, most_pixels, read_whole, shown
 from .processing_patches import cut_patches, patch_grid
+from .processing_regions import is_list
 
 
 class RegionImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -76,6 +77,10 @@ class RegionImageProcessor(PilBackend):
         **kwargs: Any,
     ) -> list[Image.Image]:
         return load_images(images, input_data_format, do_convert_rgb)
+
+    def read_image(self, image: Any) -> Image.Image:
+        """One image, in any form that a call takes, as an RGB PIL image; errors as `load_images`."""
+        return load_images([image])[0]
 
     def _preprocess(self, images: list[Image.Image], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         geometries = _geometries([(image.height, image.width) for image in images], **kwargs)
@@ -171,10 +176,7 @@ class RegionImageProcessor(PilBackend):
         return results
 
     def _with_geometries(self, values: Any, target_sizes: Any, name: str) -> list[tuple[Geometry, torch.Tensor]]:
-        is_list = isinstance(values, list | tuple) or (
-            isinstance(values, np.ndarray | torch.Tensor) and values.ndim > 0
-        )
-        if not is_list:
+        if not is_list(values):
             raise TypeError(f"{name} must be a tensor, or a list with one for each image, got {shown(values)}")
         sizes = _target_sizes(target_sizes, len(values), name)
         tensors = (_as_tensor(value, f"{name}[{i}]") for i, value in enumerate(values))

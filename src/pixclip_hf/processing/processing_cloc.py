@@ -1,4 +1,4 @@
-"""Processor of CLOC: images, region boxes or masks, and texts."""
+"""Processor of CLOC: images, region boxes, masks or points, and texts."""
 
 from .processing_region_text import RegionTextProcessor, RegionTextProcessorKwargs
 
@@ -9,11 +9,12 @@ class CLOCProcessorKwargs(RegionTextProcessorKwargs, total=False):  # type: igno
 
 class CLOCProcessor(RegionTextProcessor):
     """
-    Image processor and tokenizer of CLOC in one, which a box or a mask may prompt.
+    Image processor and tokenizer of CLOC in one, which a box, a mask or, where its configuration has
+    `prompter_points`, points may prompt.
 
     Args:
         image_processor, tokenizer, text_model_name, reads_padding, lowercase_texts: see [`RegionTextProcessor`].
     """
 
     valid_processor_kwargs = CLOCProcessorKwargs
-    prompts = ("box", "mask")
+    prompts = ("box", "mask", "point")

@@ -15,6 +15,7 @@ from .image_processing_region import RegionImageProcessor
 from .processing_geometry import Geometry, place_boxes, sample_masks
 from .processing_images import is_batch, is_nested, load_images
 from .processing_patches import PATCH_TOWERS, on_one_canvas
+from .processing_points import MixedRegions, read_mixed
 from .processing_regions import Regions, check_call, choose_prompt, flatten_like, pad_regions, read_regions
 from .processing_text import (
     PADDING_READERS,
@@ -28,7 +29,7 @@ from .processing_text import (
 )
 
 # What carries the regions of a batch, by what prompts.
-REGION_INPUT_NAMES = {"box": "region_boxes", "mask": "region_masks"}
+REGION_INPUT_NAMES = {"box": "region_boxes", "mask": "region_masks", "point": "region_points"}
 
 
 class RegionTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -41,10 +42,12 @@ class RegionTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[
         box_format: "xyxy" (the default), "xywh" or "cxcywh".
         normalized: boxes are fractions of width and height (True) or pixels (False). By default they are pixels too,
             but boxes none of which has a value above 1 are refused, because they look like fractions.
-        prompt: what prompts the model, one of the processor's `prompts`: "box" (a mask becomes its tight box) or
-            "mask" (a box becomes a rectangle). May be left out where only masks or only boxes are given.
+        prompt: what prompts the model, one of the processor's `prompts`: "box" (a mask becomes its tight box), "mask"
+            (a box becomes a rectangle) or "point". May be left out where only masks or only boxes are given, and where
+            each region has these or points, not both.
         return_regions: add `regions`, plain Python: for each image a list of
-            `{"box": {"xmin", "ymin", "xmax", "ymax"}, "mask_area": int}` in original pixels.
+            `{"box": {"xmin", "ymin", "xmax", "ymax"}, "mask_area": int}` in original pixels, or of
+            `{"points": [[x, y], ...], "point_labels": [...]}` where points prompt.
     """
 
     text_kwargs: RegionTextKwargs
@@ -210,6 +213,8 @@ class RegionTextProcessor(OptionalTokenizer):
         masks: Any = None,
         boxes: Any = None,
         region_text: list | None = None,
+        points: Any = None,
+        point_labels: Any = None,
         **kwargs: Unpack[RegionTextProcessorKwargs],  # type: ignore[misc]
     ) -> BatchFeature:
         """
@@ -226,13 +231,18 @@ class RegionTextProcessor(OptionalTokenizer):
             masks: the regions, as PIL images, arrays, tensors, RLE dicts or polygons (`read_mask`).
             boxes: the regions as boxes (R, 4). Where masks are given too, the counts must match.
             region_text: a text for each region.
+            points: the points of each region, nested as in SAM: for one image R regions of P points [x, y] each, where
+                P may differ. For a model that points may prompt. Where boxes or masks are given too, the counts must
+                match, and a region has None among those that it lacks.
+            point_labels: nested alike, 1 for a point on the region, 0 for one beside it; all 1 when None.
             kwargs: settings of this call, see the class in `valid_processor_kwargs`: of boxes, texts and the image
                 processor, flat or by kind in `text_kwargs`, `images_kwargs` and `common_kwargs`.
 
         Returns:
             `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32, or patches with their
             `pixel_attention_mask` and `spatial_shapes` (`RegionImageProcessor`); `region_boxes` (B, R, 4)
-            float32, xyxy in [0, 1] of the processed image, or `region_masks` (B, R, H, W) bool;
+            float32, xyxy in [0, 1] of the processed image, or `region_masks` (B, R, H, W) bool; `region_points`
+            (B, R, P, 2) float32, xy in [0, 1], and `region_point_labels` (B, R, P) int64, -1 for padding;
             `region_attention_mask` (B, R) int64; `input_ids` and `attention_mask` (T, L); `region_input_ids` and
             `region_text_attention_mask` (B, R, L).
 
@@ -243,29 +253,40 @@ class RegionTextProcessor(OptionalTokenizer):
         settings, tensor_type = self._merge_settings(**kwargs)
         image_settings = settings["images_kwargs"]
         asked = {name: settings[name] for name in self._returns()}
-        check_call(images, text, {"masks": masks, "boxes": boxes, "region_text": region_text}, asked)
+        given = {"masks": masks, "boxes": boxes, "region_text": region_text}
+        given |= {"points": points, "point_labels": point_labels}
+        check_call(images, text, given, asked)
         data: dict[str, Any] = {}
         batched, counts = is_batch(images), []
         if images is not None:
             if is_nested(images):
-                masks, boxes, region_text = (
-                    flatten_like(images, values, name)
-                    for name, values in (("masks", masks), ("boxes", boxes), ("region_text", region_text))
-                )
+                flat = {name: flatten_like(images, values, name) for name, values in given.items()}
+                masks, boxes, region_text, points, point_labels = flat.values()
             convert = image_settings.get("do_convert_rgb", self.image_processor.do_convert_rgb)
             loaded = load_images(images, image_settings.get("input_data_format"), convert)
             sizes = [(image.height, image.width) for image in loaded]
             geometries = self.image_processor.get_geometries(sizes, **image_settings)
-            prompt = choose_prompt(settings.get("prompt"), masks, boxes, self.prompts)
+            prompt = choose_prompt(settings.get("prompt"), masks, boxes, self.prompts, points)
+            form = settings["box_format"], settings["normalized"]
+            mixed = None
+            if points is not None:
+                said = settings.get("prompt")
+                mixed = read_mixed(points, point_labels, boxes, masks, sizes, batched, said, *form)
+                boxes, masks = mixed.boxes, mixed.masks
+                if prompt == "point":
+                    prompt = "box" if masks is None else "mask"
             use = "masks" if prompt == "mask" else "boxes"
-            regions = read_regions(masks, boxes, sizes, batched, use, settings["box_format"], settings["normalized"])
+            regions = read_regions(masks, boxes, sizes, batched, use, *form)
             data["pixel_values"] = self.image_processor.render(loaded, geometries, **image_settings)
             data.update(self.image_processor.patch_inputs(geometries, **image_settings))
             if regions is not None:
                 counts = [len(entry.names) for entry in regions]
                 data.update(self._region_inputs(loaded, geometries, regions, prompt, asked, image_settings))
-            if asked["return_regions"] and regions is not None:
-                data["regions"] = [entry.describe() for entry in regions]
+            if mixed is not None:
+                counts = [len(entry.rows) for entry in mixed.points]
+                self._add_points(data, mixed, geometries)
+            if asked["return_regions"] and (regions is not None or mixed is not None):
+                data["regions"] = _describe(regions, mixed)
         data.update(
             encode_texts(
                 self.tokenizer,
@@ -352,12 +373,22 @@ class RegionTextProcessor(OptionalTokenizer):
         rows, is_real = pad_regions(placed)
         return {REGION_INPUT_NAMES[prompt]: rows, "region_attention_mask": is_real}
 
+    def _add_points(self, data: dict[str, np.ndarray], mixed: MixedRegions, geometries: list[Geometry]) -> None:
+        """Puts the points into a batch, and zeros into it where a region has no box or mask."""
+        if any(chosen.any() for chosen in mixed.by_point):
+            data["region_points"], data["region_point_labels"] = mixed.place(geometries)
+        has_other, data["region_attention_mask"] = pad_regions(mixed.has_other)
+        for name in REGION_INPUT_NAMES.values():
+            if name in data and name != "region_points":
+                data[name][~has_other] = 0
+
     @property
     def model_input_names(self) -> list[str]:
         """Keys that a call can return for the model."""
         region_names = [REGION_INPUT_NAMES[prompt] for prompt in self.prompts]
+        labels = ["region_point_labels"] if "point" in self.prompts else []
         patches = ["pixel_attention_mask", "spatial_shapes"] if self.image_processor.max_num_patches else []
-        return ["pixel_values", *patches, *region_names, "region_attention_mask", *TEXT_INPUT_NAMES]
+        return ["pixel_values", *patches, *region_names, *labels, "region_attention_mask", *TEXT_INPUT_NAMES]
 
     def post_process_boxes(self, boxes: Any, target_sizes: Any) -> list[torch.Tensor]:
         """Boxes in [0, 1] of the processed images -> original pixels: `RegionImageProcessor.post_process_boxes`."""
@@ -366,3 +397,15 @@ class RegionTextProcessor(OptionalTokenizer):
     def post_process_masks(self, masks: Any, target_sizes: Any) -> list[torch.Tensor]:
         """Masks of the processed images -> original pixels: `RegionImageProcessor.post_process_masks`."""
         return self.image_processor.post_process_masks(masks, target_sizes)
+
+
+def _describe(regions: list[Regions] | None, mixed: MixedRegions | None) -> list[list[dict]]:
+    """For each image what its regions are in original pixels: points where these prompt."""
+    described = [] if regions is None else [entry.describe() for entry in regions]
+    if mixed is None:
+        return described
+    described = described or [[{}] * len(entry.rows) for entry in mixed.points]
+    return [
+        [entry.describe(j) if by_point else row[j] for j, by_point in enumerate(chosen)]
+        for entry, chosen, row in zip(mixed.points, mixed.by_point, described, strict=True)
+    ]

@@ -269,7 +269,7 @@ def split_per_image(values: Any, name: str, num_images: int, batched: bool) -> l
     """
     if not batched:
         return [values]
-    count = len(values) if _is_list(values) else type(values).__name__
+    count = len(values) if is_list(values) else type(values).__name__
     if count != num_images:
         raise ValueError(f"{name} must be a list with one list for each of the {num_images} images, got {count}")
     return [[] if value is None else value for value in values]
@@ -294,32 +294,44 @@ def flatten_like(images: list[list], values: Any, name: str) -> list | None:
 def _count(values: Any, name: str, ndim: int) -> int:
     if isinstance(values, np.ndarray | torch.Tensor) and values.ndim != ndim and (not values.ndim or len(values)):
         raise ValueError(f"{name} must have {ndim} dimensions, one row per region, got shape {tuple(values.shape)}")
-    if not _is_list(values):
+    if not is_list(values):
         raise TypeError(f"{name} must be a list with one entry per region, got {type(values).__name__}")
     return len(values)
 
 
-def _is_list(values: Any) -> bool:
+def is_list(values: Any) -> bool:
     """Whether values come one after the other: in a list, or in an array that has an axis."""
     return isinstance(values, list | tuple) or (isinstance(values, np.ndarray | torch.Tensor) and values.ndim > 0)
 
 
-def choose_prompt(prompt: str | None, masks: Any, boxes: Any, prompts: tuple[str, ...]) -> str:
+def choose_prompt(prompt: str | None, masks: Any, boxes: Any, prompts: tuple[str, ...], points: Any = None) -> str:
     """
-    What prompts the regions of a call: as said, else masks or boxes, whichever are given.
+    What prompts the regions of a call: as said, else masks or boxes, whichever are given, else points.
 
     Args:
         prompt: what the caller says, or None.
-        masks, boxes: as given, None where not.
+        masks, boxes, points: as given, None where not.
         prompts: what the model can be prompted by, the usual one first.
 
     Raises:
-        ValueError: an unknown prompt, or none where masks and boxes are both given.
+        ValueError: an unknown prompt, or none where masks and boxes are both given; points for a model that takes
+            none, or a prompt that nothing of its kind is given for.
     """
+    if points is not None and "point" not in prompts:
+        raise ValueError(
+            f"points must be None for a model that {' or '.join(map(repr, prompts))} prompts: make masks of them "
+            "first with masks_from_points"
+        )
     if prompt is not None:
         if prompt not in prompts:
             raise ValueError(f"prompt must be one of {', '.join(map(repr, prompts))}, got {prompt!r}")
+        if prompt == "point" and points is None:
+            raise ValueError("prompt='point' needs points, got None")
+        if prompt != "point" and masks is None and boxes is None and points is not None:
+            raise ValueError(f"prompt={prompt!r} needs boxes or masks, got points alone")
         return prompt
+    if masks is None and boxes is None and points is not None:
+        return "point"
     if masks is not None and boxes is not None:
         raise ValueError(
             f"prompt must say which of masks and boxes prompts the model where both are given: "
@@ -415,8 +427,10 @@ def check_call(
         raise ValueError("nothing to process: give images, text, or both")
     if images is None and given:
         raise ValueError(f"{given[0]} needs the images that the regions are in, got images=None")
-    if "masks" in given or "boxes" in given:
+    if region_inputs.get("point_labels") is not None and region_inputs.get("points") is None:
+        raise ValueError("point_labels needs points, got None")
+    if {"masks", "boxes", "points"} & set(given):
         return
     asked = given + [name for name, wanted in region_outputs.items() if wanted]
     if asked:
-        raise ValueError(f"{asked[0]} needs regions: give masks or boxes")
+        raise ValueError(f"{asked[0]} needs regions: give masks, boxes or points")

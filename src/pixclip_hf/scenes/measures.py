@@ -21,6 +21,8 @@ from .dataset import all_descriptions, late_detail_pairs, same_box_pairs
 
 CLIP_TOKENS = 77
 GROUNDED_IOU = 0.5
+# Begins the seeds of the texts that a scene does not show.
+ABSENT_STREAM = 1002
 DESCRIBED = ("texture", "color", "shape")
 
 
@@ -105,6 +107,60 @@ def grounding_hits(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray,
     return np.array(hits, dtype=float), np.array(groups)
 
 
+def absent_texts(record: Record, caption: str, rng: np.random.Generator) -> list[str]:
+    """Two descriptions that a scene shows nowhere: any, and one that differs from a region's in one attribute.
+
+    Args:
+        record: a scene.
+        caption: the caption of one of its regions.
+        rng: decides the draws.
+    """
+    names, shown = all_descriptions(), {region["caption"] for region in record["regions"]}
+    parts = caption.split()
+    absent = [name for name in names if name not in shown]
+    near = [name for name in absent if sum(a != b for a, b in zip(name.split(), parts, strict=True)) == 1]
+    return [absent[rng.integers(len(absent))], near[rng.integers(len(near))]]
+
+
+def scored_grounding(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, int]:
+    """The scores of the boxes that the grounding head finds for texts that are in a scene and texts that are not, and
+    whether each is right: its text is there, and the box overlaps the region's by half (IoU). The texts are the
+    captions that name exactly one region of their scene, as in [`grounding_hits`], and two [`absent_texts`] for each.
+
+    Returns:
+        `(N,)` scores, `(N,)` whether the box is right, and how many of the texts are there.
+    """
+    scores, right, present = [], [], 0
+    for number, record in enumerate(records):
+        captions = Counter(region["caption"] for region in record["regions"])
+        regions = [region for region in record["regions"] if captions[region["caption"]] == 1]
+        if not regions:
+            continue
+        rng = np.random.default_rng((ABSENT_STREAM, number))
+        texts = [region["caption"] for region in regions]
+        for caption in list(texts):
+            texts += absent_texts(record, caption, rng)
+        boxes, found = encoder.find_scored_boxes(record["image"], texts)
+        overlaps = box_iou(boxes[: len(regions)], torch.tensor([region["box"] for region in regions]))
+        right += [*(overlaps >= GROUNDED_IOU).tolist(), *[False] * (2 * len(regions))]
+        scores += found.tolist()
+        present += len(regions)
+    return np.array(scores), np.array(right, dtype=bool), present
+
+
+def average_precision(scores: np.ndarray, right: np.ndarray, positives: int) -> float:
+    """Mean over all positives of the precision down to the score of each; 0 for those that were not found.
+
+    Args:
+        scores, right (`(N,)`): of what was found. Of equal scores the wrong ones count first.
+        positives: how many could be right.
+    """
+    if not positives:
+        return float("nan")
+    hits = right[np.lexsort((right, -scores))]
+    return float((hits * np.cumsum(hits) / np.arange(1, len(hits) + 1)).sum() / positives)
+
+
 def embed_crops(encoder: Any, records: Sequence[Record], scale: float = CROP_SCALE) -> list[Tensor]:
     """The crop baseline: each region's square crop, `scale` times its longer box side, embedded as a whole image."""
     crops = [square_crop(record["image"], region["box"], scale) for record in records for region in record["regions"]]
@@ -141,11 +197,13 @@ def measure_scenes(
         For every model `image_to_text_recall@1` and `text_to_image_recall@1`, `region_description_*` by the encoder's
         own prompt (chance 1/256 for `exact`) and the same from crops (`crop_description_exact`). For a model that
         masks may prompt `region_description_exact_mask` and `same_box_by_mask_caption`, regions of one box told apart
-        by their short captions (chance 1/2). For one that also pools regions from one image pass,
+        by their short captions (chance 1/2). For one that points may prompt `region_description_exact_point`, by one
+        point of each region, drawn at random. For one that also pools regions from one image pass,
         `region_description_exact_pooled`. For a model with a grounding head `grounding_accuracy` at IoU 0.5, over
-        captions that name one region of their scene. For an encoder with mask prompts also `same_box_by_mask`,
-        `late_detail` and, with texts cut to 77 tokens, `late_detail_cut_77` (chance 1/2), and the crop baseline of the
-        first two.
+        captions that name one region of their scene, and `grounding_ap`, the average precision of the boxes of these
+        captions and of two absent descriptions for each, one of which differs in a single attribute. For an
+        encoder with mask prompts also `same_box_by_mask`, `late_detail` and, with texts cut to 77 tokens,
+        `late_detail_cut_77` (chance 1/2), and the crop baseline of the first two.
 
     Raises:
         ValueError: no records.
@@ -185,6 +243,9 @@ def measure_scenes(
         hits, groups = pair_hits(by_mask, records, short, same_box_pairs, field="caption")
         measure("same_box_by_mask_caption", hits, groups)
         metrics["same_box_by_mask_caption_count"] = len(hits)
+    if "point" in encoder.encoder.prompts:
+        by_point = encoder.encode_records(records, prompt="point")
+        measure("region_description_exact_point", description_hits(by_point, records, descriptions).all(-1), own)
     if "pooled" in encoder.encoder.modes:
         pooled = encoder.encode_records(records, mode="pooled")
         measure("region_description_exact_pooled", description_hits(pooled, records, descriptions).all(-1), own)
@@ -192,6 +253,9 @@ def measure_scenes(
         hits, groups = grounding_hits(encoder, records)
         measure("grounding_accuracy", hits, groups)
         metrics["grounding_accuracy_count"] = len(hits)
+        scores, right, present = scored_grounding(encoder, records)
+        metrics["grounding_ap"] = average_precision(scores, right, present)
+        metrics["grounding_ap_count"] = len(scores)
     if encoder.encoder.prompt == "mask":
         long_captions = list(
             dict.fromkeys(region["long_caption"] for record in records for region in record["regions"])
@@ -226,7 +290,7 @@ def scene_chances(metrics: Mapping[str, float]) -> dict[str, float]:
             chances[name] = 1 / len(names)
         elif name.startswith("region_description_"):
             chances[name] = parts[name.removeprefix("region_description_")]
-        elif name != "grounding_accuracy":
+        elif not name.startswith("grounding_"):
             chances[name] = 0.5  # one of a pair
     return chances
 

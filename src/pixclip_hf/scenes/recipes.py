@@ -18,6 +18,11 @@ RECIPES = {
         "--max_steps", "1800", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6",
     ),
+    # A CLOC that points may prompt too, in a quarter of its batches; boxes and masks have as many as in `cloc`.
+    "cloc-points": (
+        "--max_steps", "2400", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
+        "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--point_prompt_share", "0.25",
+    ),
     # Image captions keep what the towers know of whole images; categories and captions say what a region is, apart
     # from all else that a long caption says.
     "pixclip": (
@@ -29,11 +34,16 @@ RECIPES = {
 STAGE_FILE = "stage.json"
 
 
-def train_stage(model_type: str, seed: int, folder: Path, start: Path | None = None) -> dict:
+def model_type_of(recipe: str) -> str:
+    """The kind of model that a recipe trains: the part of its name before a hyphen."""
+    return recipe.partition("-")[0]
+
+
+def train_stage(recipe: str, seed: int, folder: Path, start: Path | None = None) -> dict:
     """Trains a model of the demo.
 
     Args:
-        model_type: `"cloc"` or `"pixclip"`.
+        recipe: a key of `RECIPES`.
         seed: the seed of the scenes, the batches and the weights.
         folder: where the model goes.
         start: folder of the model to start from; random weights when None.
@@ -44,27 +54,28 @@ def train_stage(model_type: str, seed: int, folder: Path, start: Path | None = N
     from ..training.command import main
 
     begun = time.perf_counter()
-    stage = _stage(model_type, seed)
+    stage = _stage(recipe, seed)
+    model_type = model_type_of(recipe)
     beginning = [] if start is None else ["--model_name_or_path", str(start)]
     trainer = main(
         ["--model_type", model_type, "--output_dir", str(folder), "--seed", str(seed), "--scenes_seed", str(seed)]
         + beginning
         + stage["arguments"]
     )
-    print(f"set-up, training and saving of {model_type} took {time.perf_counter() - begun:.0f} s")
+    print(f"set-up, training and saving of {recipe} took {time.perf_counter() - begun:.0f} s")
     logs = reversed(trainer.state.log_history)
     stage["seconds"] = next(log["train_runtime"] for log in logs if "train_runtime" in log)
     write_json(folder / STAGE_FILE, stage)
     return stage
 
 
-def find_stage(model_type: str, seed: int, folder: Path) -> dict | None:
+def find_stage(recipe: str, seed: int, folder: Path) -> dict | None:
     """What [`train_stage`] left in `folder`, if it was this recipe, this seed and this code."""
     file = folder / STAGE_FILE
     if not file.is_file():
         return None
     stage = json.loads(file.read_text(encoding="utf-8"))
-    expected = _stage(model_type, seed)
+    expected = _stage(recipe, seed)
     return stage if all(stage.get(name) == value for name, value in expected.items()) else None
 
 
@@ -83,8 +94,8 @@ def start_from_towers(towers: Path, folder: Path) -> PixCLIPModel:
     return model
 
 
-def _stage(model_type: str, seed: int) -> dict:
-    return {"arguments": [*RECIPES[model_type], *COMMON], "seed": seed, "code": code_version()}
+def _stage(recipe: str, seed: int) -> dict:
+    return {"arguments": [*RECIPES[recipe], *COMMON], "seed": seed, "code": code_version()}
 
 
 def code_version() -> str:
@@ -95,4 +106,4 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-__all__ = ["COMMON", "RECIPES", "code_version", "find_stage", "start_from_towers", "train_stage"]
+__all__ = ["COMMON", "RECIPES", "code_version", "find_stage", "model_type_of", "start_from_towers", "train_stage"]

@@ -11,9 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ..data.sources import cached_source
-from ..data.sources.records import read_image
-from ..embedding.folder import EmbeddingFolder, embedding_counts
+from ..embedding.folder import EmbeddingFolder, embedding_matrix
 from ..record import LeftOut
 from .queries import Query, as_query, check_encoder, encode_queries, load_query_encoder
 from .store import Filter, Store, StoreOptions
@@ -29,7 +27,7 @@ class Hit:
 
     Attributes:
         id, image_id, kind, box, mask_area, category, text, score, image_path, position, width, height: the columns of
-            [`embedding_features`].
+            [`embedding_schema`].
         cosine: of the query and the embedding.
         duplicates: ids of hits that were folded into this one.
     """
@@ -74,6 +72,8 @@ class Collection:
         options, place: as in [`open_store`].
         model, revision: as in [`load_query_encoder`]; loaded for the first query that needs it.
         encoder: the model, where it is loaded already.
+        source: where the images are now, for [`Collection.open_images`]: the words of [`load_records`], or one name.
+            By default where they were embedded from.
 
     Raises:
         ValueError: as [`open_store`]; or an `encoder` of another model than the folder's.
@@ -89,9 +89,12 @@ class Collection:
         model: str | os.PathLike | None = None,
         revision: str | None = None,
         encoder: Any = None,
+        source: str | Sequence[str] | None = None,
     ):
         self.folder = EmbeddingFolder.open(folder)
         self._model, self._revision = model, revision
+        source = self.folder.settings["source"] if source is None else source
+        self.source = source if isinstance(source, str) else source[0] if len(source) == 1 else tuple(source)
         if encoder is not None:
             check_encoder(self.folder.settings, encoder)
             self.encoder = encoder
@@ -108,13 +111,6 @@ class Collection:
             ValueError: as [`load_query_encoder`].
         """
         return load_query_encoder(self.folder.settings, self._model, self._revision)
-
-    @cached_property
-    def counts(self) -> dict[str, int]:
-        """How many `regions`, `images` and `texts` are embedded."""
-        sums = embedding_counts(self.folder.path)
-        kinds = self.folder.settings["kinds"]
-        return {f"{kind}s": sums[f"{kind}s"] if kind in kinds else 0 for kind in ("region", "image", "text")}
 
     def search(
         self,
@@ -148,11 +144,8 @@ class Collection:
             raise ValueError(f"`top` must be at least 1, got {top}.")
         if fold is not None and not -1 <= fold <= 1:
             raise ValueError(f"`fold` must be a cosine, from -1 to 1, got {fold}.")
-        if not any(self.counts[f"{kind}s"] for kind in where.kinds):
-            raise ValueError(
-                f"A collection must hold at least one {' or '.join(where.kinds)}, got none in "
-                f"{str(self.folder.path)!r}."
-            )
+        if not set(where.kinds) & set(self.folder.settings["kinds"]):
+            raise self._no_row(where)
         vectors = self.encode(asked)
         conditions = where.all_conditions()
         limit = (top if fold is None else 3 * top) + any(query.id is not None for query in asked)
@@ -167,7 +160,15 @@ class Collection:
                 (table,) = self.store.search(vector[None], more, conditions)
                 found = _hits(table, vector, query.id, fold)
             hits.append(found[:top])
+        if not any(hits):
+            (rows,) = self.store.search(vectors[:1], 1, Filter(where.kinds).all_conditions())
+            if not len(rows):
+                raise self._no_row(where)
         return hits
+
+    def _no_row(self, where: Filter) -> ValueError:
+        kinds = " or ".join(where.kinds)
+        return ValueError(f"A collection must hold at least one {kinds}, got none in {str(self.folder.path)!r}.")
 
     def encode(self, queries: Sequence[Query | str]) -> np.ndarray:
         """The vectors `(Q, D)` of some queries, float32 of unit length.
@@ -181,7 +182,7 @@ class Collection:
         stored = {}
         if ids:
             rows = self.store.fetch(ids)
-            stored = dict(zip(rows["id"].to_pylist(), _matrix(rows), strict=True))
+            stored = dict(zip(rows["id"].to_pylist(), embedding_matrix(rows), strict=True))
             if missing := [name for name in ids if name not in stored]:
                 raise ValueError(f"`id` must be one of the collection's, got {missing[0]!r}.")
         needs_model = any(query.id is None for query in parts)
@@ -203,8 +204,10 @@ class Collection:
         Raises:
             FileNotFoundError: an image is no longer where it was.
         """
-        source = self.folder.settings["source"]
-        opened = cached_source(source if isinstance(source, str) else tuple(source))
+        from ..data.sources import cached_source
+        from ..data.sources.records import read_image
+
+        opened = cached_source(self.source)
         images: dict[str, Image.Image] = {}
         for hit in hits:
             name = hit.image_id
@@ -214,7 +217,9 @@ class Collection:
                 item = opened.read(hit.position)
                 images[name] = read_image(item)[1]
             except (LeftOut, IndexError) as error:
-                raise FileNotFoundError(f"The image {name!r} is no longer where it was embedded from.") from error
+                raise FileNotFoundError(
+                    f"The image {name!r} is no longer where it was: `source` may say where it is now."
+                ) from error
             if item.name != name:
                 raise FileNotFoundError(f"The image {name!r} is no longer where it was: {item.name!r} is there.")
         return images
@@ -224,18 +229,11 @@ class Collection:
         self.store.close()
 
 
-def _matrix(rows: pa.Table) -> np.ndarray:
-    # `flatten` minds where a slice begins.
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows["embedding"].chunks]
-    flat = np.concatenate(chunks).astype(np.float32) if chunks else np.empty(0, np.float32)
-    return flat.reshape(len(rows), -1) if len(rows) else flat.reshape(0, 1)
-
-
 def _hits(rows: pa.Table, vector: np.ndarray, itself: str | None, fold: float | None) -> list[Hit]:
     """Rows as hits by their exact cosines, best first."""
     if not len(rows):
         return []
-    embeds = _matrix(rows)
+    embeds = embedding_matrix(rows).astype(np.float32)
     embeds /= np.maximum(np.linalg.norm(embeds, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     cosines = embeds @ vector
     values = rows.select(_COLUMNS).to_pylist()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from ..embedding.folder import KINDS
 from .collection import Collection, Hit
 from .queries import Query
 from .sheet import draw_sheet
-from .store import STORES, Filter, StoreOptions
+from .store import Filter
+from .store_arguments import add_store_arguments, store_options
 
 SEARCH = """\
 Finds the regions of a collection that `pixclip-hf embed` has embedded, by texts of any length, by regions of other
@@ -47,14 +49,14 @@ def search(argv: Sequence[str] | None = None) -> list[list[Hit]]:
     # Texts may stand behind options.
     arguments = _parser().parse_intermixed_args(argv)
     began = time.perf_counter()
-    options = ("url", "index", "partitions", "sub_vectors", "probes")
     collection = Collection(
         arguments.folder,
         arguments.store,
-        StoreOptions(**{name: getattr(arguments, name) for name in options}),
+        store_options(arguments),
         place=arguments.store_dir,
         model=arguments.model,
         revision=arguments.revision,
+        source=arguments.source,
     )
     try:
         opened = time.perf_counter()
@@ -105,15 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--min_share", type=float, help="least area of a box as a share of its image")
     parser.add_argument("--max_share", type=float, help="greatest area of a box as a share of its image")
     parser.add_argument("--fold", type=float, help="cosine from which on a hit is a duplicate of a better one")
-    parser.add_argument("--store", choices=STORES, default="lance", help="what holds and searches the embeddings")
-    parser.add_argument("--store_dir", type=Path, help="folder of the store; by default in that of the embeddings")
-    parser.add_argument("--url", help="object storage of LanceDB, or server of Qdrant, in place of a local folder")
-    parser.add_argument("--index", default=StoreOptions.index, help="index type of the store; none is exact")
-    parser.add_argument("--partitions", type=int, help="partitions of LanceDB's index")
-    parser.add_argument("--sub_vectors", type=int, help="bytes per vector of IVF_PQ")
-    parser.add_argument("--probes", type=int, help="partitions (LanceDB) or candidates (Qdrant) that a query looks at")
+    add_store_arguments(parser, "lance", "what holds and searches the embeddings")
     parser.add_argument("--model", help="where the model of the embeddings is now; by default where it was")
     parser.add_argument("--revision", help="of the model on the Hub; by default that of the embeddings")
+    parser.add_argument(
+        "--source", nargs="+", help="where the images are now, as `embed` takes it; by default where they were"
+    )
     parser.add_argument("--output_dir", type=Path, help="folder for hits.png and hits.jsonl; DIR by default")
     return parser
 
@@ -155,6 +154,13 @@ def _write(folder: Path, collection: Collection, queries: Sequence[Query], hits:
                 file.write(json.dumps({"query": query.label, "rank": rank, **hit.as_dict()}) + "\n")
             if not found:
                 print("  nothing meets the filters")
+    sys.stdout.flush()  # the answer is there; the sheet takes longer
     images = collection.open_images(hit for found in hits for hit in found)
-    draw_sheet(folder / "hits.png", images, queries, hits, title=f"{collection.folder.path.name}, {len(collection):,}")
+    draw_sheet(
+        folder / "hits.png",
+        images,
+        queries,
+        hits,
+        title=f"{collection.folder.path.name}: {len(collection):,} embeddings",
+    )
     print(f"written: {folder / 'hits.png'}, {folder / 'hits.jsonl'}")

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.whole_files import whole_file
+from ..embedding.folder import embedding_matrix
 from .store import Condition, StoreOptions, store_schema
 
 # Rows that are converted to float32 at a time: 64 MB at a width of 512.
@@ -29,18 +30,22 @@ class ExactStore:
     INDEXES = ("auto", "none")
 
     def __init__(self, place: Path, name: str, width: int, dtype: str, options: StoreOptions):
-        if options.index not in self.INDEXES:
-            raise ValueError(f"`index` of the store 'exact' must be one of {self.INDEXES}, got {options.index!r}.")
-        if options.url is not None:
-            raise ValueError(f"`url` must be None for the store 'exact', which is a folder, got {options.url!r}.")
-        self.place, self.schema, self.width = place, store_schema(width, dtype), width
+        self.check(width, options)
+        self.place, self.schema = place, store_schema(width, dtype)
         place.mkdir(parents=True, exist_ok=True)
         self._tables: list[pa.Table] | None = None
+
+    @classmethod
+    def check(cls, width: int, options: StoreOptions) -> None:
+        if options.index not in cls.INDEXES:
+            raise ValueError(f"`index` of the store 'exact' must be one of {cls.INDEXES}, got {options.index!r}.")
+        if options.url is not None:
+            raise ValueError(f"`url` must be None for the store 'exact', which is a folder, got {options.url!r}.")
 
     def __len__(self) -> int:
         return sum(len(table) for table in self._opened())
 
-    def add(self, shard: int, rows: pa.Table) -> None:
+    def add(self, shard: int, rows: pa.Table, again: bool) -> None:
         with whole_file(self.place / f"{shard:05d}.arrow") as unfinished:
             with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_file(file, self.schema) as writer:
                 writer.write_table(rows.cast(self.schema), max_chunksize=BLOCK)
@@ -56,7 +61,7 @@ class ExactStore:
         tables, start = self._opened(), 0
         for batch in (batch for table in tables for batch in table.to_batches()):
             chosen = np.flatnonzero(_meets(batch, where))
-            block = _matrix(batch["embedding"], self.width)[chosen].astype(np.float32)
+            block = embedding_matrix(batch)[chosen].astype(np.float32)
             norms = np.maximum(np.linalg.norm(block, axis=1), np.finfo(np.float32).tiny)
             scores = np.concatenate([scores, vectors @ block.T / norms], axis=1)
             rows = np.concatenate([rows, np.broadcast_to(start + chosen, (len(vectors), len(chosen)))], axis=1)
@@ -83,11 +88,6 @@ class ExactStore:
             paths = sorted(self.place.glob("[0-9]*.arrow"), key=lambda path: int(path.stem))
             self._tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
         return self._tables
-
-
-def _matrix(column: pa.Array, width: int) -> np.ndarray:
-    # `flatten` and not `values`: the values of a slice are those of the whole array.
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
 def _meets(batch: pa.RecordBatch, where: Sequence[Condition]) -> np.ndarray:

@@ -19,9 +19,11 @@ LEAST_ROWS = 256
 # Dimensions per byte of a product quantization, where nothing else is said.
 SUB_VECTOR = 8
 # Hits are chosen among so many times as many candidates by their full vectors: the codes of an index only preselect.
-REFINE = 20
+REFINE = 50
 # Rounds of k-means, and rows per partition (or code) that it sees: a fifth and a quarter of LanceDB's own.
 TRAINING = {"max_iterations": 10, "sample_rate": 64}
+# Files of the table are joined after so many shards: a version of the table lists all of them.
+COMPACTED = 64
 # An index is trained anew when there are so many times the rows that it was trained on.
 GROWTH = 4
 
@@ -39,26 +41,46 @@ class LanceStore:
     INDEXES = ("auto", "none", "IVF_PQ", "IVF_SQ", "IVF_FLAT", "IVF_RQ", "IVF_HNSW_SQ")
 
     def __init__(self, place: Path, name: str, width: int, dtype: str, options: StoreOptions):
+        self.check(width, options)
         self.width, self.options, self.schema = width, options, store_schema(width, dtype)
-        self._check_index()
+        self._added = 0
         self._connection = lancedb.connect(options.url or str(place))
         if TABLE in _table_names(self._connection):
             self.table = self._connection.open_table(TABLE)
         else:
             self.table = self._connection.create_table(TABLE, schema=self.schema)
 
+    @classmethod
+    def check(cls, width: int, options: StoreOptions) -> None:
+        index, sub_vectors = options.index, options.sub_vectors
+        if index not in cls.INDEXES:
+            raise ValueError(f"`index` of the store 'lance' must be one of {cls.INDEXES}, got {index!r}.")
+        if index == "IVF_PQ" and sub_vectors is None and width % SUB_VECTOR:
+            raise ValueError(
+                f"`index` 'IVF_PQ' does not fit a width of {width}, which {SUB_VECTOR} does not divide: give "
+                "`sub_vectors`, or take IVF_SQ or IVF_FLAT."
+            )
+        if index == "IVF_PQ" and sub_vectors is not None and width % sub_vectors:
+            raise ValueError(f"`sub_vectors` must divide the width of {width}, got {sub_vectors}.")
+        if index == "IVF_RQ" and width % 8:
+            raise ValueError(f"`index` 'IVF_RQ' does not fit a width of {width}, which 8 does not divide.")
+
     def __len__(self) -> int:
         return self.table.count_rows()
 
-    def add(self, shard: int, rows: pa.Table) -> None:
-        self.table.delete(f"shard = {shard}")
+    def add(self, shard: int, rows: pa.Table, again: bool) -> None:
+        if again:
+            self.table.delete(f"shard = {shard}")
         self.table.add(rows.cast(self.schema))
+        self._added += 1
+        if self._added % COMPACTED == 0:
+            self.table.optimize()
 
     def build(self) -> None:
         """Makes the index, or takes new rows into the one that there is; none where there are too few rows."""
         rows = len(self)
         present = [index for index in self.table.list_indices() if index.columns == ["embedding"]]
-        index = self.options.index
+        index = self.options.index or "auto"
         if index == "auto":
             # One bit per dimension: as small as product quantization, whose code books take longer to train.
             index = "none" if rows < AUTO_ROWS else "IVF_RQ" if self.width % 8 == 0 else "IVF_FLAT"
@@ -100,20 +122,6 @@ class LanceStore:
 
     def close(self) -> None:
         """Nothing: a table holds no lock."""
-
-    def _check_index(self) -> None:
-        index, sub_vectors = self.options.index, self.options.sub_vectors
-        if index not in self.INDEXES:
-            raise ValueError(f"`index` of the store 'lance' must be one of {self.INDEXES}, got {index!r}.")
-        if index == "IVF_PQ" and sub_vectors is None and self.width % SUB_VECTOR:
-            raise ValueError(
-                f"`index` 'IVF_PQ' does not fit a width of {self.width}, which {SUB_VECTOR} does not divide: give "
-                "`sub_vectors`, or take IVF_SQ or IVF_FLAT."
-            )
-        if index == "IVF_PQ" and sub_vectors is not None and self.width % sub_vectors:
-            raise ValueError(f"`sub_vectors` must divide the width of {self.width}, got {sub_vectors}.")
-        if index == "IVF_RQ" and self.width % 8:
-            raise ValueError(f"`index` 'IVF_RQ' does not fit a width of {self.width}, which 8 does not divide.")
 
     def _config(self, index: str, rows: int) -> Any:
         classes = {

@@ -37,8 +37,7 @@ class QdrantStore:
     INDEXES = ("auto", "none", "HNSW")
 
     def __init__(self, place: Path, name: str, width: int, dtype: str, options: StoreOptions):
-        if options.index not in self.INDEXES:
-            raise ValueError(f"`index` of the store 'qdrant' must be one of {self.INDEXES}, got {options.index!r}.")
+        self.check(width, options)
         self.name, self.options, self.schema = name, options, store_schema(width, dtype)
         if options.url is None:
             try:
@@ -54,10 +53,15 @@ class QdrantStore:
             )
             self._client.create_collection(name, vectors_config=vectors)
 
+    @classmethod
+    def check(cls, width: int, options: StoreOptions) -> None:
+        if options.index not in cls.INDEXES:
+            raise ValueError(f"`index` of the store 'qdrant' must be one of {cls.INDEXES}, got {options.index!r}.")
+
     def __len__(self) -> int:
         return self._client.count(self.name, exact=True).count
 
-    def add(self, shard: int, rows: pa.Table) -> None:
+    def add(self, shard: int, rows: pa.Table, again: bool) -> None:
         # A point's id follows from the row's: what an interrupted run has added is written over.
         for batch in rows.cast(self.schema).to_batches(max_chunksize=BATCH):
             points = [

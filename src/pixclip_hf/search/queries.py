@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..embedding.passes import EncoderChoice
-from ..embedding.run import describe_encoder
+from ..embedding.encoder_choice import EncoderChoice, describe_encoder
 from ..finite import check_finite
 from ..images import open_image
 from ..processing.processing_regions import encode_rle, mask_box, read_mask

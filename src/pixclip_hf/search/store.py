@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from ..embedding.folder import KINDS, embedding_features
+from ..embedding.folder import KINDS, embedding_schema
 
 Condition = tuple[str, str, Any]
 """(column, operator, value): `"in"` with a list of values, `">="` or `"<="` with a number. A row whose column is null
@@ -25,7 +25,8 @@ class StoreOptions:
     Args:
         url: where the rows are, for a store that can keep them elsewhere: object storage for LanceDB (`s3://…`), a
             server for Qdrant (`http://…`). The store's own folder when None.
-        index: `"auto"`, `"none"` for an exact search, or an index type of the store: see its `INDEXES`.
+        index: `"auto"`, `"none"` for an exact search, or an index type of the store: see its `INDEXES`. When None, a
+            store that exists keeps its index, with its partitions and bytes per vector, and a new one is `"auto"`.
         partitions: parts that an inverted file has; about the square root of the number of rows when None.
         sub_vectors: bytes per vector of a product quantization; one per 8 dimensions when None.
         probes: what a query looks at: partitions of LanceDB's index, candidates (`hnsw_ef`) of Qdrant's. More find
@@ -36,7 +37,7 @@ class StoreOptions:
     """
 
     url: str | None = None
-    index: str = "auto"
+    index: str | None = None
     partitions: int | None = None
     sub_vectors: int | None = None
     probes: int | None = None
@@ -56,13 +57,21 @@ class Store(Protocol):
     [`StoreOptions`].
 
     Raises:
-        ValueError: on creation, an index that the store does not have or that does not fit the width.
+        ValueError: on creation, as `check`.
     """
+
+    @classmethod
+    def check(cls, width: int, options: StoreOptions) -> None:
+        """
+        Raises:
+            ValueError: an index that the store does not have, or that does not fit embeddings of this length.
+        """
+        ...
 
     def __len__(self) -> int: ...
 
-    def add(self, shard: int, rows: pa.Table) -> None:
-        """Adds the rows of a shard, in place of those that an interrupted run may have added of it."""
+    def add(self, shard: int, rows: pa.Table, again: bool) -> None:
+        """Adds the rows of a shard; `again` in place of those that an interrupted run may have added of it."""
         ...
 
     def build(self) -> None:
@@ -106,7 +115,7 @@ def store_class(name: str) -> Any:
 
 
 def store_schema(width: int, dtype: str) -> pa.Schema:
-    """The columns of a store: those of [`embedding_features`], and
+    """The columns of a store: those of [`embedding_schema`], and
 
     - shard: number of the shard that the row is from;
     - side: shorter side of the box in pixels; share: area of the box divided by that of the image; an image or a
@@ -115,10 +124,8 @@ def store_schema(width: int, dtype: str) -> pa.Schema:
     Args:
         width, dtype: of the embeddings.
     """
-    # Without what `datasets` writes into the schema, which not every store keeps.
-    schema = embedding_features(width, dtype).arrow_schema.remove_metadata()
     sizes = [pa.field("shard", pa.int32()), pa.field("side", pa.float32()), pa.field("share", pa.float32())]
-    return pa.schema([*schema, *sizes])
+    return pa.schema([*embedding_schema(width, dtype), *sizes])
 
 
 def store_rows(rows: pa.Table, shard: int) -> pa.Table:

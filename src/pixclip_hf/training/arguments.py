@@ -82,7 +82,7 @@ class ModelArguments:
         if isinstance(self.config_overrides, str):
             self.config_overrides = json.loads(self.config_overrides)
         if self.config_overrides is not None and not isinstance(self.config_overrides, dict):
-            raise ValueError(f"`config_overrides` must be a JSON object, got {self.config_overrides!r}.")
+            raise ValueError(f"`--config_overrides` must be a JSON object, got {self.config_overrides!r}.")
         # An empty name counts as none, so that the command line can undo what a recipe says.
         self.model_name_or_path = self.model_name_or_path or None
         self.vision_model_name_or_path = self.vision_model_name_or_path or None
@@ -90,20 +90,26 @@ class ModelArguments:
         towers = (self.vision_model_name_or_path, self.text_model_name_or_path)
         if (towers[0] is None) != (towers[1] is None):
             raise ValueError(
-                "`vision_model_name_or_path` and `text_model_name_or_path` go together, "
-                f"got {towers[0]!r} and {towers[1]!r}."
+                "`--vision_model_name_or_path` and `--text_model_name_or_path` go together, "
+                f"got {towers[0]!r} and {towers[1]!r}: both may name one CLIP."
             )
         if self.model_name_or_path is not None and towers[0] is not None:
             raise ValueError(
-                "`model_name_or_path` and `vision_model_name_or_path` exclude each other, "
+                "`--model_name_or_path` and `--vision_model_name_or_path` exclude each other, "
                 f"got {self.model_name_or_path!r} and {towers[0]!r}."
             )
         if self.text_cache is not None and (self.random_weights or (self.model_name_or_path or towers[0]) is None):
-            raise ValueError("`text_cache` needs a trained text model: that of a checkpoint, or of two towers.")
+            raise ValueError(
+                "`--text_cache` needs a trained text model: that of a checkpoint (`--model_name_or_path`), or of two "
+                "towers (`--vision_model_name_or_path` and `--text_model_name_or_path`)."
+            )
         if self.random_weights and towers[0] is None:
-            raise ValueError("`random_weights` needs `vision_model_name_or_path` and `text_model_name_or_path`.")
+            raise ValueError("`--random_weights` needs `--vision_model_name_or_path` and `--text_model_name_or_path`.")
         if self.config_overrides and self.model_name_or_path is None and towers[0] is None:
-            raise ValueError("`config_overrides` needs a checkpoint or two towers; the small model has its own sizes.")
+            raise ValueError(
+                "`--config_overrides` needs a checkpoint or two towers (`--model_name_or_path`, or "
+                "`--vision_model_name_or_path` and `--text_model_name_or_path`); the small model has its own sizes."
+            )
 
 
 @dataclass
@@ -162,6 +168,13 @@ class DataArguments:
             "1 for PixCLIP."
         },
     )
+    point_prompt_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of batches whose regions prompt by points drawn inside and beside them, before masks have "
+            "their share of the others; for a CLOC with `prompter_points`, which the small one then has."
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={
@@ -180,16 +193,20 @@ class DataArguments:
         if self.source is not None:
             if self.dataset_name not in ("scenes", self.source[0]):
                 raise ValueError(
-                    f"`source` and `dataset_name` exclude each other, got {self.source} and {self.dataset_name!r}."
+                    f"`--source` and `--dataset_name` exclude each other, got {self.source} and {self.dataset_name!r}."
                 )
             if self.streaming and len(self.source) > 1:
                 raise ValueError(
-                    "`streaming` reads a dataset in the record schema, whose folder or Hub id is all of `source`, got "
-                    f"{self.source}."
+                    "`--streaming` reads a dataset in the record schema, whose folder or Hub id is all of `--source`, "
+                    f"got {self.source}. Save it by `save_records` first, or leave `--streaming` out (`--streaming "
+                    "False`)."
                 )
             self.dataset_name = self.source[0]  # what the model card calls it
         if self.streaming and self.dataset_name == "scenes":
-            raise ValueError("`streaming` needs a `dataset_name`: the scenes are drawn, not read.")
+            raise ValueError(
+                "`--streaming` needs a `--dataset_name`: the scenes are drawn, not read. `--streaming False` trains "
+                "on them."
+            )
 
     def collator_arguments(self, model_type: str) -> dict[str, Any]:
         """Arguments of [`RegionCollator`], with the model's own defaults for those that are not given."""
@@ -202,7 +219,7 @@ class DataArguments:
             "mask_prompt_share": 1.0 if pixclip else 0.5,
         }
         given = {name: getattr(self, name) for name in defaults if getattr(self, name) is not None}
-        return {**defaults, **given, "crops": pixclip}
+        return {**defaults, **given, "point_prompt_share": self.point_prompt_share, "crops": pixclip}
 
 
 @dataclass
@@ -281,12 +298,12 @@ class EarlyStoppingArguments:
 
     def __post_init__(self) -> None:
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            raise ValueError(f"`early_stopping_patience` must be at least 1, got {self.early_stopping_patience}.")
+            raise ValueError(f"`--early_stopping_patience` must be at least 1, got {self.early_stopping_patience}.")
         if self.early_stopping_threshold < 0:
-            raise ValueError(f"`early_stopping_threshold` must be at least 0, got {self.early_stopping_threshold}.")
+            raise ValueError(f"`--early_stopping_threshold` must be at least 0, got {self.early_stopping_threshold}.")
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             raise ValueError(
-                f"`early_stopping_threshold` needs `early_stopping_patience`, got {self.early_stopping_threshold} "
+                f"`--early_stopping_threshold` needs `--early_stopping_patience`, got {self.early_stopping_threshold} "
                 "alone."
             )
 

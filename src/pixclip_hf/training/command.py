@@ -17,7 +17,7 @@ from ..command_help import HelpFormatter
 from ..data.collator import RegionCollator
 from ..data.whole_files import whole_files, write_json
 from ..modeling.modeling_inherit import read_towers
-from ..outgoing import is_local_path, last_part, public_text
+from ..outgoing import public_values
 from ..scenes.small_models import MODEL_CLASSES, small_model
 from ..scenes.tokenizer import scenes_tokenizer
 from .arguments import (
@@ -73,9 +73,17 @@ transformers; the groups behind them are this command's own.
 """
 
 
-def build_model(arguments: ModelArguments) -> tuple[Any, Any, TextEmbeddingCache | None]:
+def build_model(arguments: ModelArguments, points: bool = False) -> tuple[Any, Any, TextEmbeddingCache | None]:
     """Model and processor, from a checkpoint, from two towers, or small and random; and the cache of text states, if
-    there is to be one."""
+    there is to be one.
+
+    Args:
+        arguments: which model.
+        points: whether points are to prompt it.
+
+    Raises:
+        ValueError: points for a model that takes none.
+    """
     overrides: Any = arguments.config_overrides or {}
     cache = None
     if arguments.text_cache is not None:
@@ -92,7 +100,13 @@ def build_model(arguments: ModelArguments) -> tuple[Any, Any, TextEmbeddingCache
             model = model_class.from_vision_text_pretrained(*towers, **overrides)
         processor = processor_class.from_vision_text_pretrained(*towers, **_sizes(overrides))
     else:
-        model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size)
+        fields: Any = {"prompter_points": True} if points and arguments.model_type == "cloc" else {}
+        model, processor = small_model(arguments.model_type, scenes_tokenizer(), arguments.image_size, **fields)
+    if points and "point" not in model.config.prompts:
+        raise ValueError(
+            "`point_prompt_share` needs a CLOC with `--config_overrides '{\"prompter_points\": true}'`, got a "
+            f"{model.config.model_type} without it."
+        )
     if arguments.text_max_length is not None:
         processor.tokenizer.model_max_length = arguments.text_max_length
     return model, processor, cache
@@ -114,7 +128,7 @@ def build_model_on_cache(arguments: ModelArguments, overrides: dict) -> tuple[An
         # The text tower that the checkpoint holds, or the one that it was made without.
         source = config.text_model_name if config.text_config is None else name
         if source is None:
-            raise ValueError(f"`text_cache` needs a text model, and {name!r} neither has nor names one.")
+            raise ValueError(f"`--text_cache` needs a text model, and {name!r} neither has nor names one.")
     else:
         source = arguments.text_model_name_or_path
         config = model_class.config_class(text_config=None, text_hidden_size=1, **overrides)
@@ -186,18 +200,7 @@ def save_run_arguments(
         # Without the values of tokens; settings that are no plain values become text.
         "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
     }
-    write_json(Path(training.output_dir, "run_arguments.json"), _without_paths(content))
-
-
-def _without_paths(content: Any) -> Any:
-    """Settings whose absolute paths are cut to their last parts, in a form that is no Hub id."""
-    if isinstance(content, dict):
-        return {name: _without_paths(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_paths(value) for value in content]
-    if isinstance(content, str):
-        return f"./{last_part(content)}" if is_local_path(content) else public_text(content)
-    return content
+    write_json(Path(training.output_dir, "run_arguments.json"), public_values(content, start="./"))
 
 
 def build_parser() -> HfArgumentParser:
@@ -236,6 +239,10 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
     logger.info(f"pixclip_hf {__version__}")
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv = recipe_arguments(argv[0]) + argv[1:]
+    if "--bf16" in argv and "--use_cpu" not in argv and not torch.accelerator.is_available():
+        # As recipes have it: `TrainingArguments` refuses a CPU for it that nobody named.
+        logger.warning("There is no accelerator on this machine: training on its CPU, as with `--use_cpu`.")
+        argv = [*argv, "--use_cpu"]
     arguments = build_parser().parse_args_into_dataclasses(argv, look_for_args_file=False)
     training_arguments = arguments[-1]
     # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
@@ -261,10 +268,10 @@ def _run(
     set_seed(training_arguments.seed)
     quantization = model_arguments.text_quantization
     if model_arguments.text_cache is not None and (lora_arguments.lora_r or data_arguments.streaming):
-        raise ValueError("`text_cache` excludes `lora_r`, which changes the states, and `streaming`.")
+        raise ValueError("`--text_cache` excludes `--lora_r`, which changes the states, and `--streaming`.")
     if quantization is not None and model_arguments.text_cache is None and not lora_arguments.lora_r:
-        raise ValueError(f"`text_quantization` needs `lora_r` or `text_cache`, got {quantization!r} alone.")
-    model, processor, cache = build_model(model_arguments)
+        raise ValueError(f"`--text_quantization` needs `--lora_r` or `--text_cache`, got {quantization!r} alone.")
+    model, processor, cache = build_model(model_arguments, points=data_arguments.point_prompt_share > 0)
     model_arguments.model_type = model.config.model_type  # a checkpoint has its own
     if loss_arguments.contrastive_tile_size is not None:
         model.contrastive_tile_size = loss_arguments.contrastive_tile_size
@@ -323,15 +330,16 @@ def _run(
     )
     main_process, output_dir = trainer.is_world_process_zero(), training_arguments.output_dir
     if trains:
-        finished = agreed(finished_step(output_dir) if main_process else None, training_arguments)
         checkpoint = training_arguments.resume_from_checkpoint
         if not checkpoint:
             checkpoint = agreed(last_checkpoint(output_dir) if main_process else None, training_arguments)
         if cache is not None and checkpoint is not None:
             cache.check(AutoConfig.from_pretrained(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        if trainer.trained_nothing and finished == trainer.state.global_step:
-            return trainer
+        if trainer.trained_nothing:
+            finished = agreed(finished_step(output_dir) if main_process else None, training_arguments)
+            if finished == trainer.state.global_step:
+                return trainer
         if main_process:
             begin_result(output_dir)
         if not trainer.trained_nothing:

@@ -55,8 +55,8 @@ def build_datasets(
     kind, given = parse_source(source)
     if not has_splits(kind) or "split" in given:
         raise ValueError(
-            f"`eval_split` {arguments.eval_split!r} is no split of `source` {' '.join(source)!r}, which has "
-            "one part alone: name what to evaluate on with `eval_source`."
+            f"`--eval_split` {arguments.eval_split!r} is no split of `--source` {' '.join(source)!r}, which has "
+            "one part alone: name what to evaluate on with `--eval_source`."
         )
     return train, load_records(source, arguments.eval_split)
 
@@ -67,5 +67,5 @@ def _load(source: Sequence[str], split: str | None) -> "datasets.Dataset":
     if not has_splits(kind) or "split" in given:
         return load_records(source)
     if split is None:
-        raise ValueError(f"`eval_source` {' '.join(source)!r} has several splits: choose one with `eval_split`.")
+        raise ValueError(f"`--eval_source` {' '.join(source)!r} has several splits: choose one with `--eval_split`.")
     return load_records(source, split)

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import is_bitsandbytes_available
 
+from ..data.whole_files import file_digest
 from ..modeling.configuration_region_text import pooled_width
 from ..modeling.modeling_lean import laid_out, load_converted
 from ..modeling.modeling_text import announce_own_code, set_bidirectional
@@ -149,8 +150,7 @@ def text_model_revision(name_or_path: str, revision: str | None = None) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_digest(path)))
     return digest.hexdigest()
 
 

@@ -74,6 +74,6 @@ def _check_targets(model: PreTrainedModel, pattern: str, given: bool) -> list[st
     if matches:
         raise ValueError(
             f"No projection of queries, keys or values is known in a {model.text_model.config.model_type!r} tower: "
-            f"`target_modules` must name them; {listed}"
+            f"`target_modules` (`--lora_target_modules`) must name them; {listed}"
         )
     raise ValueError(f"`target_modules` {pattern!r} matches no module. A module's whole name must match; {listed}")

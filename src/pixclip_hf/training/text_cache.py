@@ -79,7 +79,8 @@ class TextEmbeddingCache:
             max_length = self.tokenizer.model_max_length
         if not 0 < max_length < _UNLIMITED:
             raise ValueError(
-                f"`max_length` must be a number of tokens, for the tokenizer has no limit; got {max_length}."
+                f"`max_length` must be a number of tokens (`--text_max_length`), for the tokenizer has no limit; got "
+                f"{max_length}."
             )
         config = AutoConfig.from_pretrained(self.text_model, revision=revision)
         self.width = pooled_width(getattr(config, "text_config", None) or config)
@@ -94,6 +95,7 @@ class TextEmbeddingCache:
         }
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
         self.folder = Path(folder, digest[:16])
+        self._parts: dict[Path, Dataset] = {}
         self._check_folder()
         self._open()
 
@@ -202,15 +204,18 @@ class TextEmbeddingCache:
                 raise ValueError(f"{str(self.folder)!r} holds the states of another model: {'; '.join(differing)}.")
 
     def _open(self) -> None:
-        parts = []
         self._damaged = []
-        for path in sorted(self.folder.glob("*.arrow")):
+        paths = sorted(self.folder.glob("*.arrow"))
+        for path in paths:
+            if path in self._parts:
+                continue  # its checksum held before, and takes long to compute for many texts
             fault = _fault(path)
             if fault is None:
-                parts.append(Dataset.from_file(str(path)))
+                self._parts[path] = Dataset.from_file(str(path))
             else:
                 logger.warning(f"{str(path)!r} of the text cache {fault}: its states are computed again.")
                 self._damaged.append(path)
+        parts = [self._parts[path] for path in paths if path in self._parts]
         self._table: Any = concatenate_datasets(parts).with_format("numpy") if parts else None
         columns = [part.data.column("hash").to_pylist() for part in parts]
         hashes = np.array([entry for column in columns for entry in column], dtype="S32")

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ...images import inside
-from ...record import LeftOut, foreign
+from ...record import NOT_READABLE, LeftOut, foreign
 from ..source_index import Index, Notes, Row, build_index, content_digest, digest, file_state, list_index
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 IDS_PER_IMAGE = 2**16  # where regions have no ids of their own, those of an image start at its position times this
 
 _SAMPLED_FILES = 64
-NOT_READABLE = "region left out: not readable"
 
 KINDS: dict[str, type["Source"]] = {}
 """Every kind of source by its name; a class enters it when it is defined."""

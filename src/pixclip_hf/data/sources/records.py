@@ -12,8 +12,8 @@ from ...images import open_image, store_image, upright_size
 from ...processing.processing_geometry import clip_boxes
 from ...processing.processing_numbers import LEAST_INT64, MOST_INT64, as_float64, read_number, read_numbers, read_whole
 from ...processing.processing_regions import encode_rle, mask_box, read_mask
-from ...record import LeftOut, foreign, record_features
-from .base import NOT_READABLE, AnnotatedImage, Source, in_pixels, readable
+from ...record import LeftOut, foreign, readable_regions, record_features
+from .base import AnnotatedImage, Source, in_pixels, readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,21 +35,13 @@ def read_regions(item: AnnotatedImage, size: tuple[int, int], kind: str) -> tupl
         kind: the kind of the source, which a region without a `source` of its own comes from.
     """
     counts = Counter(item.left_out)
-    regions: list[dict[str, Any]] = []
-    seen: set[int] = set()
-    for region in item.regions:
-        try:
-            with foreign(NOT_READABLE):
-                if region.get("iscrowd"):
-                    raise LeftOut(CROWD)
-                read = _read_region(in_pixels(region, size) if item.normalized else region, size, kind, counts)
-                if read["id"] in seen:
-                    raise LeftOut("region left out: id twice")
-        except LeftOut as error:
-            counts[str(error)] += 1
-        else:
-            seen.add(read["id"])
-            regions.append(read)
+
+    def read(region: dict[str, Any]) -> dict[str, Any]:
+        if region.get("iscrowd"):
+            raise LeftOut(CROWD)
+        return _read_region(in_pixels(region, size) if item.normalized else region, size, kind, counts)
+
+    regions = readable_regions(item.regions, read, counts)
     counts["regions"] = len(regions)
     return regions, counts
 

@@ -9,7 +9,7 @@ from ...encoders.cached import CachedEncoder
 from ...encoders.views import blurred
 from ...images import open_image
 from ..image_sets import LAYOUTS, Images, read_images
-from ..intervals import RESAMPLES, mean_interval
+from ..intervals import RESAMPLES, mean_measures
 from ..metrics.referring_accuracy.box_overlap import pairwise_iou
 from ..report import Result
 from ..retrieval import TOLERANCE
@@ -144,10 +144,7 @@ def _measures(
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     if not groups:
         raise ValueError("`data` has no expression.")
-    metrics, intervals = {}, {}
-    for name, values in found.items():
-        metrics[name] = float(np.mean(values))
-        intervals[name] = mean_interval(np.array(values, dtype=np.float64), np.array(groups), resamples)
+    metrics, intervals = mean_measures(found, groups, resamples)
     return {**metrics, "expression_count": len(groups)}, intervals
 
 

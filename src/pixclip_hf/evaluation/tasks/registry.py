@@ -7,8 +7,10 @@ from ...encoders.cached import CachedEncoder
 from ..intervals import RESAMPLES
 from ..report import Result
 from .base import Option, Task, joined_options
+from .detection import OpenVocabularyDetection
 from .image_classification import ImageClassification
 from .mask_sensitivity import MaskSensitivity
+from .phrase_grounding import PhraseGrounding
 from .referring import Referring
 from .region_classification import RegionClassification
 from .retrieval import ImageTextRetrieval, LongTextRetrieval, RegionRetrieval
@@ -21,6 +23,8 @@ TASKS: dict[str, Task] = {
         RegionRetrieval(),
         ImageTextRetrieval(),
         LongTextRetrieval(),
+        OpenVocabularyDetection(),
+        PhraseGrounding(),
         Referring(),
         ImageClassification(),
         MaskSensitivity(),

@@ -1,0 +1,219 @@
+"""The `zero-shot-region-detection` pipeline: proposals of an image, each named by one of several labels or by none."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+from .region_feature_extraction import given_parameters, image_item, is_one_image
+from .zero_shot_region_classification import ZeroShotRegionClassificationPipeline, check_top_k, checked_labels
+
+GRID = (1, 3, 7)
+BACKGROUND = ("background",)
+_KEYS = ("boxes", "masks")
+
+
+class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
+    """Names the objects of an image: regions come from proposals, names from texts.
+
+    A CLOC embeds all proposals of an image in one pass, and so does a PixCLIP with `mode="pooled"`.
+
+    ```python
+    detect = pipeline("zero-shot-region-detection", model="org/cloc")
+    detect(image, candidate_labels=["a cat", "a remote"], boxes=boxes, threshold=0.3)
+    ```
+    """
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Names objects.
+
+        Args:
+            inputs: an image (path, URL, PIL image, array or tensor), a dict `{"image": ..., "boxes": ...}` or
+                `{"image": ..., "masks": ...}`, or a list, generator or dataset of either.
+            candidate_labels (`list[str]`), hypothesis_template, text_states, mode, batch_size, num_workers: as in
+                [`ZeroShotRegionClassificationPipeline`]; the rows of `background` come last in `text_states`.
+            boxes, masks, box_format, normalized, prompt: given proposals, as in [`RegionFeatureExtractionPipeline`].
+            proposals: where proposals come from if none are given: `"grid"`, windows that overlap by half, 1, 3 and 7
+                along either side (default); or what takes an RGB image and returns a list of
+                `{"box": [x0, y0, x1, y1] in pixels, "mask": in any form that the processor reads (optional), "score":
+                float in [0, 1] (optional)}`.
+            background (`list[str]`): texts of what is no object; `["background"]` by default. They take their share of
+                a region's probability and are never reported.
+            temperature (`float`): divides the logits before the softmax; 1 by default, the model's own temperature.
+                Of a model that was trained with a sigmoid, a score is the sigmoid of a label's own logit.
+            proposal_weight (`float`): w in [0, 1]; a score is `probability^(1 - w) * proposal score^w`. 0 by default,
+                where the scores of proposals do not count.
+            threshold (`float`): least score, 0.1 by default.
+            nms_iou (`float`): of two boxes of one label that overlap by more than this IoU the better one stays; 0.5
+                by default, 1 keeps both.
+            top_k (`int`): most detections of an image; 100 by default.
+            return_masks (`bool`): adds `"mask"`, the proposal's own, for proposals that have one.
+
+        Returns:
+            For one image, a list of dicts `{"score": float, "label": str, "box": {"xmin", "ymin", "xmax", "ymax"} in
+            pixels of the original image}`, best first, one for each region and label; for a list of images a list of
+            those; for a generator or dataset an iterator over them. An image without proposals has an empty list.
+
+        Raises:
+            OSError, TypeError, ValueError: labels that are missing, empty, given twice or among `background`, an
+                option beyond its range, unknown proposals, or regions that do not fit their image. The message names
+                the image of a list, generator or dataset by its index.
+        """
+        if "candidate_labels" not in kwargs and "candidate_labels" not in self._forward_params:
+            raise ValueError("`candidate_labels` must be a list of texts, got none.")
+        if is_one_image(inputs):
+            return Pipeline.__call__(self, inputs, **kwargs)
+        regions = {name: kwargs.pop(name) for name in _KEYS if kwargs.get(name) is not None}
+        return self.call_on_many(inputs, regions, _proposed_item, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: list[str] | None = None,
+        proposals: str | Callable[[Any], Sequence[Mapping[str, Any]]] | None = None,
+        background: list[str] | None = None,
+        temperature: float | None = None,
+        proposal_weight: float | None = None,
+        threshold: float | None = None,
+        nms_iou: float | None = None,
+        top_k: int | None = None,
+        return_masks: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if proposals is not None and proposals != "grid" and not callable(proposals):
+            raise ValueError(f"`proposals` must be 'grid' or callable, got {proposals!r:.80}.")
+        for name, value in (("threshold", threshold), ("nms_iou", nms_iou), ("proposal_weight", proposal_weight)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
+        if temperature is not None and not 0 < temperature < float("inf"):
+            raise ValueError(f"`temperature` must be a positive number, got {temperature}.")
+        if top_k is not None:
+            check_top_k(top_k)
+        if kwargs.get("points") is not None or kwargs.get("point_labels") is not None:
+            raise ValueError("`points` must be None: they have no boxes to report. Pass masks of `masks_from_points`.")
+        labels = None
+        if candidate_labels is not None:
+            labels = checked_labels(candidate_labels)
+            others = list(BACKGROUND if background is None else background)
+            if shared := [label for label in labels if label in others]:
+                raise ValueError(f"`background` must not hold a candidate label, got {shared[0]!r}.")
+            candidate_labels = [*labels, *others]
+        elif background is not None:
+            raise ValueError("`background` goes with `candidate_labels`, got it alone.")
+        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(
+            candidate_labels=candidate_labels, **kwargs
+        )
+        preprocess_params |= given_parameters({"proposals": proposals})
+        postprocess_params |= given_parameters(
+            {
+                "candidate_labels": labels,
+                "temperature": temperature,
+                "proposal_weight": proposal_weight,
+                "threshold": threshold,
+                "nms_iou": nms_iou,
+                "top_k": top_k,
+                "return_masks": return_masks,
+            }
+        )
+        return preprocess_params, forward_params, postprocess_params
+
+    def preprocess(self, inputs: Any, proposals: Any = "grid", **kwargs: Any) -> dict[str, Any]:
+        item = _proposed_item(inputs, **{name: kwargs.pop(name, None) for name in _KEYS})
+        if any(item.get(name) is not None for name in _KEYS):
+            given = [{} for _ in next(item[name] for name in _KEYS if item.get(name) is not None)]
+            # Other counts of boxes and masks are the processor's to refuse.
+            for proposal, mask in zip(given, item["masks"] if item.get("masks") is not None else (), strict=False):
+                proposal["mask"] = mask
+        elif proposals == "grid":
+            # Fractions, so that any image that the processor reads will do.
+            item["boxes"] = grid_boxes(1, 1)
+            given = [{} for _ in item["boxes"]]
+            kwargs |= {"normalized": True, "box_format": "xyxy"}
+        else:
+            # As the processor reads it: the proposals are in the frame of these pixels.
+            item["image"] = self.processor.image_processor.read_image(item["image"])
+            given = [dict(proposal) for proposal in proposals(item["image"])]
+            item["boxes"] = [proposal["box"] for proposal in given]
+            kwargs |= {"normalized": False, "box_format": "xyxy"}
+            masks = [proposal.get("mask") for proposal in given]
+            if given and all(mask is not None for mask in masks):
+                item["masks"] = masks
+                kwargs.setdefault("prompt", self.model.config.prompts[0])
+        processed = super().preprocess(item, **kwargs)
+        processed["regions"] = [
+            [{**region, **_kept(proposal)} for region, proposal in zip(processed["regions"][0], given, strict=True)]
+        ]
+        return processed
+
+    def postprocess(
+        self,
+        model_outputs: dict[str, Any],
+        candidate_labels: tuple[str, ...],
+        temperature: float = 1.0,
+        proposal_weight: float = 0.0,
+        threshold: float = 0.1,
+        nms_iou: float = 0.5,
+        top_k: int = 100,
+        return_masks: bool = False,
+    ) -> list[dict[str, Any]]:
+        logits, regions = self.split_outputs(model_outputs)
+        if not regions:
+            return []
+        scores = self.label_scores(logits / temperature)[:, : len(candidate_labels)]
+        if proposal_weight:
+            proposed = torch.tensor([region.get("proposal_score", 1.0) for region in regions])[:, None]
+            scores = scores ** (1 - proposal_weight) * proposed**proposal_weight
+        boxes = torch.tensor([list(region["box"].values()) for region in regions], dtype=torch.float32)
+        found = []
+        for number, label in enumerate(candidate_labels):
+            for row in class_nms(boxes, scores[:, number], threshold, nms_iou):
+                entry = {"score": float(scores[row, number]), "label": label, "box": regions[row]["box"]}
+                if return_masks and "mask" in regions[row]:
+                    entry["mask"] = regions[row]["mask"]
+                found.append(entry)
+        return sorted(found, key=lambda entry: -entry["score"])[:top_k]
+
+
+def class_nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float, iou: float) -> list[int]:
+    """Rows of the boxes `(N, 4)`, xyxy, of one label that score `threshold` or more and overlap no better one by more
+    than `iou`; best first."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[scores[order] >= threshold]
+    overlaps = box_overlaps(boxes[order])
+    kept: list[int] = []
+    for place in range(len(order)):
+        if not (overlaps[place, kept] > iou).any():
+            kept.append(place)
+    return order[kept].tolist()
+
+
+def box_overlaps(boxes: torch.Tensor) -> torch.Tensor:
+    """IoU `(N, N)` of boxes `(N, 4)`, xyxy, with each other."""
+    sides = (torch.minimum(boxes[:, None, 2:], boxes[:, 2:]) - torch.maximum(boxes[:, None, :2], boxes[:, :2])).clamp(
+        0
+    )
+    shared, areas = sides.prod(-1), (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return shared / (areas[:, None] + areas - shared).clamp(min=1e-9)
+
+
+def grid_boxes(width: float, height: float, counts: Sequence[int] = GRID) -> list[list[float]]:
+    """Windows that overlap by half, for each of `counts` as many along either side; 1 is the whole image."""
+    boxes = []
+    for count in counts:
+        side = 2 / (count + 1)
+        steps = [side / 2 * step for step in range(count)]
+        boxes += [[x * width, y * height, (x + side) * width, (y + side) * height] for y in steps for x in steps]
+    return boxes
+
+
+def _kept(proposal: Mapping[str, Any]) -> dict[str, Any]:
+    """What detections or their scores take of a proposal."""
+    kept = {} if proposal.get("score") is None else {"proposal_score": float(proposal["score"])}
+    return kept if proposal.get("mask") is None else {**kept, "mask": proposal["mask"]}
+
+
+def _proposed_item(image: Any, **given: Any) -> dict[str, Any]:
+    return image_item(image, _KEYS, **given)
+
+
+__all__ = ["RegionDetectionPipeline", "box_overlaps", "class_nms", "grid_boxes"]
