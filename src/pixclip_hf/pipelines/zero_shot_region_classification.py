@@ -29,7 +29,8 @@ class ZeroShotRegionClassificationPipeline(RegionPipeline):
         """Scores texts against regions.
 
         Args:
-            inputs, boxes, masks, points, point_labels, box_format, normalized, prompt, mode, size, batch_size: as in
+            inputs, boxes, masks, points, point_labels, box_format, normalized, prompt, mode, size, max_num_patches,
+            batch_size: as in
                 [`RegionFeatureExtractionPipeline`].
             candidate_labels (`list[str]`): the T texts to choose from, of any length.
             hypothesis_template (`str`): a text in which each label takes the place of `{}`; `"{}"` by default.
