@@ -84,12 +84,12 @@ def test_the_card_counts_records_alone(whole):
 
 
 def test_only_records_are_pushed(whole, monkeypatch):
-    monkeypatch.setattr(hub, "_push", lambda files, *others: files)
+    monkeypatch.setattr(hub, "_push", lambda files, *others: list(files))
     pushed = hub.publish_dataset(whole, "org/name", "vesl")
     for name in ("README.md", "samples.png"):
         (whole / name).unlink()
-    shards = {f"data/train-{i:05d}.parquet" for i in range(6)}
-    assert pushed.keys() == {"README.md", "samples.png", hub.PUSHED, *shards}
+    shards = [f"data/train-{i:05d}.parquet" for i in range(6)]
+    assert pushed == ["README.md", *shards, "samples.png", hub.PUSHED]
 
 
 def run_until_killed(output, replacement, before):

@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 
 from .dataset import make_scene, scenes_dataset
 from .measures import evaluate_scenes
-from .recipes import COMMON, RECIPES, model_type_of, start_from_towers
+from .recipes import BATCHES_BESIDE, COMMON, RECIPES, model_type_of, start_from_towers
 from .small_models import small_model
 from .tokenizer import scenes_tokenizer
 
 # Steps that warm up, and steps that are timed.
-WARM_UP, TIMED_STEPS = 2, 4
+WARM_UP, TIMED_STEPS = 2, 6
 # Scenes that are measured: few, and more, for a part of the time does not grow with them.
 TIMED_SCENES = (4, 20)
 
@@ -30,7 +30,7 @@ def seconds_of_training(recipe: str) -> float:
     from ..training.command import build_parser
 
     model_type = model_type_of(recipe)
-    given = ["--output_dir", "unused", "--model_type", model_type, *RECIPES[recipe], *COMMON]
+    given = ["--output_dir", "unused", "--model_type", model_type, *RECIPES[recipe], *COMMON, *BATCHES_BESIDE]
     _, data, *_, training = build_parser().parse_args_into_dataclasses(given, look_for_args_file=False)
     model, processor = _untrained(model_type)
     model.to(training.device).train()
