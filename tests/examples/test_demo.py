@@ -172,7 +172,7 @@ def test_the_estimate_is_that_of_the_recipe(family, monkeypatch):
     )
     monkeypatch.setitem(estimate.RECIPES, family, ("--max_steps", "80", *FEW[2:]))
     # A tick from the last step that warms up to the end, over the timed steps.
-    assert estimate.seconds_of_training(family) == 80 / estimate.TIMED_STEPS
+    assert estimate.seconds_of_training(family) == pytest.approx(80 / estimate.TIMED_STEPS)
     # One scene takes a tick and two of them two, so that ten take ten.
     assert estimate.seconds_of_measuring(family, 10) == 10
     assert estimate.in_words(70) == "70 seconds" and estimate.in_words(600) == "10 minutes"
