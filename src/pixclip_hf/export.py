@@ -65,10 +65,12 @@ def export_image_half(
         library reads.
 
     Raises:
-        ValueError: an unknown format or mode.
+        ValueError: an unknown format or mode, or a tower of variable resolution.
         ImportError: a package that the format needs is not installed.
     """
     check_choice("mode", mode, REGION_MODES)
+    if model.takes_patches:
+        raise ValueError("`model` must take images of one size, got one whose images have grids of their own.")
     config = model.config.vision_config
     generator = torch.Generator().manual_seed(0)
     side, images, regions = config.image_size, Dim("images"), Dim("regions")

@@ -326,7 +326,6 @@ def wrong_config(name):
     """Configurations that make no tower of one side or the other."""
     small = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
     return {
-        "naflex": lambda: transformers.Siglip2Config(vision_config=dict(SIZES, hidden_size=32)),
         "llama": lambda: transformers.LlamaConfig(**TEXT, **LLAMA),
         "clip_vision": lambda: transformers.CLIPVisionConfig(**VISION),
         "t5": lambda: transformers.T5Config(**small),
@@ -340,7 +339,6 @@ def wrong_config(name):
 @pytest.mark.parametrize(
     ("side", "name", "message"),
     [
-        ("vision", "naflex", "`vision` must name a CLIP, SigLIP, fixed-resolution SigLIP2, .*'siglip2' checkpoint"),
         ("vision", "llama", "`vision` must name .*'llama' checkpoint"),
         ("vision", "llava", "`vision` must name .*'llava' checkpoint"),
         ("vision", "vit_msn", "convolutional patch projection, got 'vit_msn'"),

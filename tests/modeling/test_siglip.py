@@ -270,3 +270,18 @@ def test_loss_equals_its_siglips(family, sources, pixels):
     found = model(pixels, input_ids=ids, attention_mask=mask, return_loss=True)
     assert found.loss_parts.keys() == {"image_text"}
     torch.testing.assert_close(found.loss, expected, atol=1e-5, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_exports_texts_of_any_length(sources):
+    from pixclip_hf.export import export_text_half
+
+    model = build("cloc", sources)
+    exported = export_text_half(model, "torch")
+    ids, mask = tokens()
+    for length in (16, 7):
+        expected = torch.nn.functional.normalize(
+            model.get_text_features(ids[:, :length], mask[:, :length]).pooler_output, dim=-1
+        )
+        found = exported(input_ids=ids[:, :length], attention_mask=mask[:, :length])["text_embeds"]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

@@ -166,7 +166,7 @@ class BaseEncoder:
         parts = Parts(items, {}, batches(range(len(items)), batch_size))
         features = [torch.zeros(0, self.width)]
         for inputs in prepared(self._image_call(), parts, num_workers, self._shows(show_progress_bar), "images"):
-            features.append(self._image_features(inputs["pixel_values"], unscaled_mask).float().cpu())
+            features.append(self._image_features(inputs, unscaled_mask).float().cpu())
         rows = torch.cat(features)
         if normalize_embeddings:
             rows = F.normalize(rows, dim=-1)
@@ -254,7 +254,7 @@ class BaseEncoder:
         for (numbers, _), features in zip(batch.parts, found, strict=True):
             rows += [row[: batch.counts[number]] for number, row in zip(numbers, features, strict=True)]
         if batch.images is not None:
-            whole = self._image_features(batch.images["pixel_values"], False)
+            whole = self._image_features(batch.images, False)
         regions = F.normalize(torch.cat([row.float() for row in rows]), dim=-1)
         return regions, None if whole is None else F.normalize(whole.float(), dim=-1)
 
@@ -343,7 +343,7 @@ class BaseEncoder:
         """`_region_features` of some parts, in their order."""
         return (self._region_features(inputs, batch_size, mode) for inputs in parts)
 
-    def _image_features(self, pixel_values: Tensor, unscaled_mask: bool) -> Tensor:
+    def _image_features(self, inputs: Any, unscaled_mask: bool) -> Tensor:
         """`(B, D)` of whole images."""
         raise NotImplementedError
 

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from ..data.collator import region_inputs
+from ..pipelines.region_feature_extraction import IMAGE_KEYS
 from ..pipelines.text_embeddings import embed_texts, input_device
 from ..processing.processing_text import UNLIMITED
 from .base import BaseEncoder
@@ -163,13 +164,18 @@ class RegionEncoder(BaseEncoder):
         options = {} if mode is None else {"mode": mode}
         return self.model.get_region_features(**self._moved(inputs), **options).pooler_output
 
-    def _image_features(self, pixel_values: Tensor, unscaled_mask: bool) -> Tensor:
-        pixels = pixel_values.to(input_device(self.model), self.model.dtype)
+    def _image_features(self, inputs: Any, unscaled_mask: bool) -> Tensor:
+        images = {name: inputs[name].to(input_device(self.model)) for name in IMAGE_KEYS if name in inputs}
+        images["pixel_values"] = images["pixel_values"].to(self.model.dtype)
         config = self.model.config
         if not (unscaled_mask and hasattr(config, "mask_mean")):
-            return self.model.get_image_features(pixels).pooler_output
-        mask = torch.full_like(pixels[:, :1], config.mask_mean + config.mask_std)
-        return self.model.get_region_features(pixels, mask).pooler_output[:, 0]
+            return self.model.get_image_features(**images).pooler_output
+        pixels = images["pixel_values"]
+        height, width = pixels.shape[-2:]
+        if self.model.takes_patches:
+            height, width = (images["spatial_shapes"].amax(0) * config.vision_config.patch_size).tolist()
+        mask = pixels.new_full((len(pixels), 1, height, width), config.mask_mean + config.mask_std)
+        return self.model.get_region_features(region_masks=mask, **images).pooler_output[:, 0]
 
     def _text_features(self, texts: Sequence[str], limit: int | None, batch_size: int, show: bool) -> Tensor:
         progress = partial(tqdm, desc="encoding texts", disable=not show, leave=False)

@@ -115,7 +115,7 @@ class ViewEncoder(BaseEncoder):
         embeds = [torch.zeros(0, self.width)]
         for part in batches(records, batch_size):
             pixels = self.region_processor(images=[record["image"] for record in part]).pixel_values
-            embeds.append(self._image_features(pixels).float().cpu())
+            embeds.append(self._image_features({"pixel_values": pixels}).float().cpu())
         return F.normalize(torch.cat(embeds), dim=-1)
 
     def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
@@ -174,11 +174,13 @@ class ViewEncoder(BaseEncoder):
 
     def _features_of_views(self, views: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
         """`(1, R, D)` for the views `(R, 3, H, W)` of each of some images, which share passes of the model."""
-        features = torch.cat([self._image_features(part) for part in torch.cat(list(views)).split(batch_size)])
+        features = torch.cat(
+            [self._image_features({"pixel_values": part}) for part in torch.cat(list(views)).split(batch_size)]
+        )
         return (rows[None] for rows in features.split([len(own) for own in views]))
 
-    def _image_features(self, pixel_values: Tensor, unscaled_mask: bool = False) -> Tensor:
-        pixels = pixel_values.to(input_device(self.model), self.model.dtype)
+    def _image_features(self, inputs: Any, unscaled_mask: bool = False) -> Tensor:
+        pixels = inputs["pixel_values"].to(input_device(self.model), self.model.dtype)
         return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     def _text_features(self, texts: Sequence[str], limit: int | None, batch_size: int, show: bool) -> Tensor:

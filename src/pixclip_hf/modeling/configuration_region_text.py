@@ -23,6 +23,9 @@ EQUAL_TEXTS = ("left_out", "positive")
 # Text towers that pool their tokens themselves, and read the padding behind a text too.
 SELF_POOLING_TEXT_TOWERS = ("siglip_text_model", "siglip2_text_model")
 
+# Vision towers that take images of any aspect as rows of patches, in place of a square.
+PATCH_TOWERS = ("siglip2_vision_model",)
+
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises `ValueError` naming the field, its value and the choices, unless `value` is one of `choices`."""
@@ -44,7 +47,7 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
     Args:
         vision_config (`dict` or `PreTrainedConfig`, *optional*):
             A vision tower of the CLIP, SigLIP, DINOv2, DINOv3 or ViT family, or an `eva02_vision_model`; a default
-            `clip_vision_model` when not given.
+            `clip_vision_model` when not given. A `siglip2_vision_model` takes images of any aspect.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             Any text encoder or decoder LLM that `AutoModel` builds; a default `clip_text_model` when not given. `None`
             builds the model without a text tower: pooled states then come in as `text_states` and `text_hidden_size`
@@ -141,13 +144,15 @@ class RegionTextConfig(SavesPipelines, PreTrainedConfig):
         self._check_text()
 
     def _check_vision(self) -> None:
-        """Raises `ValueError` unless `vision_config` describes a tower with a square patch grid."""
+        """Raises `ValueError` unless `vision_config` describes a tower with a square patch grid, or with any."""
         vision = self.vision_config
         if hasattr(vision, "vision_config"):
             raise ValueError(
                 f"`vision_config` must be the configuration of a vision tower, got the composite "
                 f"{vision.model_type!r}: pass its `vision_config`."
             )
+        if vision.model_type in PATCH_TOWERS:
+            return
         for name in ("image_size", "patch_size"):
             value = getattr(vision, name, None)
             if not isinstance(value, int):

@@ -1,6 +1,7 @@
 """CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box, mask or point, in one image
 pass."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +16,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .modeling_losses import grounding_losses
 from .modeling_parallel import returns_loss, with_every_parameter
+from .modeling_patches import by_grid, scale_boxes
 from .modeling_points import PointTypes
 from .modeling_prompter import (
     QUERY_GAIN,
@@ -74,10 +76,17 @@ class CLOCGroundingOutput(ModelOutput):
 
 
 class ImageTokens(NamedTuple):
-    """Patch tokens (B, N, D) of an image pass, as they leave the tower, and their grid."""
+    """Patch tokens (B, N, D) of an image pass, as they leave the tower, and their grid; or, where images differ, the
+    grid of each, (B, 2), with which N is filled up."""
 
     states: Tensor
-    grid: tuple[int, int]
+    grid: tuple[int, int] | Tensor
+
+    def per_grid(self, read: Callable[[Tensor, tuple[int, int], Any], Tensor]) -> Tensor:
+        """`read(states, grid, images)` for the images of each grid, together in the order of the batch."""
+        if not isinstance(self.grid, Tensor):
+            return read(self.states, self.grid, slice(None))
+        return by_grid(self.grid, lambda images, grid: read(self.states[images, : grid[0] * grid[1]], grid, images))
 
 
 class CLOCPreTrainedModel(RegionTextPreTrainedModel):
@@ -144,6 +153,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         interpolate_pos_encoding: bool = False,
         region_points: Tensor | None = None,
         region_point_labels: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Features of regions; all regions of an image come from one image pass.
@@ -163,6 +174,10 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
                 `config.prompter_points`.
             region_point_labels (`(B, R, P)`): 1 for points on the region, 0 for points beside it, -1 for padding. A
                 region with points has at least one on it.
+            pixel_attention_mask (`(B, N)`), spatial_shapes (`(B, 2)`): for a tower of variable resolution, whose
+                `pixel_values` are patches `(B, N, 3 * patch²)`: which of them are there, and the grid of each image. H
+                and W of masks are then those of the largest image, and what lies behind a smaller one is not looked
+                at.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the image
@@ -173,10 +188,11 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
                 without `config.prompter_points`, labels other than these, or a region without what prompts it.
         """
         points = region_points, region_point_labels
-        regions = prompted_regions(
-            self.config, pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points
+        regions = self._regions(
+            pixel_values, spatial_shapes, region_boxes, region_attention_mask, region_masks, prompt, *points
         )
-        outputs = self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        outputs = self._read_regions(pixel_values, regions, interpolate_pos_encoding, **patches, **kwargs)
         outputs.pooler_output = only_real(self._project_regions(outputs.pooler_output), regions.is_real)
         return outputs
 
@@ -191,6 +207,8 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         interpolate_pos_encoding: bool = False,
         region_points: Tensor | None = None,
         region_point_labels: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """What the Prompter gives for each region, before the region head: one token per region for a language model,
@@ -199,6 +217,7 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         Args:
             pixel_values, region_boxes, region_attention_mask, region_masks: as in [`CLOCModel.get_region_features`].
             prompt, interpolate_pos_encoding, region_points, region_point_labels: as there too.
+            pixel_attention_mask, spatial_shapes: as there too.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, vision_config.hidden_size)`, zeros for padded
@@ -208,16 +227,17 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             ValueError: as [`CLOCModel.get_region_features`].
         """
         points = region_points, region_point_labels
-        regions = prompted_regions(
-            self.config, pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points
+        regions = self._regions(
+            pixel_values, spatial_shapes, region_boxes, region_attention_mask, region_masks, prompt, *points
         )
-        return self._read_regions(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        return self._read_regions(pixel_values, regions, interpolate_pos_encoding, **patches, **kwargs)
 
     def _read_regions(
         self, pixel_values: Tensor, regions: PromptedRegions, interpolate_pos_encoding: bool, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **kwargs)
-        tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
+        tokens = self._image_tokens(outputs.last_hidden_state, pixel_values, kwargs["spatial_shapes"])
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=only_real(self._region_tokens(tokens, regions), regions.is_real),
@@ -245,16 +265,20 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         interpolate_pos_encoding: bool = False,
         region_points: Tensor | None = None,
         region_point_labels: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionVisionOutput:
         """Normalized image embeddings and, with regions, region embeddings. Arguments as in [`CLOCModel`]."""
         regions = None
         points = region_points, region_point_labels
         if any(given is not None for given in (region_boxes, region_masks, *points)):
-            regions = prompted_regions(
-                self.config, pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points
+            regions = self._regions(
+                pixel_values, spatial_shapes, region_boxes, region_attention_mask, region_masks, prompt, *points
             )
-        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        options = {**patches, **kwargs}
+        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **options)
         return vision_output(image, region_embeds)
 
     def _embed(
@@ -263,13 +287,32 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         """The image features, the patch tokens behind them, and the normalized embeddings of the regions."""
         kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
         image = self.get_image_features(pixel_values, **kwargs)
-        tokens = self._image_tokens(image.last_hidden_state, pixel_values)
+        tokens = self._image_tokens(image.last_hidden_state, pixel_values, kwargs["spatial_shapes"])
         if regions is None:
             return image, tokens, None
         embeds = unit(self._project_regions(self._region_tokens(tokens, regions)))
         return image, tokens, only_real(embeds, regions.is_real)
 
-    def _image_tokens(self, last_hidden_state: Tensor, pixel_values: Tensor) -> ImageTokens:
+    def _regions(
+        self,
+        pixel_values: Tensor,
+        spatial_shapes: Tensor | None,
+        region_boxes: Tensor | None,
+        region_attention_mask: Tensor | None,
+        region_masks: Tensor | None,
+        prompt: str | None,
+        *points: Tensor | None,
+    ) -> PromptedRegions:
+        size = self._mask_shape(pixel_values, region_masks, spatial_shapes)
+        return prompted_regions(
+            self.config, pixel_values, size, region_boxes, region_attention_mask, region_masks, prompt, *points
+        )
+
+    def _image_tokens(
+        self, last_hidden_state: Tensor, pixel_values: Tensor, spatial_shapes: Tensor | None
+    ) -> ImageTokens:
+        if spatial_shapes is not None:
+            return ImageTokens(last_hidden_state, spatial_shapes)
         grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
         return ImageTokens(self.vision_adapter.patch_tokens(last_hidden_state, grid), grid)
 
@@ -279,19 +322,27 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
         return self.region_projection(self.region_norm(states))
 
     def _region_tokens(self, tokens: ImageTokens, regions: PromptedRegions) -> Tensor:
+        if not isinstance(tokens.grid, Tensor):
+            return self._read_prompts(tokens.states, tokens.grid, regions)
+        patch = self.config.vision_config.patch_size
+        return tokens.per_grid(
+            lambda states, grid, images: self._read_prompts(states, grid, regions.on_images(images, grid, patch))
+        )
+
+    def _read_prompts(self, states: Tensor, grid: tuple[int, int], regions: PromptedRegions) -> Tensor:
         if self.config.region_readout == "image_head":
-            coverage = regions.get_coverage(tokens.grid)
-            return self.vision_adapter.pool_regions(self.vision_model, tokens.states, coverage)
+            coverage = regions.get_coverage(grid)
+            return self.vision_adapter.pool_regions(self.vision_model, states, coverage)
         points = {"points": regions.points, "point_labels": regions.point_labels}
         if regions.boxes is None and regions.masks is None:
-            return self.prompter(tokens.states, tokens.grid, **points)
+            return self.prompter(states, grid, **points)
         if regions.boxes is None and self.config.prompts_by_coverage:
-            return self.prompter(tokens.states, tokens.grid, masks=regions.masks, **points)
+            return self.prompter(states, grid, masks=regions.masks, **points)
         boxes = regions.get_boxes()
         if self.config.region_readout == "roi_align":
-            boxes = boxes.to(tokens.states.device)
-            return roi_align(tokens.states, boxes, tokens.grid, self.config.roi_align_size).mean(2)
-        return self.prompter(tokens.states, tokens.grid, boxes=boxes, **points)
+            boxes = boxes.to(states.device)
+            return roi_align(states, boxes, grid, self.config.roi_align_size).mean(2)
+        return self.prompter(states, grid, boxes=boxes, **points)
 
 
 class CLOCModel(RegionTextModel, CLOCVisionModel):
@@ -329,6 +380,8 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         interpolate_pos_encoding: bool = False,
         text_embeds: Tensor | None = None,
         steady_scores: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLOCGroundingOutput:
         """Finds the box of each text in each image.
@@ -336,7 +389,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         Args:
             pixel_values (`(B, 3, H, W)`): normalized RGB.
             input_ids, attention_mask, position_ids (`(T, L)`), text_states: as in [`CLOCModel.get_text_features`].
-            interpolate_pos_encoding: as in [`CLOCModel.get_region_features`].
+            interpolate_pos_encoding, pixel_attention_mask, spatial_shapes: as in [`CLOCModel.get_region_features`].
             text_embeds (`(T, D)`): what [`CLOCModel.get_text_features`] gave, of any length, in place of the texts.
             steady_scores: averages each score over the box and five others: one of 0.8 of its sides, and the box moved
                 by 0.12 of them either way. A box that lies well on its object scores the same there; one on the edge
@@ -356,8 +409,9 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             ).pooler_output
         elif input_ids is not None or text_states is not None:
             raise ValueError("One of `text_embeds` and `input_ids` or `text_states` must be given, got both.")
-        outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **kwargs)
-        tokens = self._image_tokens(outputs.last_hidden_state, pixel_values)
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        outputs = self._run_tower(pixel_values, interpolate_pos_encoding, **patches, **kwargs)
+        tokens = self._image_tokens(outputs.last_hidden_state, pixel_values, spatial_shapes)
         text_embeds = unit(text_embeds)[None].expand(len(pixel_values), -1, -1)
         pred_boxes = self._find_boxes(tokens, text_embeds)
         scored = boxes_around(pred_boxes) if steady_scores else pred_boxes[:, :, None]
@@ -387,6 +441,8 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         token_type_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         region_points: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CLOCOutput:
         """
@@ -397,6 +453,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             region_masks (`(B, R, H, W)`), prompt, interpolate_pos_encoding: see [`CLOCModel.get_region_features`].
             region_points (`(B, R, P, 2)`), region_point_labels (`(B, R, P)`): see there too. The grounding loss asks
                 for `region_boxes`, whatever prompts, and for the tight boxes of the masks where there are none.
+            pixel_attention_mask (`(B, N)`), spatial_shapes (`(B, 2)`): see there too.
             The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:
@@ -416,10 +473,12 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         regions = None
         points = region_points, region_point_labels
         if any(given is not None for given in (region_texts, region_boxes, region_masks, *points)):
-            regions = prompted_regions(
-                self.config, pixel_values, region_boxes, region_attention_mask, region_masks, prompt, *points
+            regions = self._regions(
+                pixel_values, spatial_shapes, region_boxes, region_attention_mask, region_masks, prompt, *points
             )
-        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **kwargs)
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        options = {**patches, **kwargs}
+        image, tokens, region_embeds = self._embed(pixel_values, regions, interpolate_pos_encoding, **options)
         output = CLOCOutput(
             image_embeds=unit(image.pooler_output), region_embeds=region_embeds, vision_model_output=image
         )
@@ -434,16 +493,24 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
                 found = self._find_boxes(tokens, output.region_text_embeds)
                 output.pred_boxes = only_real(found, regions.is_real)
         if with_loss:
-            boxes = self.loss_regions(region_boxes, region_masks)
+            boxes = self.loss_regions(region_boxes, region_masks, spatial_shapes)
             parts = self.compute_loss(output, boxes, region_attention_mask)
             set_losses(output, parts, self.loss_weights())
             output.loss = with_every_parameter(self, output.loss)
         # Built again because a `ModelOutput` keeps its fields in the order in which they were set: the loss is first.
         return CLOCOutput(**output)
 
-    def loss_regions(self, region_boxes: Tensor | None, region_masks: Tensor | None) -> Tensor | None:
+    def loss_regions(
+        self, region_boxes: Tensor | None, region_masks: Tensor | None, spatial_shapes: Tensor | None = None
+    ) -> Tensor | None:
         """What [`CLOCModel.compute_loss`] takes of a batch's regions: the boxes, or the tight ones of the masks."""
-        return mask_boxes(region_masks) if region_boxes is None and region_masks is not None else region_boxes
+        if region_boxes is not None or region_masks is None:
+            return region_boxes
+        boxes = mask_boxes(region_masks)
+        if spatial_shapes is None:
+            return boxes
+        height, width = region_masks.shape[-2:]
+        return scale_boxes(boxes, spatial_shapes, (height, width), self.config.vision_config.patch_size)
 
     def loss_weights(self) -> dict[str, float]:
         """Weight of each part of the loss."""
@@ -494,7 +561,9 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         return losses
 
     def _find_boxes(self, tokens: ImageTokens, text_embeds: Tensor) -> Tensor:
-        return self.box_head(self.prompter(tokens.states, tokens.grid, text_embeds=text_embeds))
+        return tokens.per_grid(
+            lambda states, grid, images: self.box_head(self.prompter(states, grid, text_embeds=text_embeds[images]))
+        )
 
 
 __all__ = ["CLOCModel", "CLOCOutput", "CLOCGroundingOutput", "CLOCPreTrainedModel", "CLOCVisionModel"]

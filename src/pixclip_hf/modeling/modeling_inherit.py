@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 MAIN_INPUTS = {"vision": "pixel_values", "text": "input_ids"}
 EXPECTED = {
-    "vision": "a CLIP, SigLIP, fixed-resolution SigLIP2, DINOv2, DINOv3 or ViT checkpoint (or a CLOC or PixCLIP)",
+    "vision": "a CLIP, SigLIP, SigLIP2, DINOv2, DINOv3 or ViT checkpoint (or a CLOC or PixCLIP)",
     "text": "a CLIP or SigLIP text tower, a text encoder or a decoder",
 }
 ADAPTERS: dict[str, AdapterRegistry[Any]] = {"vision": VISION_ADAPTERS, "text": TEXT_ADAPTERS}
@@ -96,7 +96,7 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         or tower.main_input_name != MAIN_INPUTS[side]
         or type(tower_config) not in MODEL_MAPPING
         or tower_config.is_encoder_decoder
-        or (side == "vision" and not _has_square_grid(tower_config))
+        or (side == "vision" and not _has_a_grid(tower_config))
     ):
         raise refusal
     positions = tower.state_dict().get(ADAPTERS[side].of(tower_config).positions)
@@ -112,8 +112,10 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
     )
 
 
-def _has_square_grid(config: PreTrainedConfig) -> bool:
-    return all(isinstance(getattr(config, name, None), int) for name in ("image_size", "patch_size"))
+def _has_a_grid(config: PreTrainedConfig) -> bool:
+    """Whether a vision tower has one square grid of patches, or takes images on grids of their own."""
+    square = all(isinstance(getattr(config, name, None), int) for name in ("image_size", "patch_size"))
+    return square or VISION_ADAPTERS.of(config).takes_patches
 
 
 def load_weights(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -254,8 +256,8 @@ def _text_fields(source: Source | None, is_whole: bool) -> dict[str, Any]:
     trained = ("contrastive_objective", "logit_bias_init_value", "equal_texts") if is_whole else ()
     if hasattr(config, "text_pooling"):  # a region model
         return {name: getattr(config, name) for name in (*names, *trained)}
-    fields = {} if source.adapter.projects else {"text_projection": "linear"}
-    return fields | ({"contrastive_objective": source.adapter.objective} if is_whole else {})
+    own = {} if source.adapter.projects else {"text_projection": "linear"}
+    return own | ({"contrastive_objective": source.adapter.objective} if is_whole else {})
 
 
 class Towers(NamedTuple):
@@ -293,7 +295,13 @@ def read_towers(
     if text is not None:
         text_source = read_source("text", text, hub_kwargs | {"revision": text_revision or revision})
         text_config = text_source.tower_config.to_dict()
-    vision_config["image_size"] = _image_size(vision_source, image_size)
+    if not vision_source.adapter.takes_patches:
+        vision_config["image_size"] = _image_size(vision_source, image_size)
+    elif image_size is not None:
+        raise ValueError(
+            f"`image_size` must be None for a {vision_source.tower_config.model_type!r} tower, which takes images of "
+            f"any size, got {image_size!r}."
+        )
     if max_position_embeddings is not None:
         if text_source is None:
             raise ValueError("`max_position_embeddings` needs a text tower, got `text=None`.")

@@ -14,6 +14,7 @@ from .configuration_pixclip import PixCLIPConfig
 from .configuration_region_text import check_choice
 from .modeling_losses import local_global_loss
 from .modeling_parallel import returns_loss, with_every_parameter
+from .modeling_patches import by_grid, cut_masks, patches_of_masks
 from .modeling_region_text import (
     Gather,
     RegionTextModel,
@@ -37,7 +38,7 @@ from .modeling_region_text import (
 )
 from .modeling_regions import mask_patch_weights
 from .modeling_text import ScaledLinear
-from .modeling_vision import MaskedPatchConv
+from .modeling_vision import MaskedPatchConv, MaskedPatchLinear
 
 REGION_MODES = ("prompted", "pooled")
 
@@ -69,7 +70,7 @@ class PixCLIPPreTrainedModel(RegionTextPreTrainedModel):
     def initialize_weights(self) -> None:
         # The mask projection sits inside a transformers tower, whose own initialization does not know its weight.
         for module in self.modules():
-            if isinstance(module, MaskedPatchConv):
+            if isinstance(module, MaskedPatchConv | MaskedPatchLinear):
                 module.reset_mask_parameters()
         super().initialize_weights()
 
@@ -109,6 +110,8 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         pixel_values: Tensor,
         use_mask: bool = True,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Whole-image features: the region is the image, so the mask is all ones.
@@ -118,13 +121,21 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
             use_mask: False leaves the mask branch out, as in the CLIP that the weights came from.
             interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
                 multiples of its patch size.
+            pixel_attention_mask (`(B, N)`), spatial_shapes (`(B, 2)`): for a tower of variable resolution, whose
+                `pixel_values` are patches `(B, N, 3 * patch²)`: which of them are there, and the grid of each image.
 
         Returns:
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
             normalized.
         """
-        masks = torch.ones_like(pixel_values[:, 0]) if use_mask else None
-        return self._encode(pixel_values, masks, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        masks = None
+        if use_mask and self.takes_patches:
+            masks = pixel_values.new_ones(len(pixel_values), *self._mask_shape(pixel_values, None, spatial_shapes))
+        elif use_mask:
+            masks = torch.ones_like(pixel_values[:, 0])
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, **patches}
+        return self._encode(pixel_values, masks, **kwargs)
 
     @can_return_tuple
     def get_region_features(
@@ -134,6 +145,8 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         region_attention_mask: Tensor | None = None,
         mode: str = "prompted",
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Region features.
@@ -146,7 +159,9 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
             mode: with `"prompted"` the mask enters the tower, which takes one pass per region and sees the context;
                 without gradients it takes no more than `max_regions_per_forward` regions at a time. With `"pooled"`
                 the patch features of one image pass are pooled under the mask and sent through the same head.
-            interpolate_pos_encoding: see [`PixCLIPModel.get_image_features`].
+            interpolate_pos_encoding, pixel_attention_mask, spatial_shapes: see [`PixCLIPModel.get_image_features`].
+                With a tower of variable resolution, H and W of the masks are those of the largest image, and what lies
+                behind a smaller one is not looked at.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, R, D)`, not normalized; `last_hidden_state`, the tokens
@@ -157,24 +172,27 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
             ValueError: no `region_masks`, masks of another shape, or an unknown mode.
         """
         check_choice("mode", mode, REGION_MODES)
-        trailing = tuple(pixel_values.shape[-2:])
+        trailing = self._mask_shape(pixel_values, region_masks, spatial_shapes)
         real = real_slots("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
         if not real.numel():
             return BaseModelOutputWithPooling(
                 pooler_output=pixel_values.new_zeros(*real.shape, self.config.projection_dim)
             )
         kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
+        patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         if mode == "pooled":
-            outputs = self.get_image_features(pixel_values, **kwargs)
-            features = self._pooled_features(outputs.last_hidden_state, pixel_values, region_masks)
+            outputs = self.get_image_features(pixel_values, **patches, **kwargs)
+            features = self._pooled_features(outputs.last_hidden_state, pixel_values, region_masks, spatial_shapes)
         elif torch.compiler.is_compiling():
             # Compiled, padded regions go through the tower too: how many are real is not known to the graph.
-            images = pixel_values.repeat_interleave(real.shape[1], dim=0)
-            outputs = self._encode(images, region_masks.flatten(0, 1), **kwargs)
+            inputs = {"pixel_values": pixel_values, **patches}
+            each = {name: None if value is None else value.repeat_interleave(real.shape[1], 0)
+                    for name, value in inputs.items()}  # fmt: skip
+            outputs = self._encode(masks=region_masks.flatten(0, 1), **each, **kwargs)
             features = outputs.pooler_output.unflatten(0, real.shape)
         else:
             rows = at_least_one(real)
-            outputs = self._encode_prompted(pixel_values, region_masks, rows, **kwargs)
+            outputs = self._encode_prompted(pixel_values, region_masks, rows, patches, **kwargs)
             features = scatter(outputs.pooler_output, rows)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
@@ -191,36 +209,38 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
         region_attention_mask: Tensor | None = None,
         mode: str = "prompted",
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RegionVisionOutput:
         """Normalized image embeddings and, with masks, region embeddings. Arguments as in [`PixCLIPModel`]."""
-        image = self.get_image_features(
-            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **(kwargs | {"return_dict": True})
-        )
+        options: Any = {
+            "interpolate_pos_encoding": interpolate_pos_encoding,
+            "pixel_attention_mask": pixel_attention_mask,
+            "spatial_shapes": spatial_shapes,
+            "return_dict": True,
+        }
+        image = self.get_image_features(pixel_values, **(kwargs | options))
         region_embeds = None
         if region_masks is not None:
-            regions = self._region_features(
-                pixel_values, region_masks, region_attention_mask, mode, interpolate_pos_encoding
-            )
-            region_embeds = unit(regions)
+            regions = self.get_region_features(pixel_values, region_masks, region_attention_mask, mode, **options)
+            region_embeds = unit(regions.pooler_output)
         return vision_output(image, region_embeds)
 
-    def _region_features(
-        self, pixel_values: Tensor, masks: Tensor, real: Tensor | None, mode: str, interpolate_pos_encoding: bool
-    ) -> Tensor:
-        """Features (B, R, D) for `forward`, whose tower outputs are those of the image pass."""
-        options: Any = {"interpolate_pos_encoding": interpolate_pos_encoding, "return_dict": True}
-        return self.get_region_features(pixel_values, masks, real, mode, **options).pooler_output
-
     def _encode_prompted(
-        self, pixel_values: Tensor, masks: Tensor, rows: Tensor, **kwargs: Any
+        self, pixel_values: Tensor, masks: Tensor, rows: Tensor, patches: dict[str, Tensor | None], **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """A row for each region that `rows` (B, R) marks, from as many passes as the memory bound asks for."""
         images, slots = rows.nonzero(as_tuple=True)
         # Gradients keep the activations of every part: splitting would save nothing.
         size = len(images) if torch.is_grad_enabled() else self.max_regions_per_forward
         parts = [
-            self._encode(pixel_values[image], masks[image, slot], **kwargs)
+            self._encode(
+                pixel_values[image],
+                masks[image, slot],
+                **{name: value if value is None else value[image] for name, value in patches.items()},
+                **kwargs,
+            )
             for image, slot in zip(images.split(size), slots.split(size), strict=True)
         ]
         return parts[0] if len(parts) == 1 else _joined(parts)
@@ -228,15 +248,35 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
     def _encode(self, pixel_values: Tensor, masks: Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The tower's output under masks (N, H, W), or without the mask branch; its pooled states projected."""
         if masks is not None:
-            scaled = (masks.to(pixel_values) - self.config.mask_mean) / self.config.mask_std
-            pixel_values = torch.cat([pixel_values, scaled[:, None]], dim=1)
+            masks = masks.to(pixel_values)
+            if self.takes_patches:
+                patch, shapes = self.config.vision_config.patch_size, kwargs["spatial_shapes"]
+                masks = patches_of_masks(masks, shapes, patch, pixel_values.shape[1])
+            scaled = (masks - self.config.mask_mean) / self.config.mask_std
+            if self.takes_patches:
+                pixel_values = torch.cat([pixel_values, scaled], dim=-1)
+            else:
+                pixel_values = torch.cat([pixel_values, scaled[:, None]], dim=1)
         return super()._encode(pixel_values, **kwargs)
 
-    def _pooled_features(self, last_hidden_state: Tensor, pixel_values: Tensor, masks: Tensor) -> Tensor:
-        grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
-        tokens = self.vision_adapter.patch_tokens(last_hidden_state, grid)
-        weights = mask_patch_weights(masks, grid)
-        return self.visual_projection(self.vision_adapter.pool_regions(self.vision_model, tokens, weights))
+    def _pooled_features(
+        self, last_hidden_state: Tensor, pixel_values: Tensor, masks: Tensor, spatial_shapes: Tensor | None
+    ) -> Tensor:
+        config = self.config.vision_config
+
+        def read(tokens: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
+            weights = mask_patch_weights(masks, grid)
+            return self.visual_projection(self.vision_adapter.pool_regions(self.vision_model, tokens, weights))
+
+        if spatial_shapes is None:
+            grid = self.vision_adapter.patch_grid(config, pixel_values)
+            return read(self.vision_adapter.patch_tokens(last_hidden_state, grid), masks, grid)
+        return by_grid(
+            spatial_shapes,
+            lambda images, grid: read(
+                last_hidden_state[images, : grid[0] * grid[1]], cut_masks(masks[images], grid, config.patch_size), grid
+            ),
+        )
 
 
 class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
@@ -275,6 +315,8 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
         position_ids: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PixCLIPOutput:
         """
@@ -284,7 +326,8 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
             region_attention_mask (`(B, R)`): 1 for region slots that hold a region.
             crop_pixel_values (`(B, R, 3, h, w)`), crop_masks (`(B, R, h, w)`): crops around the regions, for the loss.
             mode: see [`PixCLIPModel.get_region_features`].
-            interpolate_pos_encoding: see [`PixCLIPModel.get_image_features`].
+            interpolate_pos_encoding, pixel_attention_mask, spatial_shapes: see [`PixCLIPModel.get_image_features`];
+                the crops of a tower of variable resolution are squares, `(B, R, N, 3 * patch²)`.
             The texts and `return_loss`: see [`RegionTextModel`].
 
         Returns:
@@ -300,35 +343,40 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
         with_loss = wants_loss(return_loss, pixel_values, texts, region_texts)
         with_crops = crop_pixel_values is not None
 
+        options: Any = {
+            "interpolate_pos_encoding": interpolate_pos_encoding,
+            "pixel_attention_mask": pixel_attention_mask,
+            "spatial_shapes": spatial_shapes,
+            "return_dict": True,
+        }
         output, image = PixCLIPOutput(), None
         if not with_loss or texts is not None or (with_crops and self.config.local_global_loss_weight):
-            image = self.get_image_features(
-                pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **(kwargs | {"return_dict": True})
-            )
+            image = self.get_image_features(pixel_values, **(kwargs | options))
             output.image_embeds, output.vision_model_output = unit(image.pooler_output), image
         if region_masks is not None:
-            regions = self._region_features(
-                pixel_values, region_masks, region_attention_mask, mode, interpolate_pos_encoding
-            )
-            output.region_embeds = unit(regions)
+            regions = self.get_region_features(pixel_values, region_masks, region_attention_mask, mode, **options)
+            output.region_embeds = unit(regions.pooler_output)
         if texts is not None:
             per_token: Any = {"position_ids": position_ids, "token_type_ids": token_type_ids}
             self._set_texts(output, input_ids, attention_mask, text_states, **per_token, **kwargs)
         if region_texts is not None:
-            trailing = tuple(pixel_values.shape[-2:])
+            trailing = self._mask_shape(pixel_values, region_masks, spatial_shapes)
             is_real = real_slots("region_masks", region_masks, region_attention_mask, pixel_values, trailing)
             output.region_text_embeds, output.region_text_ids = region_text_features(
                 self, is_real, region_input_ids, region_text_attention_mask, region_text_states
             )
             if with_crops:
-                _check_crops(crop_pixel_values, crop_masks, is_real)
                 rows = at_least_one(is_real)
-                crops = self._encode(
-                    crop_pixel_values[rows], crop_masks[rows], interpolate_pos_encoding=interpolate_pos_encoding
-                ).pooler_output
+                crop_options: dict[str, Any]
+                if self.takes_patches:
+                    crop_options = _crop_patches(crop_pixel_values, crop_masks, rows, self.config.vision_config)
+                else:
+                    _check_crops(crop_pixel_values, crop_masks, is_real)
+                    crop_options = {"interpolate_pos_encoding": interpolate_pos_encoding}
+                crops = self._encode(crop_pixel_values[rows], crop_masks[rows], **crop_options).pooler_output
                 output.crop_embeds = only_real(scatter(unit(crops), rows), is_real)
             if with_crops and self.config.local_global_loss_weight and image is not None:
-                pooled = self._pooled_features(image.last_hidden_state, pixel_values, region_masks)
+                pooled = self._pooled_features(image.last_hidden_state, pixel_values, region_masks, spatial_shapes)
                 output.pooled_region_embeds = only_real(unit(pooled), is_real)
         if with_loss:
             set_losses(output, self.compute_loss(output, region_masks, region_attention_mask), self.loss_weights())
@@ -336,7 +384,9 @@ class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):
         # Built again because a `ModelOutput` keeps its fields in the order in which they were set: the loss is first.
         return PixCLIPOutput(**output)
 
-    def loss_regions(self, region_boxes: Tensor | None, region_masks: Tensor | None) -> Tensor | None:
+    def loss_regions(
+        self, region_boxes: Tensor | None, region_masks: Tensor | None, spatial_shapes: Tensor | None = None
+    ) -> Tensor | None:
         """What [`PixCLIPModel.compute_loss`] takes of a batch's regions: the masks."""
         return region_masks
 
@@ -412,6 +462,25 @@ def _joined(parts: list[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooli
         layered = isinstance(values[0], tuple)
         joined[name] = tuple(map(torch.cat, zip(*values, strict=True))) if layered else torch.cat(values)
     return BaseModelOutputWithPooling(**joined)
+
+
+def _crop_patches(patches: Tensor, masks: Tensor | None, rows: Tensor, config: Any) -> dict[str, Tensor]:
+    """The grid of the crops `(B, R, N, 3 * patch²)` that `rows` (B, R) marks, which all have that of their masks
+    `(B, R, h, w)`, and which of their patches are there."""
+    if masks is None or masks.shape[:2] != rows.shape or patches.shape[:2] != rows.shape:
+        given = tuple(None if part is None else tuple(part.shape) for part in (patches, masks))
+        raise ValueError(
+            f"`crop_pixel_values` and `crop_masks` must hold one crop per region, {tuple(rows.shape)}, got {given}."
+        )
+    high, wide = (side // config.patch_size for side in masks.shape[-2:])
+    if patches.shape[2] < high * wide:
+        raise ValueError(
+            f"`crop_pixel_values` must hold the {high * wide} patches of `crop_masks`, got {tuple(patches.shape)}."
+        )
+    count = int(rows.sum())
+    shapes = torch.tensor([[high, wide]], device=patches.device).expand(count, 2)
+    there = (torch.arange(patches.shape[2], device=patches.device) < high * wide).long()
+    return {"spatial_shapes": shapes, "pixel_attention_mask": there.expand(count, -1)}
 
 
 def _check_crops(crop_pixel_values: Tensor, crop_masks: Tensor | None, real: Tensor) -> None:

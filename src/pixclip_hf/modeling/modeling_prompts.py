@@ -1,11 +1,12 @@
 """What prompts the regions of a CLOC: the boxes, masks or points of a batch, checked and chosen."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .configuration_cloc import CLOCConfig
 from .configuration_region_text import check_choice
+from .modeling_patches import cut_masks
 from .modeling_points import point_slots
 from .modeling_region_text import real_slots
 from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights
@@ -21,6 +22,11 @@ class PromptedRegions(NamedTuple):
     points: Tensor | None = None
     point_labels: Tensor | None = None
 
+    def on_images(self, images: Any, grid: tuple[int, int], patch: int) -> "PromptedRegions":
+        """The regions of some images, which have this grid."""
+        cut = self._replace(masks=None if self.masks is None else cut_masks(self.masks, grid, patch))
+        return PromptedRegions(*(None if value is None else value[images] for value in cut))
+
     def get_coverage(self, grid: tuple[int, int]) -> Tensor:
         """(B, R, N): share of each patch that lies inside the region."""
         return box_coverage(self.boxes, grid) if self.masks is None else mask_patch_weights(self.masks, grid)
@@ -33,6 +39,7 @@ class PromptedRegions(NamedTuple):
 def prompted_regions(
     config: CLOCConfig,
     pixel_values: Tensor,
+    mask_size: tuple[int, ...],
     region_boxes: Tensor | None,
     region_attention_mask: Tensor | None,
     region_masks: Tensor | None,
@@ -42,7 +49,10 @@ def prompted_regions(
 ) -> PromptedRegions:
     """What prompts the regions of a batch: as said, or what is given.
 
-    Args and errors: see [`CLOCModel.get_region_features`].
+    Args:
+        mask_size: (H, W) that masks must have.
+
+    The other arguments and errors: see [`CLOCModel.get_region_features`].
     """
     has_points = region_points is not None or region_point_labels is not None
     if has_points and not config.prompter_points:
@@ -65,7 +75,7 @@ def prompted_regions(
     if "box" in kinds:
         slots.append(real_slots("region_boxes", region_boxes, *of_batch, trailing=(4,)))
     if "mask" in kinds:
-        slots.append(real_slots("region_masks", region_masks, *of_batch, tuple(pixel_values.shape[-2:])))
+        slots.append(real_slots("region_masks", region_masks, *of_batch, mask_size))
     if "point" in kinds:
         slots.append(point_slots(region_points, region_point_labels, *of_batch, alone=kinds == ["point"]))
     if slots[0].shape != slots[-1].shape:

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_region_text import RegionTextConfig
 from .modeling_inherit import model_from_towers
 from .modeling_losses import contrastive_loss, sigmoid_loss, text_ids
+from .modeling_patches import check_patches, extent
 from .modeling_text import (
     LogitScale,
     ScaledLinear,
@@ -427,9 +428,35 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
         """What is special about the vision tower's family."""
         return VISION_ADAPTERS.of(self.config.vision_config)
 
+    @property
+    def takes_patches(self) -> bool:
+        """Whether images of any aspect enter as rows of patches, with their `spatial_shapes`."""
+        return self.vision_adapter.takes_patches
+
+    def _mask_shape(
+        self, pixel_values: Tensor, region_masks: Tensor | None, spatial_shapes: Tensor | None
+    ) -> tuple[int, ...]:
+        """(H, W) that the masks of a batch must have: where images differ, at least that of the canvas of all."""
+        if not self.takes_patches:
+            return tuple(pixel_values.shape[-2:])
+        if spatial_shapes is None:
+            raise ValueError(
+                f"`spatial_shapes` must be given for a {self.config.vision_config.model_type!r} tower, got None."
+            )
+        canvas = extent(spatial_shapes, self.config.vision_config.patch_size)
+        if region_masks is None or region_masks.ndim < 2:
+            return canvas
+        given = tuple(region_masks.shape[-2:])
+        return given if given[0] >= canvas[0] and given[1] >= canvas[1] else canvas
+
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """Image features.
 
@@ -437,12 +464,15 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
             pixel_values (`(B, 3, H, W)`).
             interpolate_pos_encoding: takes images of another size than the tower's, if the tower can; sides are
                 multiples of its patch size.
+            pixel_attention_mask (`(B, N)`), spatial_shapes (`(B, 2)`): for a tower of variable resolution, whose
+                `pixel_values` are patches `(B, N, 3 * patch²)`: which of them are there, and the grid of each image.
 
         Returns:
             `BaseModelOutputWithPooling`: the vision tower's output with `pooler_output` `(B, D)` projected, not
             normalized.
         """
-        return self._encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        return self._encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **patches, **kwargs)
 
     def _encode(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """The tower's output, its pooled states projected."""
@@ -451,12 +481,20 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
         return outputs
 
     def _run_tower(
-        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool = False,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         check_arguments(kwargs)
+        patches = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        kwargs |= check_patches(self.takes_patches, self.config.vision_config.model_type, patches)
         # No vision tower has a key-value cache, and the text tower's is never used: see `encode_text`.
         kwargs.pop("use_cache", None)
-        if interpolate_pos_encoding:
+        # A tower that takes patches interpolates its positions to every image.
+        if interpolate_pos_encoding and not self.takes_patches:
             patch = self.config.vision_config.patch_size
             if pixel_values.shape[-2] % patch or pixel_values.shape[-1] % patch:
                 # No patch would cover the rest, and boxes and masks would lie beside their patches.
@@ -510,10 +548,10 @@ class RegionTextModel(RegionTextVisionModel):
         """A model that inherits its towers, and what lies behind them where it fits.
 
         Args:
-            vision: CLIP, SigLIP or fixed-resolution SigLIP2 checkpoint (composite or vision tower alone), DINOv2,
-                DINOv3 or ViT, or a CLOC or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (the
-                identity where the family has none: SigLIP, DINO, ViT), so that image features equal those of the
-                checkpoint; those of a ViT are its class token.
+            vision: CLIP, SigLIP or SigLIP2 checkpoint (composite or vision tower alone), DINOv2, DINOv3 or ViT, or a
+                CLOC or PixCLIP; Hub id or folder. Its projection becomes `visual_projection` (the identity where the
+                family has none: SigLIP, DINO, ViT), so that image features equal those of the checkpoint; those of a
+                ViT are its class token.
             text: CLIP or SigLIP text tower (alone or in a composite), any text encoder, any decoder LLM, or a CLOC or
                 PixCLIP, which says how its text tower is pooled. The projection of a CLIP or a region model becomes
                 `text_projection` when that is `"linear"`; that of a SigLIP is the identity, and `"linear"` its

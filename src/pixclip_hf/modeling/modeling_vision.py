@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_eva02 import Eva02VisionConfig
+from .configuration_region_text import PATCH_TOWERS
 from .modeling_adapters import AdapterRegistry
 from .modeling_eva02 import Eva02VisionModel
 from .modeling_regions import weighted_mean
@@ -56,6 +57,47 @@ class MaskedPatchConv(nn.Conv2d):
         return embeds + F.conv2d(pixel_values[:, channels:], self.mask_weight, self.mask_bias, stride=self.stride)
 
 
+class MaskedPatchLinear(nn.Linear):
+    """[`MaskedPatchConv`] for a tower that takes its patches as rows: `(..., 3 * patch²)` pixels, which the scaled
+    mask of each patch, `patch²` more, may follow."""
+
+    def __init__(self, linear: nn.Linear, mask_bias: bool = False):
+        super().__init__(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            device=linear.weight.device,
+            dtype=linear.weight.dtype,
+        )
+        self.weight, self.bias = linear.weight, linear.bias
+        self._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)
+        self.mask_weight = nn.Parameter(torch.zeros_like(linear.weight[:, : linear.in_features // 3]))
+        self.mask_bias = nn.Parameter(torch.zeros_like(linear.weight[:, 0])) if mask_bias else None
+
+    def reset_mask_parameters(self) -> None:
+        """Zeroes the mask branch, unless it was loaded."""
+        init.zeros_(self.mask_weight)
+        if self.mask_bias is not None:
+            init.zeros_(self.mask_bias)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(..., 3 * patch²) or (..., 4 * patch²) to (..., width)."""
+        pixels = self.in_features
+        if patches.shape[-1] == pixels:
+            return super().forward(patches)
+        embeds = super().forward(patches[..., :pixels])
+        return embeds + F.linear(patches[..., pixels:], self.mask_weight, self.mask_bias)
+
+
+def replace_module(tower: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Puts a module in the place of another one, wherever that is in a tower."""
+    for module in tower.modules():
+        for name, child in module.named_children():
+            if child is old:
+                setattr(module, name, new)
+                return
+
+
 class MaskedPatchEmbeddings(nn.Module):
     """Takes the place of a patch embedding that refuses a fourth channel (ViT, DINOv2); its weights keep their names.
 
@@ -97,14 +139,23 @@ class VisionAdapter:
     optional_weights: ClassVar[tuple[str, ...]] = ()
     # Whether the family projects what its towers pool; without, its features are the pooled states themselves.
     projects: ClassVar[bool] = True
+    # Whether images keep their aspect and enter as rows of patches, with their own grid each.
+    takes_patches: ClassVar[bool] = False
 
     def build(self, config: Any) -> PreTrainedModel:
         """The tower of a vision configuration, with new weights.
 
         Raises:
-            ValueError: a configuration that the family knows and the models cannot use.
+            ValueError: a configuration of something else than a vision tower, or one that the family knows and the
+                models cannot use.
         """
-        return AutoModel.from_config(config)
+        tower: PreTrainedModel = AutoModel.from_config(config)
+        if tower.main_input_name != "pixel_values":
+            raise ValueError(
+                f"`vision_config` must describe a vision tower, got {config.model_type!r}, which takes "
+                f"`{tower.main_input_name}`."
+            )
+        return tower
 
     def add_mask_projection(self, tower: PreTrainedModel, mask_bias: bool) -> None:
         """Puts a [`MaskedPatchConv`] in place of the tower's own patch convolution.
@@ -118,11 +169,7 @@ class VisionAdapter:
                 f"`vision_config` must describe a tower with a convolutional patch projection, got "
                 f"{tower.config.model_type!r}, whose patches enter through {type(conv).__name__}."
             )
-        for module in tower.modules():
-            for name, child in module.named_children():
-                if child is conv:
-                    setattr(module, name, MaskedPatchConv(conv, mask_bias))
-                    return
+        replace_module(tower, conv, MaskedPatchConv(conv, mask_bias))
 
     def patch_grid(self, config: Any, pixel_values: Tensor) -> tuple[int, int]:
         """(rows, columns) of patches that the tower cuts `pixel_values` (..., H, W) into."""
@@ -225,19 +272,20 @@ class SiglipVisionAdapter(VisionAdapter):
         return tower.head(pooled.flatten(0, 1)[:, None]).unflatten(0, pooled.shape[:2])
 
 
-@VISION_ADAPTERS.register("siglip2_vision_model")
-class NaFlexVisionAdapter(VisionAdapter):
-    """SigLIP2 of variable resolution (NaFlex), which is refused: its tower takes patches in place of images."""
+@VISION_ADAPTERS.register(*PATCH_TOWERS)
+class NaFlexVisionAdapter(SiglipVisionAdapter):
+    """SigLIP 2 of variable resolution (NaFlex): patches as rows, positions interpolated to the grid of each image."""
 
-    def build(self, config: Any) -> PreTrainedModel:
-        """
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            f"`vision_config` must describe a tower with a convolutional patch projection, got {config.model_type!r}, "
-            "whose images are cut into patches before they enter (NaFlex)."
-        )
+    takes_patches = True
+
+    def add_mask_projection(self, tower: PreTrainedModel, mask_bias: bool) -> None:
+        """Puts a [`MaskedPatchLinear`] in place of the tower's own patch projection."""
+        linear = tower.get_input_embeddings()
+        replace_module(tower, linear, MaskedPatchLinear(linear, mask_bias))
+
+    def whole_image_size(self, config: Any) -> int:
+        """Side in pixels of the square of as many patches as the tower has positions for."""
+        return math.isqrt(config.num_patches) * config.patch_size
 
 
 @VISION_ADAPTERS.register(Eva02VisionConfig.model_type)

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+# What has one row per image, and no regions.
+IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 _REGION_KEYS = ("boxes", "masks", "points", "point_labels")
 # Batches that are read ahead and sorted by their images' number of regions.
 _BUCKET_BATCHES = 4
@@ -26,7 +28,7 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Joins batches of one image each into one batch with one row per image.
 
     Args:
-        items: preprocessed images; every tensor is (1, R, ...) with its own R, but `pixel_values` (1, 3, H, W).
+        items: preprocessed images; every tensor is (1, R, ...) with its own R, but those of the image itself.
 
     Returns:
         The same keys: tensors (B, max R, ...), padded at the end with zeros, so that `region_attention_mask` is 0
@@ -50,7 +52,11 @@ def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
         if key in ("region_points", "region_point_labels"):
             most = max(value.shape[2] for value in values)
             values = [F.pad(v, (0, 0) * (v.ndim - 3) + (0, most - v.shape[2]), value=-1) for v in values]
-        if key != "pixel_values":
+        if key == "region_masks":
+            # Where images keep their aspect, masks have the size of each.
+            height, width = (max(v.shape[axis] for v in values) for axis in (2, 3))
+            values = [F.pad(v, (0, width - v.shape[3], 0, height - v.shape[2])) for v in values]
+        if key not in IMAGE_KEYS:
             fill = -1 if key == "region_point_labels" else 0
             values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, num_regions - v.shape[1]), value=fill) for v in values]
         batch[key] = torch.cat(values)
@@ -207,6 +213,7 @@ class RegionPipeline(Pipeline):
         points: Any = None,
         point_labels: Any = None,
         size: Mapping[str, int] | None = None,
+        max_num_patches: int | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params = {
             "boxes": boxes,
@@ -217,7 +224,12 @@ class RegionPipeline(Pipeline):
             "normalized": normalized,
             "prompt": prompt,
             "size": size,
+            "max_num_patches": max_num_patches,
         }
+        takes_patches = self.model.takes_patches
+        name, value = ("size", size) if takes_patches else ("max_num_patches", max_num_patches)
+        if value is not None:
+            raise ValueError(f"`{name}` is not an option of a model with this vision tower, got {value!r}.")
         # The model passes keyword arguments on to the vision tower, which would swallow a `mode`.
         if mode is not None and not self.model.region_modes:
             raise ValueError(f"`mode` is not an option of {type(self.model).__name__}, got {mode!r}.")
@@ -268,6 +280,8 @@ class RegionPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         # Not the base class's own: it batches in the order of the images, and pads on the tokenizer's side.
         prepare = partial(self.preprocess, **preprocess_params)
         dataset: Dataset
@@ -291,7 +305,7 @@ class RegionPipeline(Pipeline):
         regions = {name: item[name] for name in _REGION_KEYS if item.get(name) is not None}
         if all(isinstance(values, Sized) and not len(values) for values in regions.values()):
             # A detector that found nothing. The processor, which takes images alone, refuses empty regions.
-            sized = {"size": kwargs["size"]} if "size" in kwargs else {}
+            sized = {name: kwargs[name] for name in ("size", "max_num_patches") if name in kwargs}
             processed = self.processor(images=item["image"], return_tensors="pt", **sized)
             processed["region_attention_mask"] = torch.zeros(1, 0, dtype=torch.long)
             processed["regions"] = [[]]
@@ -374,6 +388,8 @@ class RegionFeatureExtractionPipeline(RegionPipeline):
             mode (`str`): PixCLIP only: `"prompted"` (one pass per region) or `"pooled"` (one pass per image).
             size (`dict`): `{"height": ..., "width": ...}`, in pixels, that images are resized to in place of the
                 model's own size; multiples of its patch size.
+            max_num_patches (`int`): the most patches of an image, for a vision tower of variable resolution, in place
+                of the processor's own number.
             normalize (`bool`): L2-normalized embeddings (default), or the model's own lengths.
             return_tensors (`bool`): returns one float32 tensor (R, D) per image instead of dicts.
             batch_size (`int`): images per model pass, for a list, generator or dataset. Above 1, four batches are read

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .region_feature_extraction import RegionPipeline, given_parameters, image_item, is_one_image
+from .region_feature_extraction import IMAGE_KEYS, RegionPipeline, given_parameters, image_item, is_one_image
 from .text_embeddings import EmbeddedTexts, remembered_texts
-from .zero_shot_region_classification import check_template, check_top_k, checked_labels, fill_template
+from .zero_shot_region_classification import check_range, check_template, check_top_k, checked_labels, fill_template
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -77,8 +77,7 @@ class RegionGroundingPipeline(RegionPipeline):
             candidate_labels = list(checked_labels(candidate_labels))
         if hypothesis_template is not None:
             check_template(hypothesis_template)
-        if threshold is not None and not -1 <= threshold <= 1:
-            raise ValueError(f"`threshold` must lie in [-1, 1], got {threshold}.")
+        check_range("threshold", threshold, -1)
         if top_k is not None:
             check_top_k(top_k)
         return (
@@ -99,8 +98,9 @@ class RegionGroundingPipeline(RegionPipeline):
         processed = self.processor(images=item["image"], **whole, return_tensors="pt")
         box = processed["regions"][0][0]["box"]
         size = (round(box["ymax"]), round(box["xmax"]))
+        processed["pixel_values"] = processed["pixel_values"].to(self.dtype)
         return {
-            "pixel_values": processed["pixel_values"].to(self.dtype),
+            **_images(processed),
             "region_attention_mask": torch.ones(1, len(labels), dtype=torch.long),
             "regions": [[{"label": label, "size": size} for label in labels]],
         }
@@ -111,7 +111,7 @@ class RegionGroundingPipeline(RegionPipeline):
         embeds = remembered_texts(
             self._embedded_texts, self.model, self.processor, fill_template(hypothesis_template, labels)
         )
-        found = self.model.ground(model_inputs["pixel_values"], text_embeds=embeds.to(self.dtype), steady_scores=True)
+        found = self.model.ground(**_images(model_inputs), text_embeds=embeds.to(self.dtype), steady_scores=True)
         rows = torch.cat([found.pred_boxes, found.scores[..., None].to(found.pred_boxes)], dim=-1).float()
         per_text = rows.new_zeros(len(regions), max(map(len, regions)), 5)
         for image, texts in enumerate(regions):
@@ -131,6 +131,11 @@ class RegionGroundingPipeline(RegionPipeline):
             if score >= threshold
         ]
         return sorted(found, key=lambda entry: -entry["score"])[:top_k]
+
+
+def _images(inputs: Any) -> dict[str, torch.Tensor]:
+    """What the vision tower takes of some inputs."""
+    return {name: inputs[name] for name in IMAGE_KEYS if name in inputs}
 
 
 def _text_item(image: Any, **given: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Image processor of PixCLIP and CLOC: places, resamples and normalizes images, and maps results back."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,26 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
 
 from .processing_geometry import Geometry, clip_boxes
 from .processing_images import load_images
 from .processing_numbers import as_array, as_float64, most_pixels, read_whole, shown
+from .processing_patches import cut_patches, patch_grid
 from .processing_regions import is_list
+
+
+class RegionImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """
+    What a call may say about its images.
+
+    Attributes:
+        max_num_patches: the most patches of an image, for a tower of variable resolution; None for one size.
+        patch_size: side of a patch in pixels, with `max_num_patches`.
+    """
+
+    max_num_patches: int | None
+    patch_size: int | None
 
 
 class RegionImageProcessor(PilBackend):
@@ -24,7 +40,12 @@ class RegionImageProcessor(PilBackend):
     pads below and on the right to `pad_size` or to the largest image of the batch. Every image is converted to RGB,
     unless `do_convert_rgb` is off: then `pixel_values` have the channels of the images, with a mean and a standard
     deviation for each. Canvas beyond the image is 0 in `pixel_values`, which after normalization is the mean color.
+
+    With `max_num_patches` and `patch_size` images keep their aspect and become rows of patches, `(max_num_patches,
+    3 * patch_size²)`, for a tower of variable resolution (SigLIP 2, NaFlex); `size` then says nothing.
     """
+
+    valid_kwargs = RegionImagesKwargs
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -43,6 +64,8 @@ class RegionImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+    max_num_patches = None
+    patch_size = None
     model_input_names = ["pixel_values"]
 
     def _prepare_image_like_inputs(
@@ -61,7 +84,8 @@ class RegionImageProcessor(PilBackend):
 
     def _preprocess(self, images: list[Image.Image], return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         geometries = _geometries([(image.height, image.width) for image in images], **kwargs)
-        return BatchFeature({"pixel_values": _render(images, geometries, **kwargs)}, tensor_type=return_tensors)
+        data = {"pixel_values": _render(images, geometries, **kwargs), **_patch_inputs(geometries, **kwargs)}
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def get_geometries(self, image_sizes: list[tuple[int, int]], **kwargs: Any) -> list[Geometry]:
         """
@@ -80,6 +104,20 @@ class RegionImageProcessor(PilBackend):
         """Resample images by their geometries (one output size) and normalize: (N, 3, H, W) float32, or as many
         channels as the images have."""
         return _render(images, geometries, **self._settings(**kwargs))
+
+    def patch_inputs(self, geometries: list[Geometry], **kwargs: Any) -> dict[str, np.ndarray]:
+        """What a tower of variable resolution takes beside the patches: `pixel_attention_mask` (N, max_num_patches),
+        1 for patches that are there, and `spatial_shapes` (N, 2), rows and columns; nothing for other towers."""
+        return _patch_inputs(geometries, **self._settings(**kwargs))
+
+    def crop_size_of(self, geometries: list[Geometry], **kwargs: Any) -> tuple[int, int]:
+        """(height, width) of crops around regions: that of the images or, where these differ, of the largest square of
+        patches."""
+        settings = self._settings(**kwargs)
+        if settings["max_num_patches"] is None:
+            return geometries[0].output_size
+        side = math.isqrt(settings["max_num_patches"]) * settings["patch_size"]
+        return side, side
 
     def _settings(self, **kwargs: Any) -> dict[str, Any]:
         for name in self._valid_kwargs_names:
@@ -175,7 +213,9 @@ def _as_tensor(values: Any, name: str) -> torch.Tensor:
 def _geometries(image_sizes: list[tuple[int, int]], **settings: Any) -> list[Geometry]:
     placed = [_place(size, **settings) for size in image_sizes]
     canvases = [canvas for canvas, _ in placed]
-    if settings["do_pad"]:
+    if settings["max_num_patches"] is not None:
+        pass  # each image has a grid of its own
+    elif settings["do_pad"]:
         pad = settings["pad_size"]
         target = (pad.height, pad.width) if pad else tuple(max(sides) for sides in zip(*canvases, strict=True))
         for i, canvas in enumerate(canvases):
@@ -195,10 +235,27 @@ def _geometries(image_sizes: list[tuple[int, int]], **settings: Any) -> list[Geo
 
 
 def _place(
-    image_size: tuple[int, int], do_resize: bool, size: Any, do_center_crop: bool, crop_size: Any, **kwargs: Any
+    image_size: tuple[int, int],
+    do_resize: bool,
+    size: Any,
+    do_center_crop: bool,
+    crop_size: Any,
+    max_num_patches: int | None,
+    patch_size: int | None,
+    **kwargs: Any,
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
     """Canvas size and the box that the whole image takes on it, by transformers' rules for resize and center crop."""
     height, width = image_size
+    if max_num_patches is not None:
+        if not patch_size or not do_resize or do_center_crop or kwargs["do_pad"]:
+            raise ValueError(
+                "max_num_patches needs a patch_size and do_resize, without do_center_crop and do_pad, got "
+                f"patch_size={patch_size!r}, do_resize={do_resize}, do_center_crop={do_center_crop}, "
+                f"do_pad={kwargs['do_pad']}"
+            )
+        rows, columns = patch_grid(image_size, patch_size, max_num_patches)
+        height, width = rows * patch_size, columns * patch_size
+        return (height, width), (0, 0, width, height)
     if do_resize and size.height and size.width:
         height, width = size.height, size.width
     elif do_resize and size.shortest_edge and not size.longest_edge:
@@ -215,6 +272,16 @@ def _place(
     return (crop_size.height, crop_size.width), (-left, -top, width - left, height - top)
 
 
+def _patch_inputs(
+    geometries: list[Geometry], max_num_patches: int | None, patch_size: int | None, **kwargs: Any
+) -> dict[str, np.ndarray]:
+    if max_num_patches is None or patch_size is None:
+        return {}
+    shapes = np.array([geometry.output_size for geometry in geometries], dtype=np.int64) // patch_size
+    there = np.arange(max_num_patches) < shapes.prod(1, keepdims=True)
+    return {"pixel_attention_mask": there.astype(np.int64), "spatial_shapes": shapes}
+
+
 def _check_canvas(height: int, width: int) -> None:
     """
     Raises:
@@ -227,6 +294,22 @@ def _check_canvas(height: int, width: int) -> None:
 
 
 def _render(
+    images: list[Image.Image],
+    geometries: list[Geometry],
+    max_num_patches: int | None,
+    patch_size: int | None,
+    **settings: Any,
+) -> np.ndarray:
+    if max_num_patches is None or patch_size is None:
+        return _render_one_size(images, geometries, **settings)
+    rendered = (
+        _render_one_size([image], [geometry], **settings)[0]
+        for image, geometry in zip(images, geometries, strict=True)
+    )
+    return np.stack([cut_patches(pixels, patch_size, max_num_patches) for pixels in rendered])
+
+
+def _render_one_size(
     images: list[Image.Image],
     geometries: list[Geometry],
     resample: int,

@@ -67,7 +67,7 @@ class PixCLIPProcessor(RegionTextProcessor):
         data = super()._region_inputs(images, geometries, regions, prompt, asked, settings)
         if not asked["return_crops"]:
             return data
-        size = geometries[0].output_size
+        size = self.image_processor.crop_size_of(geometries, **settings)
         sources, placed, cut = [], [], []
         for image, entry in zip(images, regions, strict=True):
             for mask, box, name in zip(entry.get_masks(), entry.get_boxes(), entry.names, strict=True):

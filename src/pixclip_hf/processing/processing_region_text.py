@@ -14,6 +14,7 @@ from transformers.processing_utils import ProcessingKwargs
 from .image_processing_region import RegionImageProcessor
 from .processing_geometry import Geometry, place_boxes, sample_masks
 from .processing_images import is_batch, is_nested, load_images
+from .processing_patches import PATCH_TOWERS, on_one_canvas
 from .processing_points import MixedRegions, read_mixed
 from .processing_regions import Regions, check_call, choose_prompt, flatten_like, pad_regions, read_regions
 from .processing_text import (
@@ -57,12 +58,15 @@ class RegionTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[
 
 
 def _image_settings(vision: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """How the image processor of a checkpoint resamples and normalizes.
+    """How the image processor of a checkpoint resamples and normalizes, and how many patches it makes at most.
 
     Raises:
         ValueError: a processor that this installation cannot build, whose file does not say how it normalizes.
     """
-    names = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    names = (
+        *("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+        "max_num_patches",
+    )
     try:
         source = AutoImageProcessor.from_pretrained(vision, **hub_kwargs)
     except ImportError as error:
@@ -150,21 +154,32 @@ class RegionTextProcessor(OptionalTokenizer):
             kwargs: other Hub arguments (`token`, `cache_dir`, `local_files_only`).
 
         Raises:
-            ValueError: `vision` has no image size of its own; `max_position_embeddings` for a text tower whose
-                positions are not stretched.
+            ValueError: `vision` has no image size of its own, or takes images of any and `image_size` is given;
+                `max_position_embeddings` for a text tower whose positions are not stretched.
         """
         vision_kwargs = kwargs | {"revision": vision_revision or revision}
         text_kwargs = kwargs | {"revision": text_revision or revision}
         config = AutoConfig.from_pretrained(vision, **vision_kwargs)
         config = getattr(config, "vision_config", config)
-        if not isinstance(getattr(config, "image_size", None), int):
+        takes_patches = config.model_type in PATCH_TOWERS
+        if not takes_patches and not isinstance(getattr(config, "image_size", None), int):
             raise ValueError(
                 f"vision must name a checkpoint with one image size, got {vision!r}, a {config.model_type!r} tower"
             )
-        # As the model has it: whole patches.
-        side = image_size or config.image_size // config.patch_size * config.patch_size
+        if takes_patches and image_size is not None:
+            raise ValueError(f"image_size must be None for a {config.model_type!r} tower, got {image_size}")
         settings = _image_settings(vision, vision_kwargs)
-        image_processor = RegionImageProcessor(size={"height": side, "width": side}, **settings)
+        if not takes_patches:
+            # As the model has it: whole patches.
+            side = image_size or config.image_size // config.patch_size * config.patch_size
+            settings["size"] = {"height": side, "width": side}
+        elif "max_num_patches" in settings:
+            settings["patch_size"] = config.patch_size
+        else:
+            raise ValueError(
+                f"vision must name a checkpoint whose image processor has max_num_patches, got {vision!r}"
+            )
+        image_processor = RegionImageProcessor(**settings)
 
         config = AutoConfig.from_pretrained(text, **text_kwargs)
         config = getattr(config, "text_config", None) or config
@@ -224,7 +239,8 @@ class RegionTextProcessor(OptionalTokenizer):
                 processor, flat or by kind in `text_kwargs`, `images_kwargs` and `common_kwargs`.
 
         Returns:
-            `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32; `region_boxes` (B, R, 4)
+            `BatchFeature` with, as far as given: `pixel_values` (B, 3, H, W) float32, or patches with their
+            `pixel_attention_mask` and `spatial_shapes` (`RegionImageProcessor`); `region_boxes` (B, R, 4)
             float32, xyxy in [0, 1] of the processed image, or `region_masks` (B, R, H, W) bool; `region_points`
             (B, R, P, 2) float32, xy in [0, 1], and `region_point_labels` (B, R, P) int64, -1 for padding;
             `region_attention_mask` (B, R) int64; `input_ids` and `attention_mask` (T, L); `region_input_ids` and
@@ -262,6 +278,7 @@ class RegionTextProcessor(OptionalTokenizer):
             use = "masks" if prompt == "mask" else "boxes"
             regions = read_regions(masks, boxes, sizes, batched, use, *form)
             data["pixel_values"] = self.image_processor.render(loaded, geometries, **image_settings)
+            data.update(self.image_processor.patch_inputs(geometries, **image_settings))
             if regions is not None:
                 counts = [len(entry.names) for entry in regions]
                 data.update(self._region_inputs(loaded, geometries, regions, prompt, asked, image_settings))
@@ -351,6 +368,8 @@ class RegionTextProcessor(OptionalTokenizer):
             else sample_masks(entry.get_masks(), geometry, entry.names)
             for geometry, entry in zip(geometries, regions, strict=True)
         ]
+        if prompt == "mask":
+            placed = on_one_canvas(placed)
         rows, is_real = pad_regions(placed)
         return {REGION_INPUT_NAMES[prompt]: rows, "region_attention_mask": is_real}
 
@@ -368,7 +387,8 @@ class RegionTextProcessor(OptionalTokenizer):
         """Keys that a call can return for the model."""
         region_names = [REGION_INPUT_NAMES[prompt] for prompt in self.prompts]
         labels = ["region_point_labels"] if "point" in self.prompts else []
-        return ["pixel_values", *region_names, *labels, "region_attention_mask", *TEXT_INPUT_NAMES]
+        patches = ["pixel_attention_mask", "spatial_shapes"] if self.image_processor.max_num_patches else []
+        return ["pixel_values", *patches, *region_names, *labels, "region_attention_mask", *TEXT_INPUT_NAMES]
 
     def post_process_boxes(self, boxes: Any, target_sizes: Any) -> list[torch.Tensor]:
         """Boxes in [0, 1] of the processed images -> original pixels: `RegionImageProcessor.post_process_boxes`."""

@@ -416,7 +416,9 @@ class RegionTrainer(Trainer):
 
     def _set_gathered_loss(self, module: Any, outputs: Any, inputs: Mapping[str, Any]) -> None:
         over_ranks = (gather_rows, self.args.world_size) if self.args.world_size > 1 else ()
-        regions = module.loss_regions(inputs.get("region_boxes"), inputs.get("region_masks"))
+        regions = module.loss_regions(
+            *(inputs.get(name) for name in ("region_boxes", "region_masks", "spatial_shapes"))
+        )
         parts = module.compute_loss(outputs, regions, inputs.get("region_attention_mask"), *over_ranks)
         set_losses(outputs, parts, module.loss_weights())
 

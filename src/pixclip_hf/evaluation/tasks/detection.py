@@ -116,9 +116,8 @@ def propose(proposals: str) -> Callable[[Image.Image], Sequence[Mapping[str, Any
 
 def logit_scale(model: Any) -> float:
     """The factor between cosine similarities and logits, of a region model or of a CLIP or SigLIP."""
-    if hasattr(model, "get_logit_scale"):
-        return float(model.get_logit_scale())
-    return float(model.logit_scale.exp())
+    scale = model.get_logit_scale() if hasattr(model, "get_logit_scale") else model.logit_scale.exp()
+    return float(scale.detach())
 
 
 def _detections(image_id: int, boxes: Tensor, scores: Tensor, nms_iou: float) -> list[dict[str, Any]]:
