@@ -1,5 +1,6 @@
 """Tiny models, processors and a tokenizer that every test may use, and no network."""
 
+import gc
 import os
 
 # Before transformers and datasets are imported: they read these once.
@@ -39,6 +40,20 @@ TEXT_CONFIG = {
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections():
+    """What is imported stays, and no collection of garbage walks through it; each training asks for one."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """That files are synced, and when, is tested in tests/data/test_whole_files.py; the suite writes thousands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def build_tokenizer():

@@ -2,21 +2,43 @@
 
 import pytest
 import torch
-from builders import FAMILIES, VISION_MODELS, build_batch, build_model, build_texts, region_key
+from builders import (
+    FAMILIES,
+    VISION_MODELS,
+    build_batch,
+    build_model,
+    build_texts,
+    region_key,
+    text_config,
+    vision_config,
+)
 from transformers.exporters import ExportedModel
 
 from pixclip_hf.export import TextHalf, export_image_half, export_text_half
 
 CASES = [("cloc", "prompted"), ("pixclip", "prompted"), ("pixclip", "pooled")]
+# Each family and each format once; the other pairs are slow.
+FAST = [("cloc", "prompted", "onnx"), ("pixclip", "prompted", "torch")]
+IMAGE_HALVES = [
+    pytest.param(*case, format, marks=() if (*case, format) in FAST else pytest.mark.slow)
+    for case in CASES
+    for format in ("torch", "onnx")
+]
 CLOSE = {"atol": 1e-4, "rtol": 0}
 
 
-@pytest.fixture(params=("torch", "onnx"))
-def format(request):
-    if request.param == "onnx":
+def build_small(family, text="clip_text"):
+    """With one layer per tower: what an export takes goes by the number of operations."""
+    towers = {"vision_config": vision_config("clip", num_hidden_layers=1)}
+    if text is not None:
+        towers["text_config"] = text_config(text, num_hidden_layers=1)
+    return build_model(family, text=text, **towers)
+
+
+def needs_onnx(format):
+    if format == "onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package, reason="needs pip install pixclip-hf[onnx]")
-    return request.param
 
 
 def regions(family, images, count):
@@ -25,9 +47,10 @@ def regions(family, images, count):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family, mode", [*CASES[:2], pytest.param(*CASES[2], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family, mode, format", IMAGE_HALVES)
 def test_image_half(family, mode, format, tmp_path):
-    model = build_model(family)
+    needs_onnx(format)
+    model = build_small(family)
     half = VISION_MODELS[family](model.config).eval()
     half.load_state_dict({name: model.state_dict()[name] for name in half.state_dict()})
     export_image_half(half, format, mode).save_pretrained(tmp_path)
@@ -44,9 +67,11 @@ def test_image_half(family, mode, format, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("format", ("torch", "onnx"))
 @pytest.mark.parametrize("text", ("clip_text", pytest.param("llama", marks=pytest.mark.slow)))
 def test_text_half(text, format):
-    model = build_model("pixclip", text=text)
+    needs_onnx(format)
+    model = build_small("pixclip", text)
     exported = export_text_half(model, format)
     for count, length, padding in ((1, 5, "right"), (4, 12, "right"), (3, 9, "left")):
         ids, mask = build_texts(count, length=length, padding=padding)
@@ -56,8 +81,10 @@ def test_text_half(text, format):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("format", ("torch", "onnx"))
 def test_states_in_place_of_tokens(format):
-    model = build_model("cloc", text=None)
+    needs_onnx(format)
+    model = build_small("cloc", text=None)
     exported = export_text_half(model, format)
     states = torch.randn(5, 24)
     expected = TextHalf(model)(text_states=states)["text_embeds"]
@@ -66,8 +93,8 @@ def test_states_in_place_of_tokens(format):
 
 @torch.no_grad()
 def test_int8():
-    pytest.importorskip("onnxruntime", reason="needs pip install pixclip-hf[onnx]")
-    model = build_model("cloc")
+    needs_onnx("onnx")
+    model = build_small("cloc")
     exported = export_text_half(model, int8=True)
     assert "MatMulInteger" in {node.op_type for node in exported.program.graph}
     ids, mask = build_texts(4, length=12)
@@ -78,7 +105,7 @@ def test_int8():
 
 @pytest.mark.parametrize("export", (export_image_half, export_text_half))
 def test_training_goes_on_as_before(export):
-    model = build_model("cloc").train()
+    model = build_small("cloc").train()
     model.text_model.eval()
     modes = [module.training for module in model.modules()]
     export(model, "torch")
@@ -98,7 +125,7 @@ def test_refusals():
 @torch.no_grad()
 @pytest.mark.parametrize("family, mode", CASES)
 def test_compiled_without_graph_breaks(family, mode):
-    model = build_model(family)
+    model = build_small(family)
     batch = build_batch(family, False, False, False)
     options = {"mode": mode} if family == "pixclip" else {}
     calls = [

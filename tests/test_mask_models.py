@@ -1,5 +1,7 @@
 """Masks of points by tiny random mask models, and what they prompt."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,11 @@ def test_lists_of_images_and_one_image_pass_each(sam, image, monkeypatch):
     assert len(calls) == 1 and several[1] == [] and all(map(np.array_equal, several[0], one))
 
 
+def test_a_folder_may_be_a_path(folder, image):
+    named = masks_from_points(folder, image, POINTS[:1])
+    assert np.array_equal(named, masks_from_points(Path(folder), image, POINTS[:1]))
+
+
 def test_masks_of_points_prompt_pixclip(folder, image, tiny_pixclip):
     model, processor = tiny_pixclip
     classify = pipeline("zero-shot-region-classification", model=model, processor=processor, device="cpu")
@@ -82,6 +89,8 @@ def test_bad_input(sam, image, tiny_cloc, tmp_path, monkeypatch):
         masks_from_points(sam, image, [[[65, 1]]])
     with pytest.raises(ValueError, match=r"points\[0\]\[1\] must hold points, got None"):
         masks_from_points(sam, [image], [[[[5, 5]], None]])
+    with pytest.raises(TypeError, match="`mask_model` must be a Hub id, a folder or a MaskModel, got a SamModel"):
+        masks_from_points(sam.model, image, POINTS)
     with pytest.raises(ValueError, match="`mask_model` must be a SAM, SAM-HQ, SAM 2, got 'CLOCModel': cloc"):
         MaskModel(*tiny_cloc)
     tiny_cloc[0].save_pretrained(tmp_path)

@@ -45,13 +45,18 @@ def test_public_names_exist():
 
 
 def test_import_leaves_the_extras_alone():
-    added = run_python(
+    """And drawing scenes needs none of `datasets`."""
+    added, regions = run_python(
         "import json, sys, transformers.pipelines\n"
         "from transformers import AutoModel, AutoProcessor\n"
         "before = set(sys.modules)\n"
         "import pixclip_hf\n"
-        "print(json.dumps(sorted(set(sys.modules) - before)))"
+        "added = sorted(set(sys.modules) - before)\n"
+        "sys.modules['datasets'] = None\n"
+        "from pixclip_hf.scenes.dataset import make_scene\n"
+        "print(json.dumps([added, len(make_scene(0)['regions'])]))"
     )
+    assert regions >= 3
     assert "pixclip_hf.modeling.modeling_cloc" in added
     heavy = {"accelerate", "datasets", "evaluate", "matplotlib", "pandas", "peft", "tensorboard"}
     assert not heavy & {name.split(".")[0] for name in added}

@@ -57,13 +57,19 @@ def detect(
             "`model` must be a Hub id, a folder or a zero-shot-region-detection pipeline, got a "
             f"{type(model).__name__}."
         )
+    if "boxes" in options:
+        raise TypeError("`boxes` must be given as `proposals`.")
     if options.get("masks") is not None:
+        if not (isinstance(proposals, str) and proposals == "grid"):
+            raise ValueError(f"`masks` are proposals themselves: `proposals` must be left out, got {proposals!r:.80}.")
         options["masks"] = [options["masks"]] if one else options["masks"]
+    elif proposals is None:
+        raise TypeError("`proposals` must be 'grid', 'detector:NAME', 'sam:NAME', a callable or boxes, got None.")
     elif isinstance(proposals, str) or callable(proposals):
         options["proposals"] = proposals if proposals == "grid" else proposer_of(proposals)
     else:
         options["boxes"] = [proposals] if one else proposals
-    results = model(opened, candidate_labels=list(labels), batch_size=batch_size, **options)
+    results = model(opened, candidate_labels=labels, batch_size=batch_size, **options)
     return results[0] if one else results
 
 

@@ -1,5 +1,6 @@
 """Masks of points by a mask model of transformers: what a PixCLIP, or a CLOC without points, is prompted with."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class MaskModel:
 
 
 def masks_from_points(
-    mask_model: str | MaskModel, images: Any, points: Any, point_labels: Any = None
+    mask_model: str | os.PathLike | MaskModel, images: Any, points: Any, point_labels: Any = None
 ) -> list[np.ndarray] | list[list[np.ndarray]]:
     """The masks of regions that are given by points, for `masks=` of a processor, pipeline or encoder.
 
@@ -112,6 +113,9 @@ def masks_from_points(
             finds no pixel for.
         ImportError: SAM 2 without torchvision.
     """
+    named = isinstance(mask_model, str | os.PathLike)
+    if not named and not isinstance(mask_model, MaskModel):
+        raise TypeError(f"`mask_model` must be a Hub id, a folder or a MaskModel, got a {type(mask_model).__name__}.")
     items, one = as_images(images)
     opened = [open_image(image) for image in items]
     sizes = [(image.height, image.width) for image in opened]
@@ -119,7 +123,7 @@ def masks_from_points(
     for entry in read:
         if not all(entry.given):
             raise ValueError(f"{entry.names[int(np.argmin(entry.given))]} must hold points, got None")
-    model = MaskModel.from_pretrained(mask_model) if isinstance(mask_model, str) else mask_model
+    model = MaskModel.from_pretrained(os.fspath(mask_model)) if named else mask_model
     masks = [model.masks_of(image, entry) for image, entry in zip(opened, read, strict=True)]
     return masks[0] if one else masks
 

@@ -1,10 +1,12 @@
 """The ablation's arms: each trains, differs from its base in one thing, and gives a row of the table."""
 
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,8 +127,12 @@ def test_needed_models_come_once_and_after_what_they_go_on_from(ablation):
     assert not {"clip_images", "by_box"} & {name for _, name, _ in first}
 
 
-def test_waves_run_side_by_side(ablation, tmp_path):
-    """A folder and, in the next wave, one inside it: the second fails where it does not wait for the first."""
+def test_waves_run_side_by_side(ablation, tmp_path, monkeypatch):
+    """A folder and, in the next wave, one inside it: the second fails where it does not wait for the first. The
+    processes come from a server that has imported torch once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    monkeypatch.setattr(ablation, "multiprocessing", SimpleNamespace(get_context=lambda method: context))
     outer, inner = tmp_path / "outer", tmp_path / "outer" / "inner"
     waves = [[(outer,), (tmp_path / "other",)], [(inner,)]]
     ablation.side_by_side(os.mkdir, lambda folder: (folder / "x.json", {}), waves, 2)

@@ -1,7 +1,7 @@
 """What cannot be converted says why, runs no code, and leaves nothing behind."""
 
 import pickle
-import subprocess
+import runpy
 import sys
 import zipfile
 
@@ -272,14 +272,15 @@ def test_a_failure_while_writing_leaves_nothing(states, tmp_path, monkeypatch):
     refused("clip", path, tmp_path, "reads back differently: visual_projection.weight", RuntimeError)
 
 
-def test_the_command_says_what_is_wrong(states, tmp_path, capsys):
+def test_the_command_says_what_is_wrong(states, tmp_path, capsys, monkeypatch):
     path = save(states["alpha-clip"], tmp_path / "model.pt")
     assert main(["clip", str(path), "--output", str(tmp_path / "out")]) == 1
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and "convert it as 'alpha-clip'" in err and "Traceback" not in err and not out
-    command = [sys.executable, "-m", "pixclip_hf.conversion", "clip", str(path), "--output", str(tmp_path / "out")]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert process.returncode == 1 and "convert it as 'alpha-clip'" in process.stderr
+    monkeypatch.setattr(sys, "argv", ["pixclip_hf.conversion", "clip", str(path), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("pixclip_hf.conversion", run_name="__main__")
+    assert end.value.code == 1 and "convert it as 'alpha-clip'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -239,8 +239,7 @@ def test_a_detector(cloc, photos, tmp_path, monkeypatch):
         given.append((image.size, threshold))
         return [hit] if len(given) == 1 else []
 
-    monkeypatch.setattr(region_sources, "pipeline", lambda task, model: detect, raising=False)
-    monkeypatch.setattr("transformers.pipeline", lambda task, model: detect)
+    monkeypatch.setattr(region_sources.DetectorProposer, "_pipeline", property(lambda proposer: detect))
     source = ["--source", "images", f"folder={photos}", "--model", cloc, "--output", str(tmp_path / "run")]
     folder = command.main([*source, "--detector", "any/detr", "--kinds", "region", "--batch_size", "2"])
     assert given == [((48, 48), 0.3), ((30, 20), 0.3), ((48, 64), 0.3)]
@@ -385,11 +384,10 @@ def test_the_command_and_its_card(cloc, tmp_path, monkeypatch, capsys):
     assert f"| source | {SOURCE} |" in card.text and "| preprocessing | " in card.text and "None" not in card.text
     embeddings = load_dataset(str(tmp_path / "run"), split="train")
     assert embeddings.features == embedding_features(16) and f"| train | {len(embeddings)} | 3 |" in card.text
-    pushed = []
-    monkeypatch.setattr(hub, "_push", lambda folder, paths, *others: pushed.extend(paths))
+    pushed = {}
+    monkeypatch.setattr(hub, "_push", lambda files, *others: pushed.update(files))
     assert cli.main([*arguments, "--push_to_hub", "org/name", "--license", "mit"]) == 0
-    names = [path.relative_to(tmp_path / "run").as_posix() for path in pushed]
-    assert names == ["README.md", *(f"data/train-{i:05d}.parquet" for i in range(3)), SETTINGS]
+    assert list(pushed) == ["README.md", *(f"data/train-{i:05d}.parquet" for i in range(3)), SETTINGS, hub.PUSHED]
 
 
 def test_no_path_of_this_machine_is_published(tmp_path, monkeypatch):
@@ -403,10 +401,10 @@ def test_no_path_of_this_machine_is_published(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / SETTINGS).write_text(json.dumps(content))
     monkeypatch.setattr(hub, "write_dataset_card", lambda folder, *others, **options: folder / "README.md")
-    pushed = []
-    monkeypatch.setattr(hub, "_push", lambda *arguments: pushed.extend(arguments))
+    pushed = {}
+    monkeypatch.setattr(hub, "_push", lambda files, *others: pushed.update(files))
     hub.publish_dataset(folder, "org/name", "embeddings")
-    assert json.loads(pushed[-1][SETTINGS]) == {
+    assert json.loads(pushed[SETTINGS]) == {
         "model": "mine",
         "source": ["coco", "annotations=i.json", "images=val2017", "captions=c.json"],
         "regions": "Detector(model='detector', batch_size=8, name='org/name')",

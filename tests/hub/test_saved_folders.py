@@ -12,6 +12,7 @@ from processes import running_process
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 import pixclip_hf
+from pixclip_hf import Eva02VisionConfig, Eva02VisionModel
 from pixclip_hf.hub import write_folder
 from pixclip_hf.training.command import main
 
@@ -78,13 +79,16 @@ def build(family, tower, text=True):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with an image, and below `saved` a folder for each model, vision tower and way to save."""
+    """A folder with an image, below `weights` a folder for each model and vision tower, and below `saved` some of them
+    and those of other ways to save."""
     place = tmp_path_factory.mktemp("place")
     Image.linear_gradient("L").resize((32, 24)).convert("RGB").save(place / "image.png")
     for family in ("CLOC", "PixCLIP"):
         for tower in ("clip", "siglip"):
             for part in build(family, tower):
-                part.save_pretrained(place / "saved" / f"{family} {tower}")
+                part.save_pretrained(place / "weights" / f"{family} {tower}")
+    for name in ("CLOC clip", "CLOC siglip", "PixCLIP clip"):
+        shutil.copytree(place / "weights" / name, place / "saved" / name)
     for part in build("PixCLIP", "clip", text=False):
         part.save_pretrained(place / "saved" / "without text")
     write_folder(*build("CLOC", "clip"), place / "saved" / "sharded", "org/name", max_shard_size="20KB")
@@ -120,15 +124,24 @@ def test_weights_come_back(place):
     for family in ("CLOC", "PixCLIP"):
         for tower in ("clip", "siglip"):
             state = build(family, tower)[0].state_dict()
-            loaded = AutoModel.from_pretrained(place / "saved" / f"{family} {tower}").state_dict()
+            loaded = AutoModel.from_pretrained(place / "weights" / f"{family} {tower}").state_dict()
             assert state.keys() == loaded.keys()
             assert all(torch.equal(value, state[name]) for name, value in loaded.items())
     folder = place / "saved" / "sharded"
     assert len(list(folder.glob("model-*.safetensors"))) > 2 and (folder / "model.safetensors.index.json").is_file()
 
 
-def test_without_the_package(place, here, tmp_path):
-    assert len(here) == 8
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """A folder, and a process in it that lacks the package."""
+    folder = tmp_path_factory.mktemp("stranger")
+    with running_process(folder, package=False, HF_HUB_OFFLINE="1") as process:
+        yield folder, process
+
+
+def test_without_the_package(place, here, stranger):
+    assert len(here) == 7
+    tmp_path, process = stranger
     # Copies, so that nothing can lean on where it came from when only what was saved again is left.
     shutil.copytree(place / "saved", tmp_path / "copies")
     shutil.copyfile(place / "image.png", tmp_path / "image.png")
@@ -140,22 +153,21 @@ torch.save({
     for folder in sorted(pathlib.Path(FOLDER).iterdir())
 }, "outputs.pt")
 """
-    with running_process(tmp_path, package=False, HF_HUB_OFFLINE="1") as stranger:
-        stranger.run(LOAD + code.replace("FOLDER", "'copies'").replace("AGAIN", "'again'"))
-        found |= torch.load(tmp_path / "outputs.pt")
-        # A repository whose pipeline code is gone keeps its model, and says so.
-        broken = tmp_path / "copies" / "CLOC clip"
-        for path in ("region_feature_extraction.py", "zero_shot_region_classification.py"):
-            (broken / path).unlink()
-        lost = "AutoModel.from_pretrained('{}', trust_remote_code=True).save_pretrained('lost')"
-        printed = stranger.run(lost.format(broken.rename(tmp_path / "broken")))
+    process.run(LOAD + code.replace("FOLDER", "'copies'").replace("AGAIN", "'again'"))
+    found |= torch.load(tmp_path / "outputs.pt")
+    # A repository whose pipeline code is gone keeps its model, and says so.
+    broken = tmp_path / "copies" / "CLOC clip"
+    for path in ("region_feature_extraction.py", "zero_shot_region_classification.py"):
+        (broken / path).unlink()
+    lost = "AutoModel.from_pretrained('{}', trust_remote_code=True).save_pretrained('lost')"
+    printed = process.run(lost.format(broken.rename(tmp_path / "broken")))
     assert FEATURES in printed and "is not saved" in printed
     assert not json.loads((tmp_path / "lost" / "config.json").read_text()).get("custom_pipelines")
 
     shutil.rmtree(tmp_path / "copies")
-    shutil.rmtree(tmp_path / "home")
-    with running_process(tmp_path, package=False, HF_HUB_OFFLINE="1") as stranger:
-        stranger.run(LOAD + code.replace("FOLDER", "'again'").replace("AGAIN", "None"))
+    other_home = str(tmp_path / "other-home")
+    with running_process(tmp_path, package=False, HF_HUB_OFFLINE="1", HF_HOME=other_home) as another:
+        another.run(LOAD + code.replace("FOLDER", "'again'").replace("AGAIN", "None"))
     found |= torch.load(tmp_path / "outputs.pt")
     for name, wanted in here.items():
         # Two regions that differ, and scores that are no tie, or equality would say little.
@@ -167,13 +179,57 @@ torch.save({
     assert_same(found["CLOC siglip from a pipeline"], here["CLOC siglip"])
 
 
+def tower():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    model = Eva02VisionModel(Eva02VisionConfig(image_size=32, patch_size=8, **sizes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+@torch.no_grad()
+def test_our_own_tower_without_the_package(stranger):
+    folder, process = stranger
+    shared = {"text_config": None, "text_hidden_size": 24, "projection_dim": 16}
+    shared["vision_config"] = tower().config.to_dict()
+    models = {
+        "eva cloc": pixclip_hf.CLOCModel(pixclip_hf.CLOCConfig(**shared)).eval(),
+        "eva pixclip": pixclip_hf.PixCLIPModel(pixclip_hf.PixCLIPConfig(**shared, visual_projection_bias=True)).eval(),
+        "eva": tower(),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    names = [*models, *(f"{name} again" for name in models)]
+    process.run(f"""
+import torch
+from transformers import AutoModel
+
+states = {{}}
+for name in {names}:
+    model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    model.save_pretrained(f"{{name}} again")
+    with torch.no_grad():
+        states[name] = getattr(model, "get_image_features", model)(torch.ones(1, 3, 32, 32)).pooler_output
+torch.save(states, "eva.pt")
+""")
+    states = torch.load(folder / "eva.pt")
+    for name, model in models.items():
+        expected = getattr(model, "get_image_features", model)(torch.ones(1, 3, 32, 32)).pooler_output
+        torch.testing.assert_close(states[name], expected)
+        assert torch.equal(states[f"{name} again"], states[name])
+
+
 @pytest.mark.parametrize("remote", [False, True])
 def test_with_the_package_nobody_has_to_trust_code(place, here, remote, monkeypatch):
     monkeypatch.chdir(place)
     names = {}
     exec(LOAD, names)
-    for name, wanted in here.items():
-        assert wanted["modules"] == {"pixclip_hf"}
+    assert all(wanted["modules"] == {"pixclip_hf"} for wanted in here.values())
+    for name in ("CLOC clip", "PixCLIP clip", "checkpoint-1"):
+        wanted = here[name]
         found = names["outputs"](place / "saved" / name, trust_remote_code=remote)
         assert found["modules"] == {"pixclip_hf"}
         assert_same(found, wanted)

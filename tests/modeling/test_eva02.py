@@ -1,15 +1,9 @@
 """The EVA02 tower by itself: rotary positions, sizes, files; its numbers are tested with the converted checkpoints."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-import pixclip_hf
 from pixclip_hf import Eva02VisionConfig, Eva02VisionModel
 from pixclip_hf.modeling.modeling_eva02 import rotary_tables, rotate
 
@@ -111,45 +105,6 @@ def test_saves_and_loads(tmp_path):
     again, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert type(again) is Eva02VisionModel and not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(again(pixels(32, 32)).pooler_output, model(pixels(32, 32)).pooler_output)
-
-
-@torch.no_grad()
-def test_loads_without_the_package(tmp_path):
-    vision = {"model_type": "eva02_vision_model", "image_size": 32, "patch_size": 8, **SIZES}
-    shared = {"vision_config": vision, "text_config": None, "text_hidden_size": 24, "projection_dim": 16}
-    models = {
-        "cloc": pixclip_hf.CLOCModel(pixclip_hf.CLOCConfig(**shared)).eval(),
-        "pixclip": pixclip_hf.PixCLIPModel(pixclip_hf.PixCLIPConfig(**shared, visual_projection_bias=True)).eval(),
-        "tower": build(),
-    }
-    for name, model in models.items():
-        model.save_pretrained(tmp_path / name)
-    code = (
-        "import json, sys\n"
-        "sys.modules['pixclip_hf'] = None\n"
-        "import torch\n"
-        "from transformers import AutoModel\n"
-        "outputs = []\n"
-        "for name in ('cloc', 'pixclip', 'tower', 'cloc again', 'pixclip again', 'tower again'):\n"
-        "    model = AutoModel.from_pretrained(name, trust_remote_code=True)\n"
-        "    assert type(model).__module__.startswith('transformers_modules.'), type(model)\n"
-        "    model.save_pretrained(f'{name} again')\n"
-        "    with torch.no_grad():\n"
-        "        output = getattr(model, 'get_image_features', model)(torch.ones(1, 3, 32, 32))\n"
-        "    outputs.append(output.pooler_output.tolist())\n"
-        "print(json.dumps(outputs))"
-    )
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
-    assert process.returncode == 0, process.stderr
-    outputs = torch.tensor([row[0] + [0] * (48 - len(row[0])) for row in json.loads(process.stdout.splitlines()[-1])])
-    assert torch.equal(outputs[:3], outputs[3:])
-    for name, output in zip(models, outputs, strict=False):
-        model = models[name]
-        expected = getattr(model, "get_image_features", model)(torch.ones(1, 3, 32, 32)).pooler_output[0]
-        torch.testing.assert_close(output[: len(expected)], expected)
 
 
 def test_a_configuration_that_cannot_turn_is_refused():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_detector import save_tiny_detector
 from tiny_sam import save_tiny_sam
 from transformers import pipeline
 
@@ -80,6 +81,34 @@ def test_one_pass_for_all_proposals(find, monkeypatch):
     assert len(calls) == 1 and len(found) == 2 * len(grid_boxes(40, 30, (1, 3, 7)))
     boxes = {tuple(round(edge, 3) for edge in entry["box"].values()) for entry in found}
     assert boxes == {tuple(round(edge, 3) for edge in box) for box in grid_boxes(40, 30, (1, 3, 7))}
+
+
+def test_a_tiny_detector_and_sam_are_named_by_their_folders(find, tmp_path):
+    """Of other than random weights the default threshold would keep what they are sure of; some of these it keeps."""
+    detector, sam = save_tiny_detector(tmp_path / "detector"), save_tiny_sam(tmp_path / "sam")
+    every = {"threshold": 0, "nms_iou": 1, "top_k": 10_000}
+    hits = pipeline("object-detection", model=detector, device="cpu")(IMAGE, threshold=0.3)
+    wanted = [
+        [max(b["xmin"], 0), max(b["ymin"], 0), min(b["xmax"], 40), min(b["ymax"], 30)]
+        for b in (hit["box"] for hit in hits)
+    ]
+    wanted = [box for box in wanted if box[0] < box[2] and box[1] < box[3]]
+    assert len(wanted) > 1 and len({hit["score"] for hit in hits}) == len(hits)
+    found = detect(IMAGE, LABELS, find, f"detector:{detector}", **every)
+    assert found == detect(IMAGE, LABELS, find, wanted, **every) and len(found) == 2 * len(wanted)
+    # The pipeline alone takes what proposes.
+    assert find(IMAGE, candidate_labels=LABELS, proposals=DetectorProposer(detector), **every) == found
+    several = detect([IMAGE, make_image(1, (25, 60))], LABELS, find, f"detector:{detector}", batch_size=2, **every)
+    assert [entry["box"] for entry in several[0]] == [entry["box"] for entry in found] and several[1]
+    # A random SAM is sure of no mask.
+    assert detect(IMAGE, LABELS, find, f"sam:{sam}", **every) == []
+    masks = SamProposer(sam, points=3, threshold=-100.0)
+    assert find(IMAGE, candidate_labels=LABELS, proposals=masks, proposal_weight=0.5, **every)
+    # The folder of one in the place of the other.
+    with pytest.raises(ValueError, match="`model` must be a SAM or SAM-HQ, got '.*detector': yolos"):
+        detect(IMAGE, LABELS, find, f"sam:{detector}")
+    with pytest.raises(ValueError, match="`model` must be an object detector of transformers, got '.*sam': sam"):
+        detect(IMAGE, LABELS, find, f"detector:{sam}")
 
 
 def test_a_detector_and_sam_propose(find, tmp_path):
@@ -178,6 +207,21 @@ BAD = [
     ({"candidate_labels": ["a"], "proposal_weight": 1.5}, r"`proposal_weight` must lie in \[0, 1\]"),
     ({"candidate_labels": ["a"], "temperature": 0}, "`temperature` must be a positive number, got 0"),
     ({"candidate_labels": ["a"], "top_k": 0}, "`top_k` must be at least 1"),
+    ({"candidate_labels": ["a"], "top_k": 2.5}, "`top_k` must be a whole number, got 2.5"),
+    ({"candidate_labels": ["a"], "threshold": "high"}, "`threshold` must be a number, got 'high'"),
+    ({"candidate_labels": ["a"], "temperature": "hot"}, "`temperature` must be a number, got 'hot'"),
+    ({"candidate_labels": ["a"], "background": "sky"}, "`background` must be a list of texts, got 'sky'"),
+    ({"candidate_labels": ["a"], "background": ["sky", " "]}, r"`background\[1\]` must not be empty"),
+    ({"candidate_labels": ["a"], "proposals": lambda i: None}, "`proposals` must return a list of dicts .* NoneType"),
+    ({"candidate_labels": ["a"], "proposals": lambda i: [{"box": BOXES[0]}, BOXES[1]]}, "dicts with a box, .* at 1"),
+    (
+        {"candidate_labels": ["a"], "proposals": lambda i: [{"box": BOXES[0], "score": float("nan")}]},
+        "`proposals` must return scores that are numbers, got nan at 0",
+    ),
+    (
+        {"candidate_labels": ["a"], "proposals": lambda i: [{"box": [50, 0, 99, 9]}]},
+        r"boxes\[0\] lies outside its image",
+    ),
     ({}, "`candidate_labels` must be a list of texts, got none"),
     ({"candidate_labels": ["a"], "points": [[[3, 4]]]}, "`points` must be None: they have no boxes to report"),
     ({"candidate_labels": ["a"], "boxes": BOXES, "masks": [np.ones((30, 40))], "prompt": "box"}, "must match"),
@@ -197,4 +241,12 @@ def test_bad_models_and_proposals(find, tiny_cloc):
     for name in ("windows", "sam:", "yolo:a"):
         with pytest.raises(ValueError, match="`proposals` must be 'grid', 'detector:NAME', 'sam:NAME', a callable"):
             detect(IMAGE, LABELS, find, name)
+    with pytest.raises(TypeError, match="`proposals` must be 'grid', .*, got None"):
+        detect(IMAGE, LABELS, find, None)
+    with pytest.raises(TypeError, match="`candidate_labels` must be a list of texts, got 'cat'"):
+        detect(IMAGE, "cat", find)
+    with pytest.raises(TypeError, match="`boxes` must be given as `proposals`"):
+        detect(IMAGE, LABELS, find, boxes=BOXES)
+    with pytest.raises(ValueError, match="`masks` are proposals themselves: `proposals` must be left out"):
+        detect(IMAGE, LABELS, find, BOXES, masks=[np.ones((30, 40))] * 3)
     assert type(find) is pixclip_hf.RegionDetectionPipeline

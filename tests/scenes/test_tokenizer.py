@@ -1,6 +1,7 @@
 import pytest
 from transformers import AutoTokenizer
 
+from pixclip_hf.scenes import tokenizer as module
 from pixclip_hf.scenes.dataset import all_descriptions, late_detail_pairs, make_scene
 from pixclip_hf.scenes.tokenizer import scenes_tokenizer, train_tokenizer
 
@@ -55,8 +56,20 @@ def test_truncates_at_model_max_length():
 
 
 def test_training_is_deterministic_and_seeds_differ():
-    assert scenes_tokenizer(1).get_vocab() == scenes_tokenizer(1).get_vocab()
+    first = scenes_tokenizer(1)
+    module._trained.cache_clear()
+    assert scenes_tokenizer(1).get_vocab() == first.get_vocab()
     assert scenes_tokenizer(1).get_vocab() != scenes_tokenizer(2).get_vocab()
+
+
+def test_each_call_gives_a_tokenizer_of_its_own():
+    first, second = scenes_tokenizer(1), scenes_tokenizer(1)
+    first.model_max_length, first.padding_side = 5, "left"
+    first.add_tokens(["zzzz"])
+    third = scenes_tokenizer(1)
+    for other in (second, third):
+        assert other.model_max_length == 256 and other.padding_side == "right" and len(other) == len(first) - 1
+    assert second("a zzzz star")["input_ids"] == third("a zzzz star")["input_ids"]
 
 
 @pytest.mark.parametrize("setting", ["default", "hard"])

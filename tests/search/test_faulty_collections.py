@@ -274,7 +274,10 @@ def test_a_store_without_its_library_names_the_extra(folder, monkeypatch):
         ({"text": "a", "id": "b"}, "got text, id"),
         ({"text": " "}, "`text` must say something"),
         ({"text": "a", "box": [0, 0, 1, 1]}, "need the `image`"),
-        ({"image": "x.jpg", "box": [0, 0, 1, 1], "mask": "m"}, "must not both be given"),
+        (
+            {"image": "x.jpg", "box": [0, 0, 1, 1], "mask": "m"},
+            "must have one of box, mask and points, got box and mask",
+        ),
     ],
 )
 def test_queries_that_say_nothing_are_refused(query, message):

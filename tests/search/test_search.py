@@ -17,7 +17,7 @@ from pixclip_hf.scenes.dataset import make_scene
 pytest.importorskip("lancedb", reason="needs pip install pixclip-hf[search]")
 pytest.importorskip("qdrant_client", reason="needs pip install pixclip-hf[search]")
 
-from pixclip_hf import cli  # noqa: E402
+from pixclip_hf import CLOCConfig, CLOCModel, cli  # noqa: E402
 from pixclip_hf.embedding import command as embedding  # noqa: E402
 from pixclip_hf.encoders.region_encoder import RegionEncoder  # noqa: E402
 from pixclip_hf.processing.processing_regions import decode_rle  # noqa: E402
@@ -101,6 +101,35 @@ def test_regions_and_images_find_themselves(folder, tiny_cloc):
     name = regions["id"][0]
     (hits,) = command.search(["out", "--store", "exact", "--id", name, "--top", "1000"])
     assert sorted([name, *(hit.id for hit in hits)]) == sorted(regions["id"])
+
+
+def test_points_find_regions(folder, tiny_cloc):
+    """By a model that they prompt, whose regions a point inside each prompted; another one says what to do."""
+    embed_scenes(3)
+    make_scene(3, size=64)["image"].save("query.png")
+    asked = ["--store", "exact", "--image", "query.png", "--points", "10", "12", "--points", "40", "41", "44", "50"]
+    with pytest.raises(ValueError, match="`points` must be None: they prompt no such CLOCModel. Make masks of them"):
+        command.search(["out", *asked])
+    config = CLOCConfig.from_dict({**tiny_cloc[0].config.to_dict(), "prompter_points": True})
+    for part in (CLOCModel(config), tiny_cloc[1]):
+        part.save_pretrained("points")
+    given = ["--source", "scenes:3", "--model", "points", "--prompt", "point", "--output", "by points"]
+    embedding.main([*given, "--kinds", "region"])
+    hits = command.search(["by points", *asked, "--top", "100"])
+    encoder = RegionEncoder.from_pretrained("points", prompt="point")
+    own = encoder.encode_regions("query.png", points=[[[10, 12]], [[40, 41], [44, 50]]])
+    records = [make_scene(index) for index in range(3)]
+    regions = np.concatenate(encoder.encode_records(records))
+    for found, vector in zip(hits, own, strict=True):
+        assert [hit.cosine for hit in found] == pytest.approx(np.sort(regions @ vector)[::-1], abs=1e-3)
+    labels = [line["query"] for line in map(json.loads, Path("by points/hits.jsonl").read_text().splitlines())]
+    assert set(labels) == {"what is at [10, 12] in query.png", "what is at [40, 41], [44, 50] in query.png"}
+    with pytest.raises(ValueError, match="`--points` must be pairs of x and y, got 3 numbers"):
+        command.search(["out", "--image", "query.png", "--points", "1", "2", "3"])
+    with pytest.raises(ValueError, match=r"points\[0\]\[0\] must lie in its image of width 64"):
+        command.search(["by points", "--image", "query.png", "--points", "65", "2"])
+    with pytest.raises(ValueError, match="must have one of box, mask and points, got box and points"):
+        Query(image="query.png", box=[0, 0, 9, 9], points=[[1, 2]])
 
 
 def test_negative_queries_filters_and_duplicates(folder, tiny_cloc):

@@ -1,40 +1,34 @@
 """A run that is killed continues from its last complete checkpoint, to the same end."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 
 import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from pixclip_hf.data.collator import RegionCollator
 from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training import RegionTrainer, last_checkpoint
 from pixclip_hf.training.command import main
 
-# Killed while it writes its third checkpoint: weights, optimizer and random state lie there, its state does not.
-KILLED = """
-import os, signal, sys
-import torch
-from transformers import TrainerState
-from pixclip_hf.training.command import main
 
-torch.set_num_threads(1)
-save = TrainerState.save_to_json
+def train_until_killed(arguments):
+    """Killed while it writes its third checkpoint: weights, optimizer and random state lie there, its state does
+    not."""
+    save = TrainerState.save_to_json
 
-def save_or_die(self, path):
-    if self.global_step == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(self, path)
+    def save_or_die(self, path):
+        if self.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(self, path)
 
-TrainerState.save_to_json = save_or_die
-main(sys.argv[1:])
-"""
+    TrainerState.save_to_json = save_or_die
+    main(arguments)
 
 
 @pytest.mark.parametrize(
@@ -54,10 +48,12 @@ def test_killed_and_resumed(family, more, tmp_path, monkeypatch):
         ]  # fmt: skip
 
     whole = main(options(tmp_path / "whole"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", KILLED, *options(tmp_path / "killed")]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = multiprocessing.get_context("fork").Process(
+        target=train_until_killed, args=[options(tmp_path / "killed")]
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert (tmp_path / "killed" / "checkpoint-6" / "optimizer.pt").exists()
     assert last_checkpoint(tmp_path / "killed") == str(tmp_path / "killed" / "checkpoint-4")
     resumed = main(options(tmp_path / "killed"))

@@ -1,10 +1,10 @@
 """Runs end where they say, one at a time, and go on from the last checkpoint that is whole."""
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import signal
 
 import datasets
 import pytest
@@ -216,22 +216,28 @@ def test_what_an_abandoned_run_left_goes_first(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
+def hold(folder, held):
+    with only_writer(folder, "`output_dir`"):
+        held.set()
+        signal.pause()
+
+
 def test_a_second_run_in_one_folder_is_refused(tiny_cloc, tmp_path):
     """The lock belongs to a process: another one holds it here."""
-    code = (
-        "import sys\nfrom pixclip_hf.data.whole_files import only_writer\n"
-        "with only_writer(sys.argv[1], '`output_dir`'):\n    print('held', flush=True)\n    sys.stdin.read()\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held))
+    other.start()
+    try:
+        assert held.wait(60)
         with pytest.raises(ValueError, match=r"`output_dir` '.*' is being written to by another process"):
             main(options(tmp_path))
         with pytest.raises(ValueError, match="Two trainings in one folder"):
             train(tiny_cloc, tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    finally:
         other.kill()
-        other.wait()
+        other.join()
     (tmp_path / ".0123.tmp").mkdir()
     train(tiny_cloc, tmp_path, max_steps=1)
     assert not (tmp_path / ".0123.tmp").exists(), "what a killed run left"

@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> EmbeddingFolder:
     parser.add_argument("--revision", default="main", help="branch, tag or commit of the model on the Hub")
     parser.add_argument(
         "--prompt",
-        choices=("box", "mask"),
-        help="what prompts the regions; by default what the model is usually prompted with",
+        choices=("box", "mask", "point"),
+        help="what prompts the regions, `point` for a point inside each; by default what usually prompts the model",
     )
     parser.add_argument("--view", default=EncoderChoice.view, help="how a CLIP or SigLIP is shown a region")
     regions = parser.add_mutually_exclusive_group()

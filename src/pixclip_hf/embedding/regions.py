@@ -109,8 +109,13 @@ class DetectorProposer:
 
     @cached_property
     def _pipeline(self) -> Any:
-        from transformers import pipeline
+        from transformers import AutoConfig, AutoModelForObjectDetection, pipeline
 
+        config = AutoConfig.from_pretrained(self.model)
+        if type(config) not in AutoModelForObjectDetection._model_mapping:
+            raise ValueError(
+                f"`model` must be an object detector of transformers, got {self.model!r}: {config.model_type}."
+            )
         return pipeline("object-detection", model=self.model)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,13 +1,19 @@
 """The `zero-shot-region-detection` pipeline: proposals of an image, each named by one of several labels or by none."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from transformers import Pipeline
 
 from .region_feature_extraction import given_parameters, image_item, is_one_image
-from .zero_shot_region_classification import ZeroShotRegionClassificationPipeline, check_top_k, checked_labels
+from .zero_shot_region_classification import (
+    ZeroShotRegionClassificationPipeline,
+    check_range,
+    check_top_k,
+    checked_labels,
+)
 
 GRID = (1, 3, 7)
 BACKGROUND = ("background",)
@@ -37,7 +43,8 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
             proposals: where proposals come from if none are given: `"grid"`, windows that overlap by half, 1, 3 and 7
                 along either side (default); or what takes an RGB image and returns a list of
                 `{"box": [x0, y0, x1, y1] in pixels, "mask": in any form that the processor reads (optional), "score":
-                float in [0, 1] (optional)}`.
+                float (optional)}`. A score beyond [0, 1], as SAM's estimates of an IoU may be, counts as the nearer of
+                the two.
             background (`list[str]`): texts of what is no object; `["background"]` by default. They take their share of
                 a region's probability and are never reported.
             temperature (`float`): divides the logits before the softmax; 1 by default, the model's own temperature.
@@ -83,8 +90,8 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
         if proposals is not None and proposals != "grid" and not callable(proposals):
             raise ValueError(f"`proposals` must be 'grid' or callable, got {proposals!r:.80}.")
         for name, value in (("threshold", threshold), ("nms_iou", nms_iou), ("proposal_weight", proposal_weight)):
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
+            check_range(name, value, 0)
+        check_range("temperature", temperature, float("-inf"), float("inf"))
         if temperature is not None and not 0 < temperature < float("inf"):
             raise ValueError(f"`temperature` must be a positive number, got {temperature}.")
         if top_k is not None:
@@ -94,7 +101,7 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
         labels = None
         if candidate_labels is not None:
             labels = checked_labels(candidate_labels)
-            others = list(BACKGROUND if background is None else background)
+            others = _checked_background(BACKGROUND if background is None else background)
             if shared := [label for label in labels if label in others]:
                 raise ValueError(f"`background` must not hold a candidate label, got {shared[0]!r}.")
             candidate_labels = [*labels, *others]
@@ -132,7 +139,7 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
         else:
             # As the processor reads it: the proposals are in the frame of these pixels.
             item["image"] = self.processor.image_processor.read_image(item["image"])
-            given = [dict(proposal) for proposal in proposals(item["image"])]
+            given = _checked_proposals(proposals(item["image"]))
             item["boxes"] = [proposal["box"] for proposal in given]
             kwargs |= {"normalized": False, "box_format": "xyxy"}
             masks = [proposal.get("mask") for proposal in given]
@@ -206,9 +213,33 @@ def grid_boxes(width: float, height: float, counts: Sequence[int] = GRID) -> lis
     return boxes
 
 
+def _checked_background(background: Any) -> list[str]:
+    if isinstance(background, str) or not all(isinstance(text, str) for text in background):
+        raise TypeError(f"`background` must be a list of texts, got {background!r:.80}.")
+    if empty := [i for i, text in enumerate(background) if not text.strip()]:
+        raise ValueError(f"`background[{empty[0]}]` must not be empty, got {background[empty[0]]!r}.")
+    return list(background)
+
+
+def _checked_proposals(found: Any) -> list[dict[str, Any]]:
+    """What a callable proposed, as dicts with a box each. Boxes and masks themselves are the processor's to check."""
+    if isinstance(found, Mapping) or not isinstance(found, Iterable):
+        raise TypeError(f"`proposals` must return a list of dicts with a box, got a {type(found).__name__}.")
+    checked = []
+    for number, proposal in enumerate(found):
+        if not isinstance(proposal, Mapping) or proposal.get("box") is None:
+            raise TypeError(f"`proposals` must return dicts with a box, got {proposal!r:.80} at {number}.")
+        score = proposal.get("score")
+        if score is not None and not (isinstance(score, Real) and score == score):
+            raise ValueError(f"`proposals` must return scores that are numbers, got {score!r:.80} at {number}.")
+        checked.append(dict(proposal))
+    return checked
+
+
 def _kept(proposal: Mapping[str, Any]) -> dict[str, Any]:
     """What detections or their scores take of a proposal."""
-    kept = {} if proposal.get("score") is None else {"proposal_score": float(proposal["score"])}
+    score = proposal.get("score")
+    kept = {} if score is None else {"proposal_score": min(max(float(score), 0.0), 1.0)}
     return kept if proposal.get("mask") is None else {**kept, "mask": proposal["mask"]}
 
 

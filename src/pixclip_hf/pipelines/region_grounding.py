@@ -7,7 +7,7 @@ from transformers import Pipeline
 
 from .region_feature_extraction import IMAGE_KEYS, RegionPipeline, given_parameters, image_item, is_one_image
 from .text_embeddings import EmbeddedTexts, remembered_texts
-from .zero_shot_region_classification import check_template, check_top_k, checked_labels, fill_template
+from .zero_shot_region_classification import check_range, check_template, check_top_k, checked_labels, fill_template
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -77,8 +77,7 @@ class RegionGroundingPipeline(RegionPipeline):
             candidate_labels = list(checked_labels(candidate_labels))
         if hypothesis_template is not None:
             check_template(hypothesis_template)
-        if threshold is not None and not -1 <= threshold <= 1:
-            raise ValueError(f"`threshold` must lie in [-1, 1], got {threshold}.")
+        check_range("threshold", threshold, -1)
         if top_k is not None:
             check_top_k(top_k)
         return (

@@ -1,6 +1,7 @@
 """The `zero-shot-region-classification` pipeline."""
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -150,10 +151,22 @@ def check_template(hypothesis_template: str) -> None:
 
 
 def check_top_k(top_k: int) -> int:
-    """`top_k`, or `ValueError` for one below 1."""
+    """`top_k`; `TypeError` for one that is no whole number, `ValueError` for one below 1."""
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral):
+        raise TypeError(f"`top_k` must be a whole number, got {top_k!r:.80}.")
     if top_k < 1:
         raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
     return top_k
+
+
+def check_range(name: str, value: float | None, low: float, high: float = 1) -> None:
+    """`TypeError` for a value that is no number, `ValueError` for one beyond `[low, high]`; None is in every range."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number, got {value!r:.80}.")
+    if not low <= value <= high:
+        raise ValueError(f"`{name}` must lie in [{low}, {high}], got {value}.")
 
 
 def fill_template(hypothesis_template: str, labels: Sequence[str]) -> list[str]:

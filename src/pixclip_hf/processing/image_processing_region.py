@@ -101,7 +101,8 @@ class RegionImageProcessor(PilBackend):
         patches = kwargs.get("max_num_patches", self.max_num_patches)
         if kwargs.get("size") is not None and patches is not None:
             raise ValueError(
-                f"size must be None for images that keep their aspect (max_num_patches={patches}), got {kwargs['size']}"
+                f"size must be None for images that keep their aspect (max_num_patches={patches}), got "
+                f"{kwargs['size']}"
             )
         return _geometries(image_sizes, **self._settings(**kwargs))
 

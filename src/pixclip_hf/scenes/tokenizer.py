@@ -1,6 +1,8 @@
 """A byte-level BPE tokenizer, trained on any captions."""
 
+import copy
 from collections.abc import Iterable
+from functools import lru_cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -71,7 +73,13 @@ def train_tokenizer(
 
 
 def scenes_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
-    """The tokenizer of the scenes: 1,024 tokens at most, trained on the texts of 300 train scenes, none drawn."""
+    """The tokenizer of the scenes: 1,024 tokens at most, trained on the texts of 300 train scenes, none drawn. It is
+    trained once per process; each call returns a copy."""
+    return copy.deepcopy(_trained(seed))
+
+
+@lru_cache(maxsize=4)
+def _trained(seed: int) -> PreTrainedTokenizerFast:
     texts = []
     for index in range(_SCENES_FOR_TOKENIZER):
         scene = scene_texts(index, "train", seed)

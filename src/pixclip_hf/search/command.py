@@ -23,6 +23,7 @@ images, by whole images, or by what the collection itself holds.
 
   pixclip-hf search runs/photos "a red mug with a chipped rim" "a dog asleep on a sofa"
   pixclip-hf search runs/photos --image desk.jpg --box 40 60 200 180
+  pixclip-hf search runs/photos --image desk.jpg --points 120 90 --points 30 40 60 45
   pixclip-hf search runs/photos --id "desk.jpg#3" --fold 0.98
   pixclip-hf search runs/photos "a mug" --negative "a red mug" --min_side 32 --category cup mug
   pixclip-hf search runs/photos                           # what three of its regions are known to show
@@ -85,8 +86,8 @@ def search(argv: Sequence[str] | None = None) -> list[list[Hit]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pixclip-hf search",
-        usage='pixclip-hf search DIR ["TEXT" ...] [--image FILE [--box X0 Y0 X1 Y1 | --mask FILE]] [--id ID ...] '
-        "[options]",
+        usage='pixclip-hf search DIR ["TEXT" ...] [--image FILE [--box X0 Y0 X1 Y1 | --mask FILE | --points X Y ...]] '
+        "[--id ID ...] [options]",
         description=SEARCH,
         formatter_class=HelpFormatter,
     )
@@ -97,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
         "--box", type=float, nargs=4, action="append", default=[], help="region of the image in pixels; repeatable"
     )
     parser.add_argument("--mask", action="append", default=[], help="file with a mask of the image; repeatable")
+    parser.add_argument(
+        "--points",
+        type=float,
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="X Y",
+        help="points on a region of the image in pixels, for a model that points prompt; repeatable",
+    )
     parser.add_argument("--id", nargs="+", default=[], help="ids of embeddings of the collection")
     parser.add_argument("--negative", nargs="+", default=[], help="texts that hits of every query should be unlike")
     parser.add_argument("--top", type=int, default=6, help="hits per query")
@@ -119,13 +129,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _queries(arguments: argparse.Namespace, collection: Collection) -> list[Query]:
     negative = tuple(arguments.negative)
-    if arguments.image is None and (arguments.box or arguments.mask):
-        raise ValueError("`--box` and `--mask` need the `--image` that they are in.")
+    if arguments.image is None and (arguments.box or arguments.mask or arguments.points):
+        raise ValueError("`--box`, `--mask` and `--points` need the `--image` that they are in.")
     queries = [Query(text=text, negative=negative) for text in arguments.texts]
     image = arguments.image
     queries += [Query(image=image, box=box, negative=negative) for box in arguments.box]
     queries += [Query(image=image, mask=_open_mask(mask), negative=negative) for mask in arguments.mask]
-    if image is not None and not arguments.box and not arguments.mask:
+    for points in arguments.points:
+        if len(points) % 2:
+            raise ValueError(f"`--points` must be pairs of x and y, got {len(points)} numbers.")
+        pairs = list(zip(points[::2], points[1::2], strict=True))
+        queries.append(Query(image=image, points=pairs, negative=negative))
+    if image is not None and not (arguments.box or arguments.mask or arguments.points):
         queries.append(Query(image=image, negative=negative))
     queries += [Query(id=name, negative=negative) for name in arguments.id]
     queries = queries or [Query(text=text, negative=negative) for text in collection.known_texts(3)]

@@ -27,17 +27,20 @@ class Query:
         image: path, PIL image or anything else that [`open_image`] reads.
         box: [x0, y0, x1, y1] in pixels of the upright image: the region to look for. Needs `image`.
         mask: the region as a mask in any form that processors take. Needs `image`.
+        points: the region by points on it, each [x, y] in pixels of the upright image, for a model that points prompt.
+            Needs `image`.
         id: id of an embedding of the collection, which is not among its own hits.
         negative: queries, or texts, that hits should be unlike.
 
     Raises:
-        ValueError: none or several of text, image and id; a box or mask without an image; both.
+        ValueError: none or several of text, image and id; a box, mask or points without an image; several of them.
     """
 
     text: str | None = None
     image: Any = None
     box: Sequence[float] | None = None
     mask: Any = None
+    points: Sequence[Sequence[float]] | None = None
     id: str | None = None
     negative: "tuple[Query | str, ...]" = ()
 
@@ -45,10 +48,11 @@ class Query:
         given = [name for name in ("text", "image", "id") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"A query must have one of text, image and id, got {', '.join(given) or 'none'}.")
-        if self.image is None and (self.box is not None or self.mask is not None):
-            raise ValueError("`box` and `mask` need the `image` that they are in.")
-        if self.box is not None and self.mask is not None:
-            raise ValueError("`box` and `mask` must not both be given: either one is the region.")
+        regions = [name for name in ("box", "mask", "points") if getattr(self, name) is not None]
+        if self.image is None and regions:
+            raise ValueError("`box`, `mask` and `points` need the `image` that they are in.")
+        if len(regions) > 1:
+            raise ValueError(f"A query must have one of box, mask and points, got {' and '.join(regions)}.")
         if self.text is not None and not self.text.strip():
             raise ValueError(f"`text` must say something, got {self.text!r}.")
 
@@ -61,8 +65,11 @@ class Query:
             label = f"like {self.id}"
         else:
             name = Path(self.image).name if isinstance(self.image, str | os.PathLike) else "an image"
-            part = "" if self.box is None else f"{[round(edge) for edge in self.box]} of "
-            label = f"{part if self.mask is None else 'a mask in '}{name}"
+            if self.box is not None:
+                name = f"{[round(edge) for edge in self.box]} of {name}"
+            elif self.points is not None:
+                name = f"what is at {', '.join(str(list(map(round, point))) for point in self.points)} in {name}"
+            label = name if self.mask is None else f"a mask in {name}"
         without = ", ".join(as_query(negative).label for negative in self.negative)
         return f"{label}, unlike {without}" if without else label
 
@@ -167,6 +174,9 @@ def _vector(query: Query, encoder: Any, stored: Mapping[str, np.ndarray], texts:
     if query.text is not None:
         return np.asarray(texts[query.text], dtype=np.float32)
     image = open_image(query.image)
+    if query.points is not None:
+        regions = encoder.encode_regions(image, points=[query.points], show_progress_bar=False)
+        return np.asarray(regions[0], dtype=np.float32)
     if query.box is None and query.mask is None:
         return np.asarray(encoder.encode_images([image], show_progress_bar=False)[0], dtype=np.float32)
     region: dict[str, Any] = {"box": query.box, "mask": None}

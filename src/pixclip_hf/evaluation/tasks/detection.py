@@ -121,7 +121,7 @@ def label_scores(model: Any, cosines: Tensor) -> Tensor:
     if (model.get_logit_bias() if of_regions else getattr(model, "logit_bias", None)) is not None:
         return (1 + cosines) / 2
     scale = model.get_logit_scale() if of_regions else model.logit_scale.exp()
-    return (float(scale) * cosines).softmax(-1)
+    return (float(scale.detach()) * cosines).softmax(-1)
 
 
 def _detections(image_id: int, boxes: Tensor, scores: Tensor, nms_iou: float) -> list[dict[str, Any]]:
