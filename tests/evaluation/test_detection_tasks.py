@@ -112,7 +112,9 @@ def test_scores_are_those_of_the_models_own_logits():
 
 
 def tiny_model(objective):
-    return PixCLIPModel(PixCLIPConfig(VISION_CONFIG, TEXT_CONFIG, contrastive_objective=objective))
+    return PixCLIPModel(
+        PixCLIPConfig(vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, contrastive_objective=objective)
+    )
 
 
 def test_the_size_of_an_object_is_that_of_its_mask():

@@ -417,6 +417,9 @@ def upstream(request, tmp_path):
             model.logit_bias.fill_(-1.25)
     for part in (model, processor):
         part.save_pretrained(tmp_path)
+    if request.param == "siglip":
+        # As SigLIP's own tokenizer: its tower reads the padding.
+        processor.tokenizer.model_input_names = ["input_ids"]
     parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
     return str(tmp_path), pipeline("zero-shot-image-classification", model=model, **parts, device="cpu")
 
@@ -426,7 +429,8 @@ def test_scores_are_those_of_the_checkpoint(upstream):
     folder, reference = upstream
     image, mask = make_image(1), np.ones((32, 32), dtype=bool)
     expected = reference(image, candidate_labels=LABELS, hypothesis_template="{}")
-    model = pixclip_hf.PixCLIPModel.from_vision_text_pretrained(folder, folder, text_projection="linear")
+    options = {"text_pooling": "eos"} if reference.model.config.model_type == "clip" else {}
+    model = pixclip_hf.PixCLIPModel.from_vision_text_pretrained(folder, folder, text_projection="linear", **options)
     processor = pixclip_hf.PixCLIPProcessor.from_vision_text_pretrained(folder, folder)
     classify, find = (pipeline(task, model=model, processor=processor, device="cpu") for task in TASKS)
     (found,) = classify(image, masks=[mask], candidate_labels=LABELS)
