@@ -12,6 +12,7 @@ from transformers import (
     Siglip2ImageProcessorPil,
     Siglip2Model,
     Siglip2Processor,
+    Siglip2Tokenizer,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -79,4 +80,8 @@ def tiny_naflex():
         vision_config={**vision, "num_patches": 16}, text_config={**text, "max_position_embeddings": 64}
     )
     image_processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
-    return Siglip2Model(config).eval(), Siglip2Processor(image_processor, build_tokenizer())
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"abcdefghijklmnopqrstuvwxyz▁"]
+    vocab = {word: number for number, word in enumerate(words)}
+    # Whatever it writes into its folder, transformers loads a tokenizer of this class.
+    tokenizer = Siglip2Tokenizer(vocab=vocab, merges=[], padding_side="right")
+    return Siglip2Model(config).eval(), Siglip2Processor(image_processor, tokenizer)
