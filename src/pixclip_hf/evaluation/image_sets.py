@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..data.sources import IMAGE_SUFFIXES, AnnotatedImage, Source, load_records, open_source, parse_source
 from ..data.sources.base import in_pixels
 from ..data.sources.docci import DESCRIPTIONS as DOCCI_FILE
+from ..data.sources.records import clean_texts
 from ..images import StoredImage, check_image, encoded_images, upright_size
 from ..processing.processing_numbers import read_numbers
 from ..processing.processing_regions import mask_box, read_mask
@@ -217,7 +218,7 @@ def _with_regions(source: Source, item: AnnotatedImage, left_out: Counter) -> di
             left_out[reason] += 1
         else:
             kept.append(region)
-    return {"width": width, "height": height, "captions": list(item.captions or ()), "regions": kept}
+    return {"width": width, "height": height, "captions": clean_texts(item.captions, left_out), "regions": kept}
 
 
 def _upright_size(item: AnnotatedImage) -> tuple[int, int]:
@@ -255,15 +256,11 @@ def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
 
 def _with_captions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
     # Five an image, as everywhere; some images of COCO have six or seven.
-    return _captioned([caption.strip() for caption in item.captions or () if isinstance(caption, str)][:5])
+    return {"captions": clean_texts(item.captions, left_out)[:5], "regions": []}
 
 
 def _with_long_texts(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
-    return _captioned(item.captions)
-
-
-def _captioned(captions: Sequence[str]) -> dict[str, Any]:
-    return {"captions": [caption for caption in captions if caption.strip()], "regions": []}
+    return {"captions": clean_texts(item.captions, left_out), "regions": []}
 
 
 def _with_expressions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
