@@ -64,8 +64,11 @@ def detect(
         if not (isinstance(proposals, str) and proposals == "grid"):
             raise ValueError(f"`masks` are proposals themselves: `proposals` must be left out, got {proposals!r:.80}.")
         options["masks"] = [options["masks"]] if one else options["masks"]
-    elif proposals is None:
-        raise TypeError("`proposals` must be 'grid', 'detector:NAME', 'sam:NAME', a callable or boxes, got None.")
+    elif not isinstance(proposals, str | Sequence | np.ndarray | Tensor) and not callable(proposals):
+        raise TypeError(
+            "`proposals` must be 'grid', 'detector:NAME', 'sam:NAME', a callable or boxes, got "
+            f"{None if proposals is None else type(proposals).__name__}."
+        )
     elif isinstance(proposals, str) or callable(proposals):
         options["proposals"] = proposals if proposals == "grid" else proposer_of(proposals)
     else:
