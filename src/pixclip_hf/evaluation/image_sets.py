@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..data.sources import IMAGE_SUFFIXES, AnnotatedImage, Source, load_records, open_source, parse_source
 from ..data.sources.base import in_pixels
 from ..data.sources.docci import DESCRIPTIONS as DOCCI_FILE
-from ..data.sources.records import clean_texts
+from ..data.sources.records import clean_text, clean_texts
 from ..images import StoredImage, check_image, encoded_images, upright_size
 from ..processing.processing_numbers import read_numbers
 from ..processing.processing_regions import mask_box, read_mask
@@ -186,7 +186,12 @@ def _records_of(task: str, found: Found) -> Images:
         if isinstance(item.image, bytes):
             stored = stored or encoded_images(source.dataset())
         image = StoredImage(stored, position) if isinstance(item.image, bytes) else str(item.image)
-        record = _READERS[task](source, item, left_out)
+        try:
+            record = _READERS[task](source, item, left_out)
+        except LeftOut as error:
+            logger.warning(f"Left out {source.item_name(position)!r} of {found.name}: {error}")
+            left_out[str(error)] += 1
+            continue
         if record is not None:
             records.append({"image": image, **record})
     categories = source.categories or sorted(
@@ -209,6 +214,9 @@ def _with_regions(source: Source, item: AnnotatedImage, left_out: Counter) -> di
             region["category"] = source.categories[label]  # as the file has it, underscores included
         try:
             with foreign("regions that cannot be read"):
+                for name in ("category", "caption", "long_caption"):
+                    if clean_text(region[name]) is None:
+                        region[name] = None
                 if item.normalized:
                     region = in_pixels(region, (width, height))
                 reason = _clean(region, width, height)
@@ -222,7 +230,9 @@ def _with_regions(source: Source, item: AnnotatedImage, left_out: Counter) -> di
 
 
 def _upright_size(item: AnnotatedImage) -> tuple[int, int]:
-    return upright_size(item.image if isinstance(item.image, bytes) else item.image.read_bytes())
+    data = item.image if isinstance(item.image, bytes) else item.image.read_bytes()
+    with foreign("images that cannot be read"):
+        return upright_size(data)
 
 
 def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
