@@ -47,7 +47,7 @@ A Space with the demo of a model, of this push or of an earlier one:
 The token is that of `hf auth login`, or HF_TOKEN.
 """
 # What of a run's folder goes along to the Hub.
-RUN_FILES = ("metrics.json", "report.md", "regions.png", PAGE)
+RUN_RECORDS, RUN_PICTURES = ("metrics.json", "report.md"), ("regions.png", PAGE)
 PUSHED = "pixclip_hf_files.json"
 """Lists the files of a push, so that the next one can tell its own from those of others."""
 # Of pushes by versions before 0.2, which left no list: what only a push of a model writes, and would be taken for part
@@ -323,9 +323,10 @@ def write_folder(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
     if run_folder is not None:
-        for name in RUN_FILES:
-            if Path(run_folder, name).exists():
-                _copy(run_folder, name, folder)
+        for copy, names in ((_copy_record, RUN_RECORDS), (copy_picture, RUN_PICTURES)):
+            for name in names:
+                if Path(run_folder, name).exists():
+                    copy(run_folder, name, folder)
     write_card(
         folder,
         repo_id,
@@ -337,19 +338,17 @@ def write_folder(
     )
     if evaluation_folder is not None:
         pictures = json.loads(Path(evaluation_folder, "results.json").read_text(encoding="utf-8"))["pictures"]
-        for name in ("results.json", "results.md", *pictures):
-            _copy(evaluation_folder, name, folder)
+        for name in ("results.json", "results.md"):
+            _copy_record(evaluation_folder, name, folder)
+        for name in pictures:
+            copy_picture(evaluation_folder, name, folder)
     clean_folder(folder)
     (folder / PUSHED).write_bytes(_pushed(_by_name(folder, folder.rglob("*"))))
     return folder
 
 
-def _copy(source: str | PathLike, name: Any, target: Path) -> None:
-    """Copies a record or a picture of a run."""
-    if isinstance(name, str) and name.endswith((".json", ".md")):
-        shutil.copyfile(own_file(source, name, "A record of a run"), target / name)
-    else:
-        copy_picture(source, name, target)
+def _copy_record(source: str | PathLike, name: str, target: Path) -> None:
+    shutil.copyfile(own_file(source, name, "A record of a run"), target / name)
 
 
 def _save_adapters(model: Any, folder: Path, base_model: str | None) -> None:
