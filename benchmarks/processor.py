@@ -1,7 +1,8 @@
 """What masks and images cost in the processor, beside one mask after the other through PIL, and beside CLIP's own.
 
 A 1024-pixel image with 32 masks to 224 pixels. The loop decodes a mask at full size, makes it a PIL image, resizes it
-bilinearly and cuts at a half. Both sides start from the same object; the image itself is in neither time. What is
+bilinearly and cuts at a half. Both sides start from the same object; the image itself is in neither time. RLE and
+polygons are also read without a look at any of their numbers, which is what the checks cost. What is
 compared takes turns in one process; a ratio is the median over rounds of the ratio within a round. Runs without
 arguments on one thread; prints a table and, last, one line of JSON with the ratios.
 """
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pixclip_hf import PixCLIPProcessor
+from pixclip_hf.processing import processing_regions, processing_runs
 from pixclip_hf.processing.image_processing_region import RegionImageProcessor
 from pixclip_hf.processing.processing_geometry import sample_masks
 from pixclip_hf.processing.processing_regions import decode_rle, encode_rle, read_regions
@@ -73,6 +75,37 @@ def pil_loop(masks: list[Any], form: str) -> np.ndarray:
     return np.stack(results)
 
 
+def unchecked_rle(rle: dict[str, Any]) -> processing_runs.RunMask:
+    """`read_rle` of a compressed code that is known to be right."""
+    codes = np.frombuffer(rle["counts"].encode(), dtype=np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero((codes & 0x20) == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    position = np.arange(codes.size) - np.repeat(first, lengths)
+    runs = np.add.reduceat((codes & 0x1F) << (5 * position), first)
+    runs -= np.where(codes[last] & 0x10, np.int64(1) << (5 * lengths), 0)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    edges = np.cumsum(runs)[: runs.size // 2 * 2]
+    return processing_runs.RunMask.from_edges(tuple(rle["size"]), edges, by_columns=True)
+
+
+# Form -> what reads it with checks, and the same without.
+CHECKED = {
+    "RLE": (processing_regions, "read_rle", unchecked_rle),
+    "polygon": (processing_runs, "_ring_points", lambda ring: np.asarray(ring, dtype=np.float64).reshape(-1, 2)),
+}
+
+
+def without_checks(form: str, work: Callable[[], Any]) -> Any:
+    module, name, unchecked = CHECKED[form]
+    checked = getattr(module, name)
+    setattr(module, name, unchecked)
+    try:
+        return work()
+    finally:
+        setattr(module, name, checked)
+
+
 def peak_bytes(work: Callable[[], object]) -> int:
     tracemalloc.start()
     work()
@@ -112,6 +145,9 @@ def main() -> None:
     for form in FORMS:
         ways[form] = lambda form=form: ours(form)
         ways[f"{form} loop"] = lambda form=form: pil_loop(masks[form], form)
+    for form in CHECKED:
+        ways[f"{form} unchecked"] = lambda form=form: without_checks(form, lambda: ours(form))
+        assert np.array_equal(ways[form](), ways[f"{form} unchecked"]())
     times = take_turns(ways)
 
     print(f"{MASKS} masks of {SOURCE} × {SOURCE} to {SIDE} × {SIDE} pixels, one thread")
@@ -132,10 +168,14 @@ def main() -> None:
         f"\n{IMAGES} images of {SOURCE} pixels: {alone:.1f} ms, CLIP's processor {theirs:.1f} ms; "
         f"one image with {MASKS} masks (RLE): {call:.1f} ms"
     )
+    checks = {form: ratio(times, form, f"{form} unchecked") for form in CHECKED}
+    shown = ", ".join(f"{form} {1000 * statistics.median(times[f'{form} unchecked']):.2f} ms" for form in CHECKED)
+    print(f"without checks: {shown}")
     ratios = {
         "masks_over_pil_loop": min(faster["RLE"], faster["polygon"]),
         "images_over_clip_processor": ratio(times, "images", "CLIP"),
         **{f"{form.lower()}_masks_over_pil_loop": faster[form] for form in FORMS},
+        **{f"{form.lower()}_checks_over_none": checks[form] for form in CHECKED},
     }
     print(json.dumps({name: round(value, 3) for name, value in ratios.items()}))
 

@@ -81,7 +81,7 @@ def use_pipeline(folder: Path, seed: int) -> None:
         print(f"  {'✓' if best == caption else '✗'} {best:<28} {score:.2f}  is {caption}")
 
 
-def next_commands(recipe: str, folder: Path) -> list[str]:
+def next_commands(folder: Path) -> list[str]:
     """Three commands to try next."""
     program = Path(sys.executable).with_name("pixclip-hf")
     if not program.is_file():
@@ -91,7 +91,7 @@ def next_commands(recipe: str, folder: Path) -> list[str]:
     return [
         f"{program} embed --source scenes:200:1 --model {folder} --output {folder}-search",
         f'{program} search {folder}-search "a plain red disc" "a striped blue star"',
-        f"make demo MODEL={'cloc' if model_type_of(recipe) == 'pixclip' else 'pixclip'}",
+        f"{program} app --model {folder} --index {folder}-search",
     ]
 
 
@@ -146,7 +146,7 @@ def main() -> None:
     write_card(folder, str(folder))
     use_pipeline(folder, seed)
     print(f"\nwritten: {folder}\n\nTry next:\n")
-    for command in next_commands(arguments.model, folder):
+    for command in next_commands(folder):
         print(f"  {command}")
 
 

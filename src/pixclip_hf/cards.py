@@ -37,6 +37,8 @@ EMBEDDING_SETTINGS = "embeddings.json"
 _QUOTED_PATH = re.compile(r"'((?:/|~|\.|[A-Za-z]:)[^']*)'")
 # What turns foreign text into Markdown that shows it, for the templates.
 _SAFE: dict[str, Any] = {"plain": plain_markdown, "code": markdown_code, "string": python_string}
+# Cards show names as they are.
+_PICTURE_NAME = re.compile(r"[\w.-]+\.(?:png|jpe?g|webp)", re.ASCII | re.IGNORECASE)
 # A page of scenes that the demo draws beside its front picture.
 PAGE = "scenes.png"
 # Entries of metrics.json that describe the run and not the model.
@@ -313,9 +315,16 @@ def copy_picture(source: str | PathLike, name: Any, target: Path) -> None:
     """Copies a picture of a report without what it holds beside its pixels.
 
     Raises:
-        ValueError: its name leads out of the folder, or it is a link.
+        ValueError: its name leads out of the folder or is none of a picture, or it is a link. Weights and code of
+            the target would otherwise be replaced by what a report calls a picture.
     """
-    content = own_file(source, name, "A picture of `results.json`").read_bytes()
+    path = own_file(source, name, "A picture of `results.json`")
+    if not _PICTURE_NAME.fullmatch(name):
+        raise ValueError(
+            "A picture of `results.json` must have a name of letters, digits, '.', '_' and '-' that ends in .png, "
+            f".jpg, .jpeg or .webp, got {name!r}."
+        )
+    content = path.read_bytes()
     try:
         content, _ = store_image(content)
     except ValueError:

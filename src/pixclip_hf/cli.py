@@ -49,6 +49,7 @@ COMMANDS = {
     "search": Command("pixclip_hf.search.command", "find regions by text, region or image", "search", extra="search"),
     "convert": Command("pixclip_hf.conversion.command", "turn a public checkpoint into a model folder"),
     "publish": Command("pixclip_hf.hub", "push a trained model with its card to the Hub"),
+    "app": Command("pixclip_hf.app.command", "show a model in the browser", extra="app"),
 }
 
 

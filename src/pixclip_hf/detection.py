@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .data.whole_files import write_utf8
 from .encoders.preparation import as_images
 from .images import open_image
 from .pipelines.region_detection import RegionDetectionPipeline
@@ -63,8 +64,11 @@ def detect(
         if not (isinstance(proposals, str) and proposals == "grid"):
             raise ValueError(f"`masks` are proposals themselves: `proposals` must be left out, got {proposals!r:.80}.")
         options["masks"] = [options["masks"]] if one else options["masks"]
-    elif proposals is None:
-        raise TypeError("`proposals` must be 'grid', 'detector:NAME', 'sam:NAME', a callable or boxes, got None.")
+    elif not isinstance(proposals, str | Sequence | np.ndarray | Tensor) and not callable(proposals):
+        raise TypeError(
+            "`proposals` must be 'grid', 'detector:NAME', 'sam:NAME', a callable or boxes, got "
+            f"{None if proposals is None else type(proposals).__name__}."
+        )
     elif isinstance(proposals, str) or callable(proposals):
         options["proposals"] = proposals if proposals == "grid" else proposer_of(proposals)
     else:
@@ -137,14 +141,14 @@ def save_coco_results(
     image_ids: Sequence[int],
     category_ids: Mapping[str, int],
 ) -> None:
-    """Writes [`coco_results`] as JSON."""
+    """Writes [`coco_results`] as JSON, whole or not at all."""
     rows = coco_results(detections, image_ids, category_ids)
-    Path(path).write_text(json.dumps(rows), encoding="utf-8")
+    write_utf8(path, json.dumps(rows))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, steps: int = 100) -> float:
     """The temperature that makes the probabilities of regions with known labels as likely as can be (Guo et al. 2017),
-    for `temperature=` of [`RegionDetectionPipeline`].
+    for `temperature=` of [`RegionDetectionPipeline`] with a model that was trained with a softmax.
 
     Args:
         logits (`(N, T)`): logit scale times cosine similarity of N regions to T texts, background texts included.

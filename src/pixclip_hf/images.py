@@ -6,13 +6,14 @@ Every program reads images here, by the rules of `processing.processing_images`:
 import io
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from .image_metadata import STRIPPERS, has_metadata, png_has_metadata
+from .image_metadata import may_turn, pixels_alone
 from .processing.processing_addresses import ALLOW_LOCAL, is_address
 from .processing.processing_images import exif_orientation, load_images, open_image_file, read_image, to_rgb
 from .record import LeftOut, foreign
@@ -108,20 +109,23 @@ def upright_size(data: bytes) -> tuple[int, int]:
         return image.size[::-1] if _orientation(image, data) >= 5 else image.size
 
 
-def has_tags(data: bytes) -> bool:
-    """Whether an encoded image holds more than pixels and color; False of what is no image."""
-    try:
-        with open_image_file(io.BytesIO(data)) as image:
-            return _is_tagged(image, data)
-    except ValueError:
-        return False
+def holds_more(data: bytes) -> bool:
+    """Whether an encoded image holds, or may hold, more than upright pixels and color: whether [`store_image`] would
+    not keep it as it is.
+
+    Raises:
+        ValueError: the image cannot be read.
+    """
+    with open_image_file(io.BytesIO(data)) as image:
+        return _orientation(image, data) != 1 or pixels_alone(data, image.format) is not data
 
 
 def store_image(data: bytes) -> tuple[bytes, tuple[int, int]]:
     """What is stored of an encoded image, and its (width, height): upright pixels, without EXIF and other metadata,
     which would turn them again and may tell where and by whom a photograph was taken.
 
-    Files that are upright keep their pixels as they are encoded; the others are written anew, as PNG in RGB.
+    JPEG, PNG and WebP files that are upright keep their pixels as they are encoded; the others are written anew, as
+    PNG in RGB.
 
     Raises:
         ValueError: the image cannot be read.
@@ -129,16 +133,14 @@ def store_image(data: bytes) -> tuple[bytes, tuple[int, int]]:
     with open_image_file(io.BytesIO(data)) as image:
         size, kind = image.size, image.format
         upright = _orientation(image, data) == 1
-        if upright and not _is_tagged(image, data):
-            return data, size
-    if upright and kind in STRIPPERS:
-        try:
-            stripped = STRIPPERS[kind](data)
-            with open_image_file(io.BytesIO(stripped)) as image:
-                if image.size == size and not _is_tagged(image, stripped):
-                    return stripped, size
-        except ValueError:
-            pass  # a file of an odd structure: written anew
+    kept = pixels_alone(data, kind) if upright else None
+    if kept is data:
+        return data, size
+    if kept is not None:
+        # Not for what its header alone says: a file of an odd structure is written anew.
+        with suppress(ValueError), open_image_file(io.BytesIO(kept)) as image:
+            if image.size == size:
+                return kept, size
     buffer = io.BytesIO()
     turned = read_image(io.BytesIO(data))
     turned.save(buffer, format="PNG", compress_level=1)
@@ -146,13 +148,7 @@ def store_image(data: bytes) -> tuple[bytes, tuple[int, int]]:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    return exif_orientation(image) if _is_tagged(image, data) or image.format == "TIFF" else 1
-
-
-def _is_tagged(image: Image.Image, data: bytes) -> bool:
-    """Whether a file holds more than pixels and color. The tags of a PNG may stand behind its pixels: they are looked
-    for among its chunks, because PIL would decode it."""
-    return png_has_metadata(data) if image.format == "PNG" else has_metadata(image)
+    return exif_orientation(image) if may_turn(image, data) else 1
 
 
 def stored_bytes(cell: Any, folder: str | os.PathLike | None = None) -> bytes:

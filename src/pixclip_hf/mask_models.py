@@ -113,8 +113,7 @@ def masks_from_points(
             finds no pixel for.
         ImportError: SAM 2 without torchvision.
     """
-    named = isinstance(mask_model, str | os.PathLike)
-    if not named and not isinstance(mask_model, MaskModel):
+    if not isinstance(mask_model, str | os.PathLike | MaskModel):
         raise TypeError(f"`mask_model` must be a Hub id, a folder or a MaskModel, got a {type(mask_model).__name__}.")
     items, one = as_images(images)
     opened = [open_image(image) for image in items]
@@ -123,7 +122,7 @@ def masks_from_points(
     for entry in read:
         if not all(entry.given):
             raise ValueError(f"{entry.names[int(np.argmin(entry.given))]} must hold points, got None")
-    model = MaskModel.from_pretrained(os.fspath(mask_model)) if named else mask_model
+    model = mask_model if isinstance(mask_model, MaskModel) else MaskModel.from_pretrained(os.fspath(mask_model))
     masks = [model.masks_of(image, entry) for image, entry in zip(opened, read, strict=True)]
     return masks[0] if one else masks
 

@@ -9,29 +9,31 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import get_token
 
+# No part of a pattern is without a limit: a text that begins like a secret a thousand times would be read to its end a
+# thousand times.
 SECRETS = {
-    "a private key": r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----",
-    "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{20,}",
-    "a key of OpenAI or Anthropic": r"\bsk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}",
-    "a token of GitHub": r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{30,})",
-    "a token of GitLab": r"\bglpat-[A-Za-z0-9_-]{20,}",
+    "a private key": r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----",
+    "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{20}",
+    "a key of OpenAI or Anthropic": r"\bsk-(?=[A-Za-z_-]{0,60}[0-9])[A-Za-z0-9_-]{20}",
+    "a token of GitHub": r"\b(?:gh[pousr]_[A-Za-z0-9]{30}|github_pat_[A-Za-z0-9_]{30})",
+    "a token of GitLab": r"\bglpat-[A-Za-z0-9_-]{20}",
     "a key of AWS": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "a key of Google": r"\bAIza[A-Za-z0-9_-]{35}",
-    "a token of Slack": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}",
-    "a token of PyPI": r"\bpypi-[A-Za-z0-9_-]{50,}",
-    "a signed token": r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}",
-    "an address with a password": r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/@]+@",
+    "a token of Slack": r"\bxox[abeoprs]-[A-Za-z0-9-]{10}",
+    "a token of PyPI": r"\bpypi-[A-Za-z0-9_-]{50}",
+    "a signed token": r"\beyJ[A-Za-z0-9_-]{10,400}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{10}",
+    "an address with a password": r"[A-Za-z0-9]://[^\s/:@]{1,200}:[^\s/@]{1,200}@",
 }
 _SECRETS = {what: re.compile(pattern) for what, pattern in SECRETS.items()}
 # What `hf auth login` or the environment holds, whatever it looks like.
-_SECRET_NAMES = re.compile(r"(?:TOKEN|API_KEY|SECRET|PASSWORD)$")
+_SECRET_NAMES = re.compile(r"(?:TOKEN|API_KEY|ACCESS_KEY|SECRET|PASSWORD)$")
 _LEAST_SECRET = 12  # characters
-_ROWS = 200
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 # A slash or a drive that begins a path of at least two parts. Not within a word, an address or a relative path.
 _PATH = re.compile(
@@ -229,51 +231,84 @@ def check_outgoing(files: Mapping[str, Path | bytes]) -> None:
 
 
 def check_outgoing_shard(path: str | os.PathLike) -> None:
-    """Looks through the images and texts of a Parquet file that is to be pushed.
+    """Looks through all that a Parquet file says: its images, its texts in columns of any type, and what its schema
+    notes.
 
     Raises:
-        ValueError: the file is damaged; an image holds EXIF, a place or other metadata; or a text holds a secret, or
-            a path or the name of this machine.
+        ValueError: the file is damaged; it holds bytes that are no image, or an image with EXIF, a place or other
+            metadata; or a text holds a secret, or a path or the name of this machine.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from .data.parquet_shards import small_batches
+
     name = Path(path).name
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(_ROWS):
+            noted = "\n".join(_notes(file))
+            if (found := find_private(noted)) is not None:
+                raise ValueError(f"{name!r} is not pushed: its schema holds {found}.")
+            for batch in small_batches(file):
                 for column, values in zip(batch.schema.names, batch.columns, strict=True):
-                    text = "\n".join(_texts(values))
-                    if (found := find_private(text)) is not None:
+                    texts, images = _said(values)
+                    if (found := find_private("\n".join(texts))) is not None:
                         raise ValueError(f"{name!r} is not pushed: its column {column!r} holds {found}.")
-                    _check_pixels_alone(values, name)
+                    _check_pixels_alone(images, name)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as Parquet: {error}") from error
 
 
-def _texts(values: Any) -> Iterator[str]:
-    """All texts below a column of Arrow."""
+def _notes(file: Any) -> Iterator[str]:
+    """Names and notes of the columns of a `pyarrow.parquet.ParquetFile`, and those of the file."""
+    yield str(file.schema)
+    for noted in (file.metadata.metadata, *(field.metadata for field in file.schema_arrow)):
+        for name, value in (noted or {}).items():
+            if name != b"ARROW:schema":  # the same again, in base64
+                yield name.decode("utf-8", "replace")
+                yield value.decode("utf-8", "replace")
+
+
+def _said(values: Any) -> tuple[list[str], list[Any]]:
+    """All texts below a column of Arrow, and the columns of bytes there, which are its images."""
     import pyarrow as pa
 
-    if pa.types.is_struct(values.type):
-        for number in range(values.type.num_fields):
-            if values.type.field(number).name != "counts":  # the run lengths of masks are no text
-                yield from _texts(values.field(number))
-    elif pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
-        yield from _texts(values.values)
-    elif pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        yield from filter(None, values.to_pylist())
+    kind = values.type
+    texts: list[str] = []
+    images: list[Any] = []
+    parts: list[Any] = []
+    if isinstance(kind, pa.BaseExtensionType):
+        parts = [values.storage]
+    elif pa.types.is_dictionary(kind):
+        parts = [values.dictionary]
+    elif pa.types.is_struct(kind):
+        names = {field.name for field in kind}
+        # The run lengths of masks are no text.
+        parts = [values.field(name) for name in names if not (name == "counts" and names == {"size", "counts"})]
+    elif pa.types.is_map(kind):
+        parts = [values.keys, values.items]
+    elif pa.types.is_nested(kind):
+        parts = [values.flatten()]
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        texts = [text for text in values.to_pylist() if text]
+    elif pa.types.is_large_binary(kind) or pa.types.is_binary(kind) or pa.types.is_binary_view(kind):
+        images = [values]
+    for part in parts:
+        below_texts, below_images = _said(part)
+        texts += below_texts
+        images += below_images
+    return texts, images
 
 
-def _check_pixels_alone(values: Any, name: str) -> None:
-    import pyarrow as pa
+def _check_pixels_alone(images: Iterable[Any], name: str) -> None:
+    from .images import holds_more
 
-    from .images import has_tags
-
-    if not pa.types.is_struct(values.type) or values.type.get_field_index("bytes") < 0:
-        return
-    for cell in values.field("bytes"):
-        if cell.is_valid and has_tags(cell.as_py()):
+    for cell in chain.from_iterable(images):
+        try:
+            more = cell.is_valid and holds_more(cell.as_py())
+        except ValueError as error:
+            raise ValueError(f"{name!r} is not pushed: it holds bytes that are no image: {error}") from error
+        if more:
             raise ValueError(
                 f"{name!r} is not pushed: one of its images holds more than its pixels, such as where it was taken. "
                 "`pixclip_hf.save_records` writes pixels alone."

@@ -195,11 +195,14 @@ def _draw_page(
     columns: int,
 ) -> None:
     """Images with numbered regions, and a text below each."""
-    rows = -(-len(images) // columns)
-    lines = max(text.count("\n") + 1 for text in told)
-    figure = _figure_class()(figsize=(2.9 * columns, rows * (2.6 + 0.17 * lines)), layout="constrained")
+    heights = []
+    for start in range(0, len(images), columns):
+        lines = max(text.count("\n") + 1 for text in told[start : start + columns])
+        tallest = max(image.height / image.width for image in images[start : start + columns])
+        heights += [min(2.6, 2.6 * tallest), LINE_HEIGHT * lines]
+    figure = _figure_class()(figsize=(2.9 * columns, sum(heights) + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=11, **LITERAL)
-    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.6, 0.17 * lines] * rows)
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
     for axis in grid.flat:
         axis.set_axis_off()
     for i, image in enumerate(images):
@@ -293,11 +296,13 @@ def _show_regions(
         style = LINE_STYLES[number // len(REGION_COLORS) % len(LINE_STYLES)]
         if masks is None or masks[number] is None:
             frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=line, linestyle=style)
+            frame.set_path_effects(_outlined("white", line + 1))
             axis.add_patch(frame)
         else:
             padded = np.pad(np.asarray(masks[number], dtype=float), 1)
             grid = np.arange(-0.5, width + 1), np.arange(-0.5, height + 1)
-            axis.contour(*grid, padded, levels=[0.5], colors=[color], linewidths=line, linestyles=[style])
+            outline = axis.contour(*grid, padded, levels=[0.5], colors=[color], linewidths=line, linestyles=[style])
+            outline.set_path_effects(_outlined("white", line + 1))
     # Of a letter, in pixels of the image: 72 points are an inch.
     letter = 0.62 * size / 72 * max(width, height) / side
     for number, (x, y) in enumerate(_label_places(boxes, letter, (width, height))):
@@ -375,12 +380,15 @@ def _show_maps(
         if absent is not None and not below and float(np.min(values)) < absent:
             x = (np.arange(values.shape[1]) + 0.5) * width / values.shape[1]
             y = (np.arange(values.shape[0]) + 0.5) * height / values.shape[0]
-            axis.contour(x, y, values, levels=[absent], colors=["white"], linewidths=1.2, linestyles=["dashed"])
+            border = axis.contour(
+                x, y, values, levels=[absent], colors=["white"], linewidths=1.2, linestyles=["dashed"]
+            )
+            border.set_path_effects(_outlined("black", 2.2))
     bar = figure.colorbar(drawn, ax=list(axes), shrink=0.7)
     if absent is not None:
-        bar.ax.axhline(absent, color="white", linewidth=1.6, linestyle="dashed")
-        bar.ax.annotate("absent below", (1, absent), xycoords=("axes fraction", "data"), xytext=(24, 0),
-                        textcoords="offset points", fontsize=8, va="center", rotation=90)  # fmt: skip
+        line = bar.ax.axhline(absent, color="white", linewidth=1.6, linestyle="dashed", clip_on=False)
+        line.set_path_effects(_outlined("black", 2.8))
+        bar.set_label(f"absent below {absent:.2f}", fontsize=8)
 
 
 def draw_matrix(
@@ -485,6 +493,13 @@ def draw_hit(image: Image.Image, box: Sequence[float] | None, context: float = 0
     ImageDraw.Draw(crop).rectangle(corners, outline="white", width=4)
     ImageDraw.Draw(crop).rectangle(corners, outline="black", width=2)
     return crop
+
+
+def _outlined(color: str, width: float) -> list[Any]:
+    """Path effects that draw a line over a wider one, so that it shows on any ground."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    return [Stroke(linewidth=width, foreground=color, alpha=0.7), Normal()]
 
 
 def _figure_class() -> Any:

@@ -5,6 +5,7 @@ import logging
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from urllib.parse import quote
 
 import pytest
 from chat_server import serving
@@ -276,6 +277,9 @@ def test_keys_are_in_no_message_and_no_record(monkeypatch, caplog):
         with caplog.at_level(logging.DEBUG), pytest.raises(RuntimeError) as error:
             ask(sends(body.encode(), status), retries=0, api_key_variable="TINY_KEY")
         assert f"{status}" in str(error.value) and "sk-a" not in str(error.value)
+    with pytest.raises(RuntimeError, match="sends to http://elsewhere/") as error, caplog.at_level(logging.DEBUG):
+        ask(sends(b"", 302, 0, Location=f"http://elsewhere/{quote(KEY)}"), api_key_variable="TINY_KEY")
+    assert "[hidden]" in str(error.value) and "0123456789" not in str(error.value)
     for fault in ({"content": f"Your key is {KEY}."}, sends(KEY.encode()), sends(b"x" * 9990 + KEY.encode(), 413)):
         answer, server = ask(fault, api_key_variable="TINY_KEY")
         assert answer.problem is not None and "[hidden]" in answer.raw and "sk-a" not in answer.raw

@@ -4,6 +4,7 @@ import pickle
 import runpy
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conversion_references import build_clip, eva_checkpoint, openai_state
 from safetensors.torch import load_file, save_file
 
 from pixclip_hf.conversion import convert as module
+from pixclip_hf.conversion.checkpoint import _refuse_overlaps
 from pixclip_hf.conversion.command import main
 from pixclip_hf.conversion.convert import PLANS, convert
 
@@ -339,6 +341,15 @@ def test_tensors_that_overlap(states, tmp_path):
     # Tied weights share all of their memory.
     tied = states["clip"] | {"visual.extra": states["clip"]["text_projection"]}
     convert("clip", save(tied, tmp_path / "tied.pt"), tmp_path / "tied", allow=["visual.extra"])
+
+
+def test_storages_that_overlap():
+    """As those of a mapped file may, whose directory says where each of them lies."""
+    content = bytearray(64)
+    first, second = (torch.frombuffer(content, dtype=torch.float32, offset=at, count=8) for at in (0, 16))
+    with pytest.raises(ValueError, match="'a' and 'b' of 'model.pt' overlap in memory"):
+        _refuse_overlaps({"a": first, "b": second}, Path("model.pt"))
+    _refuse_overlaps({"a": first[:4], "b": second, "tied": second}, Path("model.pt"))
 
 
 def test_float8_in_safetensors(states, tmp_path):

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from pixclip_hf import RegionEncoder, save_records
-from pixclip_hf.data.parquet_shards import ParquetShards
+from pixclip_hf.data.parquet_shards import ParquetShards, small_batches
 from pixclip_hf.data.source_index import Index, Row, build_index
 from pixclip_hf.data.stream_shards import BROKEN_SHARD, parquet_rows
+from pixclip_hf.data.whole_files import file_fault, file_record, read_unchanged
 from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.jobs.folder import SIZES, JobFolder, file_sizes, manifest_path, write_json
 from pixclip_hf.scenes.dataset import make_scene
@@ -46,6 +47,35 @@ def test_a_shard_of_the_encoders_cache_is_computed_again(damage, tiny_cloc, tmp_
     again, computed = encode()
     assert computed == 1 and torch.equal(first, again) and shard.name in caplog.text
     assert encode()[1] == 0
+
+
+def test_rows_that_share_a_value_are_read_some_at_a_time(tmp_path):
+    """What the file says of its size counts that value once."""
+    image = {"bytes": b"x" * 10**6, "path": None}
+    rows = pa.Table.from_pylist([{"image": image}] * 2000)
+    pq.write_table(rows, tmp_path / "a.parquet")
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        group = file.metadata.row_group(0)
+        assert group.num_rows == 2000 and group.total_byte_size < 2 * 10**6
+        assert [len(batch) for batch in small_batches(file)] == [100] * 20
+
+
+@pytest.mark.parametrize("damage", (cut, flip))
+def test_a_shard_between_two_passes_is_refused_by_name(damage, tmp_path):
+    table = pa.table({"a": [bytes([value]) * 999 for value in range(99)]})
+    plain = {"compression": "none", "use_dictionary": False}  # of which nothing but a checksum finds the change
+    pq.write_table(table, tmp_path / "00007", write_page_checksum=True, **plain)
+    assert read_unchanged(tmp_path / "00007", "x") == table
+    damage(tmp_path / "00007")
+    with pytest.raises(ValueError, match="00007' is damaged: .* Delete it and run `x` again"):
+        read_unchanged(tmp_path / "00007", "x")
+
+
+@pytest.mark.parametrize("record", (None, {}, [], ["x"], [3], [3, 4], [True, "x"], "12", 7))
+def test_a_checksum_that_is_none_is_a_fault(record, tmp_path):
+    (tmp_path / "a").write_bytes(b"123")
+    assert file_fault(tmp_path / "a", record) == "has a checksum that can't be read"
+    assert file_fault(tmp_path / "a", file_record(tmp_path / "a")) is None
 
 
 @pytest.mark.parametrize("damage", (cut, flip))

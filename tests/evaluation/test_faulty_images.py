@@ -85,3 +85,28 @@ def test_turned_photographs_are_upright_for_every_task(tmp_path):
     (record,) = read_images("region-classification", str(tmp_path)).records
     assert (record["width"], record["height"]) == open_image(record["image"]).size == (30, 40)
     assert record["regions"][0]["box"] == [0, 30, 30, 40]
+
+
+@pytest.mark.parametrize("task", ("region-classification", "region-retrieval", "phrase-grounding"))
+def test_an_image_without_a_size_and_texts_that_are_none(task, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    region = {"id": 1, "box": [1, 2, 11, 7], "category": "cup", "expressions": ["a cup"]}
+    odd = [{**region, "id": i, "category": value} for i, value in enumerate(({"a": 1}, ["x"], 7, "\ud800"), 2)]
+    lines = [{"image": name, "regions": [region, *odd]} for name in ("a.png", "b.png")]
+    (tmp_path / "regions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = read_images(task, str(tmp_path))
+    assert [region["category"] for region in found.records[0]["regions"]] == ["cup", None, None, None]
+    assert found.categories == ["cup"] and len(found.records) == 1
+    assert found.left_out == {"images that cannot be read": 1, "regions that cannot be read": 1}
+
+
+@pytest.mark.parametrize("captions", (1, True, "one", {"a": 1}, [3, None, "\ud800", "one"], [["one"]], None))
+@pytest.mark.parametrize("task", ("region-classification", "region-retrieval"))
+def test_captions_that_are_no_list_of_texts(task, captions, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    region = {"id": 1, "box": [1, 2, 11, 7], "category": "cup", "expressions": ["a cup"]}
+    (tmp_path / "regions.jsonl").write_text(json.dumps({"image": "a.png", "captions": captions, "regions": [region]}))
+    (record,) = read_images(task, str(tmp_path)).records
+    expected = ["one"] if captions == "one" or isinstance(captions, list) and "one" in captions else []
+    assert record["captions"] == expected

@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+from types import SimpleNamespace
 
 import demo
 import numpy as np
@@ -126,9 +127,9 @@ def test_whole(family, tmp_path, monkeypatch, capsys):
         assert re.search(rf"^training {name}: 50 % 100 %(, loss [\d.]+)?$", done, flags=re.M)
     assert f"written: {folder}\n\nTry next:\n" in done
     commands = [shlex.split(command) for command in done.split("Try next:\n\n")[1].splitlines()]
-    assert commands[2] == ["make", "demo", f"MODEL={'cloc' if family == 'pixclip' else 'pixclip'}"]
+    assert [words[1] for words in commands] == ["embed", "search", "app"]
     if family == "cloc":
-        try_commands(commands[:2], capsys)
+        try_commands(commands, monkeypatch, capsys)
     # Every region of the first scenes with what it is called, right or wrong.
     answers = re.findall(r"^\| ([✓✗]) (.*?) \| (.*?) \|$", (folder / "report.md").read_text(), flags=re.M)
     scenes = [make_scene(i, "test", 3) for i in range(4)]
@@ -153,19 +154,21 @@ def test_whole(family, tmp_path, monkeypatch, capsys):
         assert 0 <= metrics["towers_region_description_exact"] <= 1
 
 
-def try_commands(commands, capsys):
-    """They run as printed, on fewer scenes."""
+def try_commands(commands, monkeypatch, capsys):
+    """They run as printed, on fewer scenes and without a server."""
+    served = []
+    interface = SimpleNamespace(launch_demo=lambda shown, **options: served.append(shown))
+    monkeypatch.setitem(sys.modules, "pixclip_hf.app.interface", interface)
     for program, *words in commands:
         assert program.endswith("pixclip-hf")
         assert cli.main([{"scenes:200:1": "scenes:6:1"}.get(word, word) for word in words]) == 0
-    assert "a striped blue star" in capsys.readouterr().out
+    assert "a striped blue star" in capsys.readouterr().out and len(served) == 1
 
 
 def test_the_estimate_is_that_of_the_recipe(family, monkeypatch):
     """Seconds per timed step times the steps of the recipe, and per timed scene times the scenes."""
     ticks = iter(range(100))
-    clock = type("time", (), {"perf_counter": staticmethod(lambda: float(next(ticks)))})
-    monkeypatch.setattr(estimate, "time", clock)
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     monkeypatch.setattr(estimate, "TIMED_SCENES", (1, 2))
     monkeypatch.setattr(
         estimate, "evaluate_scenes", lambda model, processor, records: len(records) - 1 and next(ticks)

@@ -4,9 +4,11 @@ import io
 import json
 import re
 import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
@@ -133,6 +135,17 @@ def test_a_picture_elsewhere_is_refused(name, tiny_cloc, tmp_path):
     assert not (tmp_path / "x").exists() and not (tmp_path / "b.png").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ("modeling_cloc.py", "config.json", "model.safetensors", "README.md", "a.html", "<b>.png")
+)
+def test_a_picture_takes_the_place_of_no_other_file(name, tiny_cloc, tmp_path):
+    """Whatever a report calls one."""
+    place = evaluation(tmp_path / "evaluation", [name])
+    (place / name).write_text("print('run')")
+    with pytest.raises(ValueError, match="A picture of `results.json` must have a name of letters"):
+        hub.write_folder(*tiny_cloc, tmp_path / "out", "org/x", evaluation_folder=place)
+
+
 @pytest.mark.parametrize("name", ("a-regions.png", "results.json", "results.md", "report.md"))
 def test_a_link_is_not_followed(name, tiny_cloc, tmp_path):
     place = evaluation(tmp_path / "evaluation", ["a-regions.png"])
@@ -187,6 +200,61 @@ def test_no_photograph_says_where_it_was_taken(server, shards, tmp_path, tiny_cl
     (place / "a.jpg").write_bytes(photograph())
     folder = hub.write_folder(*tiny_cloc, tmp_path / "out", "org/x", evaluation_folder=place)
     assert not Image.open(folder / "a.jpg").getexif()
+
+
+def with_column(path, **columns):
+    """A shard with further columns, and notes in its schema."""
+    table = pq.read_table(path)
+    notes = columns.pop("notes", None)
+    for name, values in columns.items():
+        table = table.append_column(name, values if len(values) == len(table) else pa.array([values] * len(table)))
+    pq.write_table(table if notes is None else table.replace_schema_metadata(notes), path)
+
+
+PLACES = {
+    "a category": {"by": pa.array([TOKEN, "a"]).dictionary_encode()},
+    "a large text": {"by": pa.array([TOKEN, "a"], pa.large_string())},
+    "a pair": {"by": pa.array([[TOKEN, "b"]] * 2, pa.list_(pa.string(), 2))},
+    "a map": {"by": pa.array([[("a", TOKEN)]] * 2, pa.map_(pa.string(), pa.string()))},
+    "a list of categories": {"by": pa.array([[{"counts": TOKEN}]] * 2)},
+    "JSON": {"by": pa.array([f'"{TOKEN}"', "1"], pa.json_())},
+    "the name of a column": {TOKEN: pa.array([1, 2])},
+    "a note of the schema": {"notes": {"made by": TOKEN}},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_secret_is_found_anywhere_in_a_shard(place, shards, server):
+    with_column(shards / "train-00000.parquet", **PLACES[place])
+    with pytest.raises(ValueError, match="'train-00000.parquet' is not pushed: its .* holds a token of Hugging Face"):
+        hub.publish_dataset(shards, "org/x", "vesl")
+    assert not server.commits
+
+
+IMAGES = {
+    "bytes": [photograph()] * 2,
+    "a list": [[photograph()]] * 2,
+    "large": pa.array([photograph()] * 2, pa.large_binary()),
+    "a second image": [{"bytes": photograph(), "path": "a.jpg"}] * 2,
+    "several": [[{"bytes": photograph(), "path": None}]] * 2,
+    "none": [b"heic, which nobody here can read"] * 2,
+}
+
+
+@pytest.mark.parametrize("form", IMAGES)
+def test_a_photograph_is_found_anywhere_in_a_shard(form, shards, server):
+    with_column(shards / "train-00000.parquet", more=pa.array(IMAGES[form]))
+    with pytest.raises(ValueError, match="'train-00000.parquet' is not pushed: (one of its images|it holds bytes)"):
+        hub.publish_dataset(shards, "org/x", "vesl")
+    assert not server.commits
+
+
+@pytest.mark.parametrize("start", ("sk-", "eyJ-", "eyJaaaaaaaa.", "a.", "a-", "x://a:", "-----BEGIN ", "ghp_", "/a"))
+def test_texts_are_looked_through_in_proportion_to_their_length(start):
+    began = time.process_time()
+    assert outgoing.find_secret(start * (100_000 // len(start))) is None
+    outgoing.public_text(start * (100_000 // len(start)))
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("secret", SECRET_TEXTS)

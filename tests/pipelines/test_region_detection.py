@@ -212,6 +212,11 @@ BAD = [
     ({"candidate_labels": ["a"], "temperature": "hot"}, "`temperature` must be a number, got 'hot'"),
     ({"candidate_labels": ["a"], "background": "sky"}, "`background` must be a list of texts, got 'sky'"),
     ({"candidate_labels": ["a"], "background": ["sky", " "]}, r"`background\[1\]` must not be empty"),
+    ({"candidate_labels": ["a"], "background": ["sky", "sky"]}, "`background` must hold texts that differ"),
+    (
+        {"candidate_labels": ["a"], "proposals": lambda i: [{"box": BOXES[0], "mask": np.ones((3, 4))}]},
+        r"masks of the image's size \(30, 40\), got \(3, 4\) at 0",
+    ),
     ({"candidate_labels": ["a"], "proposals": lambda i: None}, "`proposals` must return a list of dicts .* NoneType"),
     ({"candidate_labels": ["a"], "proposals": lambda i: [{"box": BOXES[0]}, BOXES[1]]}, "dicts with a box, .* at 1"),
     (
@@ -235,14 +240,17 @@ def test_bad_input(find, options, message):
         find(IMAGE, **options)
 
 
-def test_bad_models_and_proposals(find, tiny_cloc):
+def test_bad_models_and_proposals(find, tiny_cloc, tmp_path):
     with pytest.raises(TypeError, match="`model` must be a Hub id, a folder or a zero-shot-region-detection pipeline"):
         detect(IMAGE, LABELS, tiny_cloc[0])
     for name in ("windows", "sam:", "yolo:a"):
         with pytest.raises(ValueError, match="`proposals` must be 'grid', 'detector:NAME', 'sam:NAME', a callable"):
             detect(IMAGE, LABELS, find, name)
-    with pytest.raises(TypeError, match="`proposals` must be 'grid', .*, got None"):
-        detect(IMAGE, LABELS, find, None)
+    for wrong, kind in ((None, "None"), (3, "int"), (tmp_path, "PosixPath"), ({"box": BOXES[0]}, "dict")):
+        with pytest.raises(TypeError, match=f"`proposals` must be 'grid', .*, got {kind}"):
+            detect(IMAGE, LABELS, find, wrong)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        detect(IMAGE, LABELS, find, BOXES, batch_size=0)
     with pytest.raises(TypeError, match="`candidate_labels` must be a list of texts, got 'cat'"):
         detect(IMAGE, "cat", find)
     with pytest.raises(TypeError, match="`boxes` must be given as `proposals`"):

@@ -268,6 +268,20 @@ def test_local_addresses_only_on_request(address, monkeypatch, tmp_path):
         load_images([uri])
 
 
+@pytest.mark.parametrize("user", ("me:cret@", "me:cret/0@", "cret@", "me:cret@x:"))
+def test_addresses_with_a_password_are_refused_without_it(user):
+    with pytest.raises(ValueError, match=r"images\[0\].* (is not read: it holds a user name|names no host)") as error:
+        load_images([f"http://{user}127.0.0.1/image.png?key=cret"])
+    assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize("ip", ("::127.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::", "::ffff:10.0.0.1", "fe80::1%eth0"))
+def test_addresses_that_lead_into_a_private_network(ip):
+    with pytest.raises(processing_addresses._LocalAddress):
+        processing_addresses._refuse_private(ip, "host")
+    processing_addresses._refuse_private("64:ff9b::808:808", "host")
+
+
 def test_no_address_is_read_offline(address, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"):

@@ -214,6 +214,13 @@ def test_a_place_of_its_own(tmp_path):
         open_store(folder, "lance", None, tmp_path / "store")
 
 
+def test_a_password_in_an_address_is_not_kept():
+    options = StoreOptions(url="https://me:cret@host:6333/x?key=cret", index="HNSW")
+    assert store_folders._index(options)["url"] == "https://host:6333/x"
+    assert "cret" not in repr(options)
+    assert store_folders._index(StoreOptions(url="/a#b?c@d"))["url"] == "/a#b?c@d"
+
+
 @pytest.mark.parametrize("store", STORES)
 def test_float32(tmp_path, store):
     folder = make_folder(tmp_path, dtype="float32")

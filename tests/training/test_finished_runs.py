@@ -150,6 +150,24 @@ def test_a_damaged_checkpoint_falls_back(name, damage, run, caplog):
         path.write_bytes(whole)
 
 
+LISTED = ("[]", '{"a": []}', '{"a": ["x", 1]}')
+NOTES = ("[]", "{}", "[" * 9999, *(f'{{"files": {files}}}' for files in LISTED))
+
+
+@pytest.mark.parametrize("text", NOTES)
+def test_notes_that_say_nothing_of_files_are_damaged(text, run, tmp_path, caplog):
+    for step in (2, 3):
+        shutil.copytree(run / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-3" / checkpoints.MANIFEST).write_text(text)
+    assert last_checkpoint(tmp_path).endswith("checkpoint-2") and "checkpoint-3' is " in caplog.text
+    shutil.copy(run / "checkpoint-3" / checkpoints.MANIFEST, tmp_path / "checkpoint-3")
+    assert last_checkpoint(tmp_path).endswith("checkpoint-3")
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("[]")
+    assert last_checkpoint(tmp_path).endswith("checkpoint-2")
+    (tmp_path / checkpoints.RESULT).write_text(text)
+    assert checkpoints.finished_step(tmp_path) is None
+
+
 def test_a_damaged_checkpoint_is_refused_by_name_where_it_is_asked_for(tiny_cloc, run, tmp_path):
     path = run / "checkpoint-3" / "optimizer.pt"
     whole = path.read_bytes()

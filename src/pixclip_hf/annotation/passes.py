@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 
 from ..data.parquet_shards import write_parquet
-from ..data.whole_files import whole_file
+from ..data.whole_files import read_unchanged, whole_file
 from ..jobs import Shard, between_path
 from ..jobs.folder import SIZES, file_sizes
 from ..record import record_features, validate_record
@@ -100,14 +100,14 @@ class AnnotationPass:
                 if not target.exists():
                     columns = apply_stages(self.stages, self._read(shard), schema)
                     with whole_file(target) as unfinished:
-                        pq.write_table(pa.table(columns, schema=schema), unfinished)
+                        pq.write_table(pa.table(columns, schema=schema), unfinished, write_page_checksum=True)
                 yield shard, {}
 
     def _read(self, shard: Shard) -> Batch:
         if self.number == 0:
             return _empty_columns(self.features, shard.positions)
         path = between_path(self.output, self.number - 1, shard.number)
-        return pq.read_table(path).to_pydict()
+        return read_unchanged(path, "pixclip-hf annotate").to_pydict()
 
 
 def annotation_passes(stages: Sequence[Stage], output: Path, gpus: float = 0) -> list[AnnotationPass]:

@@ -162,21 +162,18 @@ def _refuse_overlaps(tensors: dict[str, Tensor], path: Path) -> None:
     Raises:
         ValueError: two tensors share some of their memory. Those that share all of it are tied weights.
     """
-    places = sorted(
-        (tensor.untyped_storage().data_ptr(), *_bytes(tensor), name)
-        for name, tensor in tensors.items()
-        if tensor.numel()
-    )
-    for (storage, start, stop, name), (next_storage, next_start, next_stop, other) in pairwise(places):
-        if storage == next_storage and next_start < stop and (start, stop) != (next_start, next_stop):
+    places = sorted((*_bytes(tensor), name) for name, tensor in tensors.items() if tensor.numel())
+    for (start, stop, name), (next_start, next_stop, other) in pairwise(places):
+        if next_start < stop and (start, stop) != (next_start, next_stop):
             raise ValueError(f"{name!r} and {other!r} of {str(path)!r} overlap in memory, and are not converted.")
 
 
 def _bytes(tensor: Tensor) -> tuple[int, int]:
-    """First byte of a tensor in its storage, and the one behind its last."""
-    start = int(tensor.storage_offset())
-    stop = start + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return start * tensor.element_size(), stop * tensor.element_size()
+    """Where a tensor begins in memory, and the byte behind its last. Storages of their own may overlap, too: a file
+    is mapped, and its directory says where each of them lies."""
+    start = tensor.data_ptr()
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return start, start + reach * tensor.element_size()
 
 
 def _load(path: Path) -> Any:

@@ -121,10 +121,8 @@ class ParquetShards:
             pq.ParquetFile(path, page_checksum_verification=True) as file,
             pa.ipc.new_stream(str(part), record_features().arrow_schema) as writer,
         ):
-            for group in range(file.num_row_groups):
-                size = rows_within(file.metadata.row_group(group), _GROUP_BYTES)
-                for batch in file.iter_batches(size, row_groups=[group]):
-                    writer.write_table(in_record_schema(pa.Table.from_batches([batch]), path))
+            for batch in small_batches(file):
+                writer.write_table(in_record_schema(pa.Table.from_batches([batch]), path))
 
 
 def _whole_table(path: Path, rows: int) -> MemoryMappedTable | None:
@@ -150,9 +148,25 @@ def in_record_schema(table: pa.Table, name: str) -> pa.Table:
         raise ValueError(f"{name!r} is not in the record schema: {error}") from error
 
 
-def rows_within(group: Any, most_bytes: int) -> int:
-    """How many rows of a row group (`RowGroupMetaData` of pyarrow) take so many bytes by their mean; at least 1."""
-    return max(1, min(group.num_rows, most_bytes * group.num_rows // max(group.total_byte_size, 1)))
+def small_batches(
+    file: pq.ParquetFile, columns: Sequence[str] | None = None, groups: Iterable[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, of which at most 100, and 64 MiB by their mean, are in memory at a time.
+
+    The mean is what the file says. It counts a value that many rows share once, and the rows that are made of it hold
+    it each: a file of a few kilobytes may be more than any memory holds.
+
+    Args:
+        file: the file.
+        columns: names of those that are read; all when None.
+        groups: numbers of the row groups that are read; all when None.
+    """
+    for group in range(file.num_row_groups) if groups is None else groups:
+        metadata = file.metadata.row_group(group)
+        rows = min(
+            metadata.num_rows, _GROUP_ROWS, _GROUP_BYTES * metadata.num_rows // max(metadata.total_byte_size, 1)
+        )
+        yield from file.iter_batches(max(rows, 1), row_groups=[group], columns=columns)
 
 
 def write_parquet(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]], features: "Features") -> None:
@@ -202,9 +216,7 @@ def check_images(path: str | os.PathLike) -> None:
             chunks = [metadata.column(number) for number in range(metadata.num_columns)]
             counts = [chunk.statistics for chunk in chunks if chunk.path_in_schema == "image.bytes"]
             if not counts or counts[0] is None or not counts[0].has_null_count:
-                size = rows_within(metadata, _GROUP_BYTES)
-                batches = file.iter_batches(size, row_groups=[group], columns=["image"])
-                empty = sum(_null_images(batch.column(0)) for batch in batches)
+                empty = sum(_null_images(batch.column(0)) for batch in small_batches(file, ["image"], [group]))
             else:
                 empty = counts[0].null_count
             if empty:

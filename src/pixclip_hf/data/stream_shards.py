@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..record import LeftOut, foreign, record_features
-from .parquet_shards import in_record_schema, rows_within
+from .parquet_shards import in_record_schema, small_batches
 from .sources import IMAGE_SUFFIXES
 
 BROKEN_SHARD = "__broken_shard__"
 """Key of a row that stands for the rest of a shard; its value is the file."""
-_BATCH_BYTES = 2**26
 _PEEKED = 5  # records of a tar
 
 
@@ -65,10 +64,8 @@ def parquet_rows(files: Sequence[str]) -> Iterator[dict[str, Any]]:
     for file in files:
         try:
             with foreign("shard not readable", detail=True), _opened(file) as stream, _checked(stream) as shard:
-                for group in range(shard.num_row_groups):
-                    size = rows_within(shard.metadata.row_group(group), _BATCH_BYTES)
-                    for batch in shard.iter_batches(size, row_groups=[group], columns=names):
-                        yield from in_record_schema(pa.Table.from_batches([batch]), file).to_pylist()
+                for batch in small_batches(shard, names):
+                    yield from in_record_schema(pa.Table.from_batches([batch]), file).to_pylist()
         except LeftOut as error:
             yield {BROKEN_SHARD: file, "reason": str(error)}
 

@@ -8,10 +8,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 UNFINISHED = ".tmp"
 """Suffix of a file or folder that is still being written; it is left behind where its process is killed."""
@@ -87,6 +90,27 @@ def write_utf8(path: str | os.PathLike, text: str, errors: str = "strict") -> No
         unfinished.write_text(text, encoding="utf-8", errors=errors)
 
 
+def read_unchanged(path: str | os.PathLike, again: str) -> "pa.Table":
+    """The rows of a Parquet file whose pages are those that were written.
+
+    Args:
+        path: the file.
+        again: the command that writes it anew, for the message.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{str(path)!r} is damaged: {error}. Delete it and run `{again}` again, which writes it anew."
+        ) from error
+
+
 def file_names(folder: str | os.PathLike) -> Iterator[str]:
     """The names of the files and folders in a folder, one after another: a list of a million takes 100 MB. None where
     the folder does not exist."""
@@ -139,14 +163,16 @@ def file_record(path: str | os.PathLike) -> list[Any]:
     return [os.path.getsize(path), file_digest(path)]
 
 
-def file_fault(path: str | os.PathLike, record: list[Any], content: bool = True) -> str | None:
+def file_fault(path: str | os.PathLike, record: Any, content: bool = True) -> str | None:
     """What is wrong with a file, in words that follow its name; None where it is as it was recorded.
 
     Args:
         path: the file.
-        record: as [`file_record`] gave it.
+        record: as [`file_record`] gave it, and as a file kept it since.
         content: whether to read it all; its size alone finds what was cut.
     """
+    if not isinstance(record, list) or list(map(type, record)) not in ([int], [int, str]) or len(record) <= content:
+        return "has a checksum that can't be read"
     try:
         size = os.path.getsize(path)
         if size != record[0]:

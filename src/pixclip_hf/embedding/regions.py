@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data.sources import AnnotatedImage, cached_source
 from ..data.sources.records import read_image, read_regions
-from ..data.whole_files import whole_file
+from ..data.whole_files import read_unchanged, whole_file
 from ..jobs import Shard, between_path
 from ..pipelines.region_detection import grid_boxes
 from ..record import LeftOut, foreign, record_features
@@ -146,7 +146,7 @@ class ProposalPass:
                 found = [self._propose(position) for position in shard.positions]
                 columns = {"position": list(shard.positions), "regions": found}
                 with whole_file(path) as unfinished:
-                    pq.write_table(pa.table(columns, schema=_schema()), unfinished)
+                    pq.write_table(pa.table(columns, schema=_schema()), unfinished, write_page_checksum=True)
             yield shard, {}
 
     def _propose(self, position: int) -> list[Region]:
@@ -166,5 +166,5 @@ def _schema() -> pa.Schema:
 
 @lru_cache(maxsize=2)
 def _read_proposals(output: Path, shard: int) -> dict[int, list[Region]]:
-    columns = pq.read_table(between_path(output, 0, shard)).to_pydict()
+    columns = read_unchanged(between_path(output, 0, shard), "pixclip-hf embed").to_pydict()
     return dict(zip(columns["position"], columns["regions"], strict=True))

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..data.sources import IMAGE_SUFFIXES, AnnotatedImage, Source, load_records, open_source, parse_source
 from ..data.sources.base import in_pixels
 from ..data.sources.docci import DESCRIPTIONS as DOCCI_FILE
+from ..data.sources.records import clean_text, clean_texts
 from ..images import StoredImage, check_image, encoded_images, upright_size
 from ..processing.processing_numbers import read_numbers
 from ..processing.processing_regions import mask_box, read_mask
@@ -185,7 +186,12 @@ def _records_of(task: str, found: Found) -> Images:
         if isinstance(item.image, bytes):
             stored = stored or encoded_images(source.dataset())
         image = StoredImage(stored, position) if isinstance(item.image, bytes) else str(item.image)
-        record = _READERS[task](source, item, left_out)
+        try:
+            record = _READERS[task](source, item, left_out)
+        except LeftOut as error:
+            logger.warning(f"Left out {source.item_name(position)!r} of {found.name}: {error}")
+            left_out[str(error)] += 1
+            continue
         if record is not None:
             records.append({"image": image, **record})
     categories = source.categories or sorted(
@@ -208,6 +214,9 @@ def _with_regions(source: Source, item: AnnotatedImage, left_out: Counter) -> di
             region["category"] = source.categories[label]  # as the file has it, underscores included
         try:
             with foreign("regions that cannot be read"):
+                for name in ("category", "caption", "long_caption"):
+                    if clean_text(region[name]) is None:
+                        region[name] = None
                 if item.normalized:
                     region = in_pixels(region, (width, height))
                 reason = _clean(region, width, height)
@@ -217,11 +226,13 @@ def _with_regions(source: Source, item: AnnotatedImage, left_out: Counter) -> di
             left_out[reason] += 1
         else:
             kept.append(region)
-    return {"width": width, "height": height, "captions": list(item.captions or ()), "regions": kept}
+    return {"width": width, "height": height, "captions": clean_texts(item.captions, left_out), "regions": kept}
 
 
 def _upright_size(item: AnnotatedImage) -> tuple[int, int]:
-    return upright_size(item.image if isinstance(item.image, bytes) else item.image.read_bytes())
+    data = item.image if isinstance(item.image, bytes) else item.image.read_bytes()
+    with foreign("images that cannot be read"):
+        return upright_size(data)
 
 
 def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
@@ -255,15 +266,11 @@ def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
 
 def _with_captions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
     # Five an image, as everywhere; some images of COCO have six or seven.
-    return _captioned([caption.strip() for caption in item.captions or () if isinstance(caption, str)][:5])
+    return {"captions": clean_texts(item.captions, left_out)[:5], "regions": []}
 
 
 def _with_long_texts(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
-    return _captioned(item.captions)
-
-
-def _captioned(captions: Sequence[str]) -> dict[str, Any]:
-    return {"captions": [caption for caption in captions if caption.strip()], "regions": []}
+    return {"captions": clean_texts(item.captions, left_out), "regions": []}
 
 
 def _with_expressions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
         else:
             # As the processor reads it: the proposals are in the frame of these pixels.
             item["image"] = self.processor.image_processor.read_image(item["image"])
-            given = _checked_proposals(proposals(item["image"]))
+            given = _checked_proposals(proposals(item["image"]), item["image"].size)
             item["boxes"] = [proposal["box"] for proposal in given]
             kwargs |= {"normalized": False, "box_format": "xyxy"}
             masks = [proposal.get("mask") for proposal in given]
@@ -218,11 +218,14 @@ def _checked_background(background: Any) -> list[str]:
         raise TypeError(f"`background` must be a list of texts, got {background!r:.80}.")
     if empty := [i for i, text in enumerate(background) if not text.strip()]:
         raise ValueError(f"`background[{empty[0]}]` must not be empty, got {background[empty[0]]!r}.")
+    if len(set(background)) < len(background):
+        raise ValueError(f"`background` must hold texts that differ from each other, got {background!r:.80}.")
     return list(background)
 
 
-def _checked_proposals(found: Any) -> list[dict[str, Any]]:
-    """What a callable proposed, as dicts with a box each. Boxes and masks themselves are the processor's to check."""
+def _checked_proposals(found: Any, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """What a callable proposed for an image of `(width, height)`, as dicts with a box each. The processor checks what
+    prompts; a mask beside a box that prompts is only reported."""
     if isinstance(found, Mapping) or not isinstance(found, Iterable):
         raise TypeError(f"`proposals` must return a list of dicts with a box, got a {type(found).__name__}.")
     checked = []
@@ -232,6 +235,12 @@ def _checked_proposals(found: Any) -> list[dict[str, Any]]:
         score = proposal.get("score")
         if score is not None and not (isinstance(score, Real) and score == score):
             raise ValueError(f"`proposals` must return scores that are numbers, got {score!r:.80} at {number}.")
+        mask = proposal.get("mask")
+        shape = mask.get("size") if isinstance(mask, Mapping) else getattr(mask, "shape", None)
+        if shape is not None and tuple(shape)[-2:] != size[::-1]:
+            raise ValueError(
+                f"`proposals` must return masks of the image's size {size[::-1]}, got {tuple(shape)} at {number}."
+            )
         checked.append(dict(proposal))
     return checked
 

@@ -280,6 +280,8 @@ class RegionPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         # Not the base class's own: it batches in the order of the images, and pads on the tokenizer's side.
         prepare = partial(self.preprocess, **preprocess_params)
         dataset: Dataset

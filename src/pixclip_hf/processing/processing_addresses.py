@@ -7,7 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -22,6 +22,8 @@ ALLOW_LOCAL = "PIXCLIP_HF_LOCAL_ADDRESSES"
 """The environment variable that asks for `file:` addresses and for those of private networks: 1 allows them."""
 USER_AGENT = "pixclip-hf (a Python package that reads images; the request is its user's)"
 _SOCKET_SECONDS = 10
+_SHOWN = 200  # characters
+_TRANSLATED, _COMPATIBLE = IPv6Network("64:ff9b::/96"), IPv6Network("::/96")
 _CHUNK = 2**16
 
 
@@ -46,11 +48,12 @@ def read_address(address: str, name: str) -> bytes:
         ConnectionError: the server can't be reached, or breaks off.
     """
     local = os.environ.get(ALLOW_LOCAL) == "1"
-    where = f"{name}: {_shown(address)!r}"
+    where = f"{name}: {shown_address(address)[:_SHOWN]!r}"
     if address[:5].lower() == "file:":
         if not local:
             raise ValueError(f"{where} is read only where {ALLOW_LOCAL}=1 asks for it; pass the path instead.")
         return _read_file(address, where)
+    _check_host(address, where)
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError(f"{where} can't be read: HF_HUB_OFFLINE is set.")
     request = _Request(address, where, local)
@@ -63,6 +66,22 @@ def read_address(address: str, name: str) -> bytes:
     if request.error is not None:
         raise request.error
     return request.content
+
+
+def _check_host(address: str, where: str) -> None:
+    """
+    Raises:
+        ValueError: an address that names no host, or a user: what reads it would repeat the password in its messages.
+    """
+    try:
+        parts = urlsplit(address)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        named = False
+    if not named:
+        raise ValueError(f"{where} names no host and port.")
+    if "@" in parts.netloc:
+        raise ValueError(f"{where} is not read: it holds a user name, which addresses of images must not.")
 
 
 class _Request:
@@ -159,11 +178,20 @@ class _LocalAddress(Exception):
 
 def _refuse_private(ip: str, host: str) -> None:
     place: Any = ip_address(ip.partition("%")[0])
-    place = getattr(place, "ipv4_mapped", None) or place
+    if place.version == 6:
+        place = _within(place) or place
     if not place.is_global or place.is_multicast:
         raise _LocalAddress(
             f"is not read: {host!r} is {ip}, an address of a private network. {ALLOW_LOCAL}=1 allows those."
         )
+
+
+def _within(place: IPv6Address) -> IPv4Address | None:
+    """The address of the older kind that one of the newer leads to: mapped, compatible, by 6to4, Teredo or NAT64."""
+    low = int(place) & 0xFFFFFFFF
+    if place in _TRANSLATED or (place in _COMPATIBLE and low > 1):
+        return IPv4Address(low)
+    return place.ipv4_mapped or place.sixtofour or (place.teredo[1] if place.teredo else None)
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
@@ -176,10 +204,14 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         if proxied and not self._owner.local:
             # The proxy is the user's own and looks names up itself: only what the address says can be looked at.
             host = (urlsplit(request.full_url).hostname or "").rstrip(".")
+            ip: str | None
             try:
-                _refuse_private("127.0.0.1" if host == "localhost" else host, host)
-            except ValueError:
-                pass  # a name
+                # Also as one number, or with parts left out.
+                ip = host if ":" in host else socket.inet_ntoa(socket.inet_aton(host))
+            except OSError:
+                ip = "127.0.0.1" if host == "localhost" or host.endswith(".localhost") else None  # a name
+            if ip is not None:
+                _refuse_private(ip, host)
 
         def make(*arguments: Any, **options: Any) -> http.client.HTTPConnection:
             connection = kind(*arguments, **options)
@@ -212,11 +244,12 @@ def _read_file(address: str, where: str) -> bytes:
     return content
 
 
-def _shown(address: str) -> str:
-    """An address without user names, passwords and queries, which may be keys."""
+def shown_address(address: str) -> str:
+    """An address as a message or a file may hold it: without user names, passwords and queries, which may be keys."""
     try:
         parts = urlsplit(address)
+        parts.port  # noqa: B018 (raises for one that is no number, but a part of a password)
     except ValueError:
         return "an address that can't be read"
     host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}:{'//' + host if host else ''}{parts.path}"[:200]
+    return f"{parts.scheme + ':' if parts.scheme else ''}{'//' + host if host else ''}{parts.path}"

@@ -40,7 +40,7 @@ class ExactStore:
         if options.index not in cls.INDEXES:
             raise ValueError(f"`index` of the store 'exact' must be one of {cls.INDEXES}, got {options.index!r}.")
         if options.url is not None:
-            raise ValueError(f"`url` must be None for the store 'exact', which is a folder, got {options.url!r}.")
+            raise ValueError("`url` must be None for the store 'exact', which is a folder.")
 
     def __len__(self) -> int:
         return sum(len(table) for table in self._opened())

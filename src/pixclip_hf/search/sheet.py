@@ -17,7 +17,8 @@ def draw_sheet(
     hits: Sequence[Sequence[Hit]],
     title: str = "",
 ) -> None:
-    """The hits of each query with their cosines; green and red frames where the regions' texts tell right from wrong.
+    """The hits of each query with their cosines; framed in blue and marked ✓, or in vermilion and marked ✗, where the
+    regions' texts tell right from wrong.
 
     Args:
         path: path of the PNG file.

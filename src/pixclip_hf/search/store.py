@@ -1,7 +1,7 @@
 """What search asks of a store of embeddings, whatever holds them, and the filters that every store understands."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +36,7 @@ class StoreOptions:
         ValueError: a number below 1.
     """
 
-    url: str | None = None
+    url: str | None = field(default=None, repr=False)  # may hold a password
     index: str | None = None
     partitions: int | None = None
     sub_vectors: int | None = None

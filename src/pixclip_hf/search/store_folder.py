@@ -12,6 +12,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,10 @@ import pyarrow.parquet as pq
 
 from .. import __version__
 from ..data.source_index import digest
-from ..data.whole_files import naming_full_disk, only_writer, write_json
+from ..data.whole_files import naming_full_disk, only_writer, read_unchanged, write_json
 from ..embedding.folder import EmbeddingFolder, check_embeddings, shard_path
 from ..jobs.folder import MANIFESTS, done_shards, manifest_path
+from ..processing.processing_addresses import shown_address
 from .store import STORES, Store, StoreOptions, place_of, store_class, store_rows
 
 STORE = "store.json"
@@ -73,7 +75,7 @@ def open_store(
         opened: Store = kind(place / "data", name, width, dtype, options)
         try:
             missing = np.setdiff1d(shards, done_shards(place), assume_unique=True)
-            index = {key: value for key, value in asdict(options).items() if key != "probes"}
+            index = _index(options)
             if len(missing) or not (place / STORE).exists() or _read(place).get("indexed") != [len(opened), index]:
                 with only_writer(place, "The store"):
                     _fill(opened, folder.path, place, shards)
@@ -113,9 +115,9 @@ def check_store(
         _check_stamp(place, stamp, folder)
         if stamp["store"] != store:
             raise ValueError(f"The store {str(place)!r} is of kind {stamp['store']!r}, got {store!r}.")
-        if (url := stamp["indexed"][1]["url"]) != options.url:
-            raise ValueError(f"The store {str(place)!r} keeps its rows at `url` {url!r}, got {options.url!r}.")
-        index = stamp["indexed"][1]
+        index, own = stamp["indexed"][1], _index(options)["url"]
+        if (kept := _without_user(index["url"])) != own:
+            raise ValueError(f"The store {str(place)!r} keeps its rows at `url` {kept!r}, got {own!r}.")
     if options.index is None:
         given = {name: value for name, value in asdict(options).items() if value is not None}
         options = StoreOptions(**{**index, **given})
@@ -152,12 +154,18 @@ def _fill(store: Store, folder: Path, place: Path, shards: np.ndarray) -> None:
 
 
 def _read_shard(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{str(path)!r} is damaged: {error}. Delete it and run `pixclip-hf embed` again, which writes it anew."
-        ) from error
+    return read_unchanged(path, "pixclip-hf embed")
+
+
+def _index(options: StoreOptions) -> dict[str, Any]:
+    """What is kept of the options."""
+    kept = {name: value for name, value in asdict(options).items() if name != "probes"}
+    return {**kept, "url": _without_user(options.url)}
+
+
+def _without_user(url: str | None) -> str | None:
+    """An address without its password, which is no part of where the rows are; a path as it is."""
+    return url if url is None or "@" not in urlsplit(url).netloc else shown_address(url)
 
 
 def _read(place: Path) -> dict[str, Any]:

@@ -49,17 +49,14 @@ def checkpoint_fault(folder: str | Path) -> str | None:
     folder = Path(folder)
     if not folder.is_dir():
         return "is no folder"
-    try:
-        json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"is incomplete ({TRAINER_STATE_NAME}: {type(error).__name__})"
+    if (fault := _noted(folder / TRAINER_STATE_NAME)[1]) is not None:
+        return f"is incomplete ({TRAINER_STATE_NAME} {fault})"
     if not (folder / MANIFEST).exists():
         faults = ((path, _format_fault(path)) for path in sorted(folder.rglob("*")) if path.is_file())
         return next((f"is damaged ({path.name} {fault})" for path, fault in faults if fault), None)
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError:
-        return f"is damaged ({MANIFEST} is no JSON)"
+    content, fault = _noted(folder / MANIFEST)
+    if fault is not None:
+        return f"is damaged ({MANIFEST} {fault})"
     if content.get("files") is None:
         return "is incomplete (not all of its files were written)"
     return _first_fault(folder, content["files"])
@@ -102,14 +99,13 @@ def finish_result(output_dir: str | Path, step: int) -> None:
 def finished_step(output_dir: str | Path) -> int | None:
     """The step that the results in a folder are of; None where they were not written to their end, or are damaged."""
     folder = Path(output_dir)
-    try:
-        content = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    content, fault = _noted(folder / RESULT)
+    if fault is not None:
         return None
-    if (fault := _first_fault(folder, content["files"])) is not None:
+    if (fault := _first_fault(folder, content.get("files"))) is not None:
         logger.warning(f"What was trained in {str(folder)!r} {fault}; it is written again.")
         return None
-    return content["step"]
+    return content.get("step")
 
 
 def begin_result(output_dir: str | Path) -> None:
@@ -172,7 +168,20 @@ def _record(folder: Path, pattern: str, name: str, content: Mapping[str, Any], w
     write_json(folder / name, {**content, "files": files})
 
 
-def _first_fault(folder: Path, files: Mapping[str, list[Any]]) -> str | None:
+def _noted(path: Path) -> tuple[dict[str, Any], str | None]:
+    """What a file of JSON says, and what is wrong with it, in words that follow its name, or None."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, f"can't be read: {type(error).__name__}"
+    return (found, None) if isinstance(found, dict) else ({}, "is no JSON of an object")
+
+
+def _first_fault(folder: Path, files: Any) -> str | None:
+    """What is wrong with the first of the files that a record of them lists, in words that follow their folder's
+    name, or None."""
+    if not isinstance(files, dict):
+        return "is damaged (no files are listed)"
     faults = ((name, file_fault(folder / name, record)) for name, record in files.items())
     return next((f"is damaged ({name} {fault})" for name, fault in faults if fault), None)
 

@@ -284,8 +284,8 @@ def _fault(path: Path) -> str | None:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         record = None  # of an earlier version, or of a run that was killed in between
-    except ValueError:
-        return "has a checksum that can't be read"
+    except (ValueError, RecursionError):
+        return file_fault(path, None)
     if record is not None:
         return file_fault(path, record)
     try:

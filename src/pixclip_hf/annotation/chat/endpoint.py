@@ -21,6 +21,7 @@ import requests
 from PIL import Image
 from requests.exceptions import InvalidURL
 
+from ...processing.processing_addresses import shown_address
 from ..stages import check_at_least_one
 from .questions import Answer, Question, Reply, ask_until_usable
 from .transport import Response, open_session, post
@@ -146,9 +147,10 @@ class ChatEndpoint:
             return 0, Reply(problem="timeout", final=True)
         status = response.status
         if 300 <= status < 400:
+            elsewhere = self._hide(shown_address(response.location or ""))
             raise RuntimeError(
-                f"{self._address} answers {status} and sends to {_shown_address(response.location)}: redirects are "
-                "not followed, for they would carry images and keys elsewhere. Name the right address."
+                f"{self._address} answers {status} and sends to {elsewhere}: redirects are not followed, for they "
+                "would carry images and keys elsewhere. Name the right address."
             )
         if status in _REFUSED or status >= 500:
             raise RuntimeError(
@@ -302,19 +304,10 @@ def _read_address(base_url: str) -> tuple[str, tuple[str, str] | None]:
     if parts.query or parts.fragment:
         raise ValueError(
             "`base_url` must end with its path, such as /v1, and have no query: a key belongs in the environment "
-            f"variable of `api_key_variable`; got {_shown_address(base_url)!r} and more."
+            f"variable of `api_key_variable`; got {shown_address(base_url)!r} and more."
         )
     user = None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
-    return _shown_address(base_url).rstrip("/"), user
-
-
-def _shown_address(url: str | None) -> str:
-    """Scheme, host, port and path of an address."""
-    try:
-        parts = urlsplit(url or "")
-    except ValueError:
-        return "an address that can't be read"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path
+    return shown_address(base_url).rstrip("/"), user
 
 
 def _seconds(retry_after: str | None) -> float | None:

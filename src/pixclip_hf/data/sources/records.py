@@ -13,7 +13,7 @@ from ...processing.processing_geometry import clip_boxes
 from ...processing.processing_numbers import LEAST_INT64, MOST_INT64, as_float64, read_number, read_numbers, read_whole
 from ...processing.processing_regions import encode_rle, mask_box, read_mask
 from ...record import LeftOut, foreign, readable_regions, record_features
-from .base import AnnotatedImage, Source, in_pixels, readable
+from .base import AnnotatedImage, Source, in_pixels, readable, split_lists
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -106,15 +106,15 @@ def clean_text(text: Any) -> str | None:
     return text.strip()
 
 
-def clean_texts(texts: Sequence[Any] | str | None, counts: Counter | None = None) -> list[str]:
+def clean_texts(texts: Any, counts: Counter | None = None) -> list[str]:
     """The texts of which something is left.
 
     Args:
-        texts: the captions of an image; one text, or None, where its annotations hold no list.
+        texts: the captions of an image, as others wrote them: a list; one text, or None, where there is none.
         counts: takes up how many cannot be read.
     """
     kept = []
-    for given in [texts] if isinstance(texts, str) else texts or ():
+    for given in split_lists(texts or []):
         try:
             with foreign("caption left out: not readable"):
                 kept.append(clean_text(given))
