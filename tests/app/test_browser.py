@@ -145,6 +145,7 @@ def test_own_images_and_scenes(page, folder):
     page.click("#compare")
     error(page, "There is no image")
     page.set_input_files("#shown input[type=file]", folder / "photo.jpg")
+    summary(page, "Draw a region")
     click_at(page, 0.2, 0.2)
     click_at(page, 0.7, 0.8)
     # Upright, as everywhere in the package.

@@ -95,7 +95,8 @@ def build_page(demo: Demo) -> gr.Blocks:
 
         @told
         def click(now: Session, way: str, event: gr.SelectData) -> tuple[Any, ...]:
-            return drawn(now.clicked(*event.index, way))
+            x, y = event.index
+            return drawn(now.clicked(x, y, way))
 
         @told
         def paint(now: Session, painted: dict[str, Any] | None) -> tuple[Any, ...]:
