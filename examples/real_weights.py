@@ -48,14 +48,23 @@ def check_step_0(name, text):
     options = {"text_hidden_size": 1} if text is None else {"text_pooling": "mean"}
     model = PixCLIPModel.from_vision_text_pretrained(name, text, **options)
     source = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
-    side = model.config.vision_config.image_size
+    config = model.config.vision_config
+    side = model.vision_adapter.whole_image_size(config)
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(1, 3, side, side, generator=generator)
-    outputs = source.get_image_features(pixels) if hasattr(source, "get_image_features") else source(pixels)
+    # Two images: of one alone, a CPU rounds the last product by where its weights lie in memory.
+    inputs = {"pixel_values": torch.randn(2, 3, side, side, generator=generator)}
+    if model.takes_patches:
+        grid = side // config.patch_size
+        inputs = {
+            "pixel_values": torch.randn(2, grid**2, 3 * config.patch_size**2, generator=generator),
+            "pixel_attention_mask": torch.ones(2, grid**2, dtype=torch.long),
+            "spatial_shapes": torch.tensor([[grid, grid]] * 2),
+        }
+    outputs = source.get_image_features(**inputs) if hasattr(source, "get_image_features") else source(**inputs)
     expected = model.vision_adapter.pooled_image(outputs)
-    masks = torch.stack([torch.rand(side, side, generator=generator) > share for share in (0.5, 1.0)])[None]
-    found = [model.get_image_features(pixels).pooler_output]
-    found += [model.get_region_features(pixels, masks[:, [index]]).pooler_output[:, 0] for index in range(2)]
+    masks = [torch.rand(2, 1, side, side, generator=generator) > share for share in (0.5, 1.0)]
+    found = [model.get_image_features(**inputs).pooler_output]
+    found += [model.get_region_features(**inputs, region_masks=rows).pooler_output[:, 0] for rows in masks]
     return [(features - expected).abs().max().item() for features in found]
 
 

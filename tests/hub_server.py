@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
-RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-API = re.compile(r"/api/(model|dataset)s/([^/]+/[^/]+?)(?:/(revision|tree|preupload|commit|branch|paths-info)/(.*))?")
-LFS = re.compile(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
+RESOLVE = re.compile(r"/(datasets/|spaces/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+API = re.compile(
+    r"/api/(model|dataset|space)s/([^/]+/[^/]+?)(?:/(revision|tree|preupload|commit|branch|paths-info)/(.*))?"
+)
+LFS = re.compile(r"/(datasets/|spaces/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "other"}
 
 
@@ -90,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.batch()
         if match := RESOLVE.fullmatch(self.place):
             kind, name, revision, path = match.groups()
-            return self.resolve("dataset" if kind else "model", name, revision, path)
+            return self.resolve(kind.rstrip("s/") if kind else "model", name, revision, path)
         if match := API.fullmatch(self.place):
             return self.api(*match.groups())
         return self.refuse(404)
@@ -113,7 +115,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(401, message="Invalid username or password.")
         name = f"{given.get('organization') or 'me'}/{given['name']}"
         kind = given.get("type") or "model"
-        url = f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        if kind == "space" and given.get("sdk") not in ("gradio", "docker", "static"):
+            return self.refuse(400, message='"sdk" must be one of gradio, docker, static')
+        url = f"{self.server.url}/{'' if kind == 'model' else f'{kind}s/'}{name}"
         if (kind, name) in self.server.repositories:
             return self.reply(409, {"error": "exists", "url": url})
         repository = Repository(private=bool(given.get("private") or given.get("visibility") == "private"))
@@ -206,7 +210,7 @@ class Handler(BaseHTTPRequestHandler):
             elif entry["key"] == "deletedFile":
                 files.pop(value["path"])
         sha = repository.commit(branch, files)
-        url = f"{self.server.url}/{'datasets/' if kind == 'dataset' else ''}{name}/commit/{sha}"
+        url = f"{self.server.url}/{'' if kind == 'model' else f'{kind}s/'}{name}/commit/{sha}"
         self.reply(200, {"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
 

@@ -1,4 +1,5 @@
-"""Stand-ins for models: encoders with known embeddings, and a tiny CLIP and SigLIP with their processors."""
+"""Stand-ins for models: encoders with known embeddings, and a tiny CLIP, SigLIP and SigLIP 2 with their
+processors."""
 
 import torch
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tokenizer
@@ -7,6 +8,11 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
+    Siglip2Processor,
+    Siglip2Tokenizer,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -64,3 +70,18 @@ def tiny_siglip():
     config = SiglipConfig(vision_config=vision, text_config={**text, "max_position_embeddings": 64})
     image_processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     return SiglipModel(config).eval(), SiglipProcessor(image_processor, build_tokenizer())
+
+
+def tiny_naflex():
+    torch.manual_seed(0)
+    vision = {name: value for name, value in VISION_CONFIG.items() if name not in ("model_type", "image_size")}
+    text = {name: value for name, value in TEXT_CONFIG.items() if name != "model_type"}
+    config = Siglip2Config(
+        vision_config={**vision, "num_patches": 16}, text_config={**text, "max_position_embeddings": 64}
+    )
+    image_processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"abcdefghijklmnopqrstuvwxyz▁"]
+    vocab = {word: number for number, word in enumerate(words)}
+    # Whatever it writes into its folder, transformers loads a tokenizer of this class.
+    tokenizer = Siglip2Tokenizer(vocab=vocab, merges=[], padding_side="right")
+    return Siglip2Model(config).eval(), Siglip2Processor(image_processor, tokenizer)

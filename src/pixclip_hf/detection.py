@@ -148,7 +148,7 @@ def save_coco_results(
 
 def fit_temperature(logits: Tensor, labels: Tensor, steps: int = 100) -> float:
     """The temperature that makes the probabilities of regions with known labels as likely as can be (Guo et al. 2017),
-    for `temperature=` of [`RegionDetectionPipeline`].
+    for `temperature=` of [`RegionDetectionPipeline`] with a model that was trained with a softmax.
 
     Args:
         logits (`(N, T)`): logit scale times cosine similarity of N regions to T texts, background texts included.

@@ -26,6 +26,7 @@ from .command_help import HelpFormatter
 from .embedding.folder import check_shard
 from .finite import check_finite_weights
 from .outgoing import check_no_links, check_outgoing, check_outgoing_shard, clean_folder, is_hub_id, listing, own_file
+from .space import space_files
 
 DESCRIPTION = """\
 Publishes a trained model: weights, configuration, processor, tokenizer, code, and a card filled from its run.
@@ -37,6 +38,11 @@ The output of a LoRA run is published as adapters, whose base is on the Hub, or 
 
   pixclip-hf publish --model runs/lora --repo_id org/cloc-lora --base_model org/cloc
   pixclip-hf publish --model runs/lora --repo_id org/cloc-tuned --merge
+
+A Space with the demo of a model, of this push or of an earlier one:
+
+  pixclip-hf publish --model runs/demo/cloc --repo_id org/cloc --space org/cloc-demo
+  pixclip-hf publish --repo_id org/cloc --space org/cloc-demo
 
 The token is that of `hf auth login`, or HF_TOKEN.
 """
@@ -87,6 +93,37 @@ def publish(
     with TemporaryDirectory() as folder:
         write_folder(model, processor, folder, repo_id, **options)
         return _push(model_files(folder), repo_id, "model", private, token, revision, commit_message)
+
+
+def publish_space(
+    model: str,
+    repo_id: str,
+    *,
+    model_revision: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Upload the demo of a model",
+) -> CommitInfo:
+    """Pushes a Space that shows a published model with `pixclip_hf.app`, in one commit.
+
+    Args:
+        model: Hub id of the model. A Space of a private one needs a token of its own, as its secret `HF_TOKEN`.
+        repo_id: `"organization/name"` of the Space; made if it does not exist.
+        model_revision: branch, tag or commit of the model; `main` when None.
+        private, token, commit_message: as in [`publish`].
+
+    Returns:
+        The commit.
+
+    Raises:
+        ValueError: as [`space_files`], adapters in place of a whole model, or a secret, a path or the name of this
+            machine in what would be pushed.
+        huggingface_hub.errors.HfHubHTTPError: no such model, or what the Hub refuses.
+    """
+    files = _checked(space_files(model, repo_id, model_revision))
+    if "adapter_config.json" in HfApi(token=token).list_repo_files(model, revision=model_revision):
+        raise ValueError(f"A Space shows a whole model, got adapters in {model!r}: publish them with `merge=True`.")
+    return _push(files, repo_id, "space", private, token, None, commit_message)
 
 
 def publish_dataset(
@@ -173,7 +210,8 @@ def _push(
     commit_message: str,
 ) -> CommitInfo:
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+    sdk = "gradio" if repo_type == "space" else None
+    repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk).repo_id
     if revision is not None:
         api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
     present = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=revision))
@@ -203,7 +241,7 @@ def _json(content: Any) -> bytes:
 def _own_files(api: HfApi, repo_id: str, repo_type: str, revision: str | None, present: set[str]) -> set[str]:
     """The files of a repository that this package wrote."""
     if PUSHED not in present:
-        if repo_type == "dataset":
+        if repo_type != "model":
             return set()
         code = {path.name for part in _TRAVELING for path in Path(__file__).with_name(part).glob("*.py")}
         return {name for name in present if name in code or _EARLIER_FILES.fullmatch(name)}
@@ -352,9 +390,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="pixclip-hf publish", description=DESCRIPTION, formatter_class=HelpFormatter)
     parser.add_argument(
-        "--model", required=True, help="output folder of a training run, or a folder of save_pretrained"
+        "--model",
+        help="output folder of a training run, or a folder of save_pretrained; may be left out for a Space of a model "
+        "that is on the Hub",
     )
     parser.add_argument("--repo_id", required=True, help="organization/name on the Hub")
+    parser.add_argument("--space", help="organization/name of a Space to make with the demo of the model")
     parser.add_argument("--dry_run", action="store_true", help="write the folder, list its files and push nothing")
     parser.add_argument("--output_dir", help="folder of a dry run; runs/publish/<repo_id> by default")
     parser.add_argument(
@@ -370,6 +411,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max_shard_size", default="5GB", help="weights above this size are split into files")
     arguments = parser.parse_args(argv)
 
+    if arguments.model is None and arguments.space is None:
+        parser.error("`--model` is needed, or `--space` for a Space of a model that is on the Hub")
+    if arguments.model is not None:
+        _publish_model(arguments)
+    if arguments.space is None:
+        return
+    if arguments.dry_run:
+        files = _checked(space_files(arguments.repo_id, arguments.space, arguments.revision))
+        print(f"to be pushed to the Space, in bytes:\n{listing(files)}")
+        return
+    commit = publish_space(
+        arguments.repo_id, arguments.space, model_revision=arguments.revision, private=arguments.private
+    )
+    print(f"published: {commit.commit_url}")
+
+
+def _publish_model(arguments: argparse.Namespace) -> None:
     model, processor = load_model(arguments.model)
     names = ("base_model", "merge", "license", "language", "datasets", "evaluation_folder", "max_shard_size")
     options = {name: getattr(arguments, name) for name in names} | {"run_folder": arguments.model}
@@ -389,4 +447,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"published: {commit.commit_url}")
 
 
-__all__ = ["publish", "publish_dataset", "write_card", "write_dataset_card", "write_folder"]
+__all__ = ["publish", "publish_dataset", "publish_space", "write_card", "write_dataset_card", "write_folder"]

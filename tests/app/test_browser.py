@@ -145,6 +145,7 @@ def test_own_images_and_scenes(page, folder):
     page.click("#compare")
     error(page, "There is no image")
     page.set_input_files("#shown input[type=file]", folder / "photo.jpg")
+    summary(page, "Draw a region")
     click_at(page, 0.2, 0.2)
     click_at(page, 0.7, 0.8)
     # Upright, as everywhere in the package.
@@ -154,8 +155,12 @@ def test_own_images_and_scenes(page, folder):
     page.get_by_label("Remove Image").click()
     summary(page, "Drop an image")
     page.set_input_files("#shown input[type=file]", folder / "broken.png")
-    page.locator(".toast-body").first.wait_for()
+    error(page, "is not an image that PIL can read")
+    page.locator("#shown img").wait_for(state="detached")
     summary(page, "Drop an image")
+    page.set_input_files("#shown input[type=file]", folder / "photo.jpg")
+    click_at(page, 0.2, 0.2)
+    summary(page, "opposite corner")
 
 
 def test_points(folder):

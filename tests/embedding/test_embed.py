@@ -17,6 +17,7 @@ from datasets import load_dataset
 from filelock import FileLock
 from huggingface_hub import DatasetCard
 from PIL import Image
+from stand_ins import tiny_naflex
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from pixclip_hf import cli, hub
@@ -311,6 +312,23 @@ def test_large_photographs_at_a_reduced_scale(pixclip, tmp_path):
     assert (a * b).sum(-1).min() > 0.995 and (a != b).any()
     columns = [name for name in one.column_names if name != "embedding"]
     assert one.select_columns(columns).with_format(None)[:] == other.select_columns(columns).with_format(None)[:]
+
+
+def test_reduced_images_that_keep_their_aspect(tmp_path):
+    """Of a SigLIP 2 of variable resolution: both sides are at least twice those of a square of as many patches."""
+    for part in tiny_naflex():
+        part.save_pretrained(tmp_path / "naflex")
+    (tmp_path / "photos").mkdir()
+    photo = make_scene(3, size=64)["image"].resize((1200, 300), Image.Resampling.BICUBIC)
+    (tmp_path / "photos/a.jpg").write_bytes(jpeg(photo, quality=95))
+    source = ["images", f"folder={tmp_path / 'photos'}"]
+    options = {"kinds": ("image",)}
+    full, reduced = (
+        run(str(tmp_path / "naflex"), tmp_path / f"{how}", source, reduced=how, **options) for how in (False, True)
+    )
+    assert reduced.settings["decoded_sides"] == 2 * 4 * 8
+    a, b = (rows_of(folder)["embedding"][:].astype(np.float32) for folder in (full, reduced))
+    assert len(a) == 1 and (a * b).sum(-1).min() > 0.99
 
 
 def test_regions_of_a_reduced_image():

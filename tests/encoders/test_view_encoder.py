@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import build_tokenizer
 from PIL import Image
-from stand_ins import tiny_clip, tiny_siglip
+from stand_ins import tiny_clip, tiny_naflex, tiny_siglip
 
 from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.encoders.region_encoder import RegionEncoder
@@ -142,6 +143,58 @@ def test_images_share_passes(record, view, monkeypatch):
     prepare = encoder.preparation(images=False)
     batch = prepare([one["image"] for one in records], [one["regions"] for one in records])
     torch.testing.assert_close(encoder.encode_prepared(batch, 4)[0], torch.cat(together))
+
+
+@torch.no_grad()
+def test_images_of_any_aspect(record):
+    """Of a SigLIP 2 of variable resolution: images and views as its own processor cuts them into patches."""
+    model, processor = tiny_naflex()
+    image, (region, other) = record["image"], record["regions"]
+    tall = image.rotate(90, expand=True)
+    records = [record, {"image": tall, "regions": [region, other, region]}]
+
+    def features(picture):
+        inputs = processor.image_processor(images=picture, return_tensors="pt")
+        return inputs, F.normalize(model.get_image_features(**inputs).pooler_output, dim=-1)
+
+    fill = tuple(round(255 * channel) for channel in processor.image_processor.image_mean)
+    views = {
+        "crop": lambda image, region: crop(image, region, fill)["image"],
+        "blur": blurred,
+        "box": outlined,
+    }
+    for view, show in views.items():
+        found = ViewEncoder(model, processor, view).encode_records(records, batch_size=4, convert_to_tensor=True)
+        for own, rows in zip(records, found, strict=True):
+            expected = [features(show(own["image"], region))[1] for region in own["regions"]]
+            torch.testing.assert_close(rows, torch.cat(expected), atol=1e-3, rtol=0)
+    encoder = ViewEncoder(model, processor, "mask_pooled")
+    whole = encoder.encode_images([image, tall], convert_to_tensor=True)
+    for row, picture, grid in zip(whole, (image, tall), ([3, 4], [4, 3]), strict=True):
+        inputs, own = features(picture)
+        torch.testing.assert_close(row, own[0], atol=1e-5, rtol=1e-4)
+        assert inputs["spatial_shapes"].tolist() == [grid]
+    # The left half: two of the four columns.
+    box = [0, 0, 32, 48]
+    (rows,) = encoder.encode_records(
+        [{"image": image, "regions": [{"box": box, "mask": None}]}], convert_to_tensor=True
+    )
+    inputs, _ = features(image)
+    tokens = model.vision_model(**inputs).last_hidden_state[:, :12].unflatten(1, (3, 4))[:, :, :2].flatten(1, 2)
+    expected = F.normalize(model.vision_model.head(tokens.mean(1, keepdim=True)), dim=-1).flatten(0, -2)
+    torch.testing.assert_close(rows, expected, atol=1e-3, rtol=0)
+
+
+def test_texts_that_a_tokenizer_lowers_in_name_only():
+    """As Gemma's in checkpoints of SigLIP 2, which were trained on lower-cased texts."""
+    model, processor = tiny_naflex()
+    processor.tokenizer = build_tokenizer()
+    texts = ["A Red Disc", "a red disc"]
+    upper, lower = ViewEncoder(model, processor).encode_texts(texts)
+    assert abs(upper - lower).max() > 1e-3
+    processor.tokenizer.init_kwargs["do_lower_case"] = True
+    lowered = ViewEncoder(model, processor).encode_texts(texts)
+    np.testing.assert_allclose(lowered, [lower, lower], atol=1e-6)
 
 
 def test_load_encoder(tmp_path, tiny_pixclip):

@@ -5,15 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import TEXT_CONFIG, VISION_CONFIG
 from PIL import Image
-from stand_ins import KnownEncoder, known
+from stand_ins import KnownEncoder, known, tiny_clip, tiny_siglip
 
+from pixclip_hf import PixCLIPConfig, PixCLIPModel
 from pixclip_hf.encoders.cached import CachedEncoder
 from pixclip_hf.encoders.region_encoder import RegionEncoder
 from pixclip_hf.encoders.templates import IMAGENET_TEMPLATES
 from pixclip_hf.evaluation.image_sets import Images
 from pixclip_hf.evaluation.tasks import run_task
-from pixclip_hf.evaluation.tasks.detection import detect_objects, score_detections
+from pixclip_hf.evaluation.tasks.detection import detect_objects, label_scores, score_detections
 from pixclip_hf.evaluation.tasks.phrase_grounding import ground_by_head, ground_by_proposals
 from pixclip_hf.processing.processing_regions import encode_rle
 
@@ -59,6 +61,7 @@ def encoder_of(**regions):
     encoder = known(texts=texts, regions=regions)
     encoder.encoder.model = torch.nn.Module()
     encoder.encoder.model.get_logit_scale = lambda: torch.tensor(10.0)
+    encoder.encoder.model.get_logit_bias = lambda: None
     return encoder
 
 
@@ -86,6 +89,32 @@ def test_given_boxes_are_named():
         detect_objects(encoder_of(), data, "other")
     with pytest.raises(ValueError, match="known has no object to detect"):
         detect_objects(encoder_of(), Images("known", records[1:], ["cat"]))
+
+
+def test_scores_are_those_of_the_models_own_logits():
+    cosines = torch.tensor([[0.3, 0.1, -0.2], [0.31, 0.9, 0.85]])
+    (clip, _), (siglip, _) = tiny_clip(), tiny_siglip()
+    scale = float(clip.logit_scale.detach().exp())
+    powers = np.exp(scale * cosines.double().numpy())
+    expected = powers / powers.sum(1, keepdims=True)
+    torch.testing.assert_close(label_scores(clip, cosines).double(), torch.from_numpy(expected), atol=1e-6, rtol=1e-5)
+    # A sigmoid of logits up to 95 tells the best of them apart no more.
+    with torch.no_grad():
+        siglip.logit_scale.fill_(4.7)
+        siglip.logit_bias.fill_(-12.9)
+    found = label_scores(siglip, cosines)
+    logits = siglip.logit_scale.exp() * cosines + siglip.logit_bias
+    assert torch.equal(found.flatten().argsort(), logits.flatten().argsort())
+    assert found.flatten().unique().numel() == 6 > logits.sigmoid().flatten().unique().numel()
+    for pixclip in (tiny_model("softmax"), tiny_model("sigmoid")):
+        by_itself = torch.equal(label_scores(pixclip, cosines), (1 + cosines) / 2)
+        assert by_itself == (pixclip.config.contrastive_objective == "sigmoid")
+
+
+def tiny_model(objective):
+    return PixCLIPModel(
+        PixCLIPConfig(vision_config=VISION_CONFIG, text_config=TEXT_CONFIG, contrastive_objective=objective)
+    )
 
 
 def test_the_size_of_an_object_is_that_of_its_mask():

@@ -8,6 +8,7 @@ import real_weights
 import torch
 from conftest import build_tokenizer
 from PIL import Image
+from stand_ins import tiny_naflex
 from transformers import AutoModel, CLIPConfig, CLIPImageProcessorPil, CLIPModel, Dinov2Config, Dinov2Model
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
@@ -17,7 +18,7 @@ IMAGES = {"hidden_size": 32, "image_size": 32, "patch_size": 8}
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A CLIP, a DINOv2 and a folder laid out as COCO."""
+    """A CLIP, a SigLIP 2 of variable resolution, a DINOv2 and a folder laid out as COCO."""
     root = tmp_path_factory.mktemp("real")
     texts = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 259, "eos_token_id": 258, "bos_token_id": 1}
     vision = {**IMAGES, "intermediate_size": 48, **SIZES}
@@ -29,6 +30,8 @@ def places(tmp_path_factory):
     )
     build_tokenizer().save_pretrained(root / "clip")
     Dinov2Model(Dinov2Config(**IMAGES, **SIZES)).save_pretrained(root / "dino")
+    for part in tiny_naflex():
+        part.save_pretrained(root / "naflex")
     ring = [4.0, 4.0, 20.0, 4.0, 20.0, 20.0]
     annotations = [
         {"id": 1, "image_id": 7, "bbox": [4, 4, 16, 16], "category_id": 3, "segmentation": [ring], "iscrowd": 0},
@@ -51,16 +54,17 @@ def test_towers_and_regions(places, tiny_pixclip, tmp_path, monkeypatch, capsys)
         part.save_pretrained(places / "pixclip")
     width = tiny_pixclip[0].config.vision_config.hidden_size
     monkeypatch.setattr(real_weights, "PUBLISHED", {"clip": {32: 12.3}, "pixclip": {width: 45.6}})
-    clip, dino, pixclip = (str(places / name) for name in ("clip", "dino", "pixclip"))
-    arguments = ["--towers", clip, dino, "--models", pixclip, "--coco", str(places / "coco")]
+    clip, naflex, dino, pixclip = (str(places / name) for name in ("clip", "naflex", "dino", "pixclip"))
+    arguments = ["--towers", clip, naflex, dino, "--models", pixclip, "--coco", str(places / "coco")]
     real_weights.main([*arguments, "--output_dir", str(tmp_path), "--device", "cpu"])
     shown = capsys.readouterr().out
-    for name in (clip, dino):
+    for name in (clip, naflex, dino):
         assert f"step 0, {name}: equal bit for bit" in shown
     lines = [line for line in shown.splitlines() if ", " in line and "regions: accuracy" in line]
     found = [(line.split(", ")[0], line.split(", ")[1], line.split("published: ")[1]) for line in lines]
     assert found == [
         (clip, "context-masks", "12.3 (class mean)"),
+        (naflex, "context-masks", "none"),
         (pixclip, "pixclip-coco", "45.6 (class mean)"),
         (pixclip, "pixclip-coco-official", "45.6 (class mean)"),
         (pixclip, "context-masks", "none"),

@@ -11,6 +11,7 @@ from transformers import AutoModel, pipeline
 
 import pixclip_hf
 from pixclip_hf.processing.processing_patches import patch_grid
+from pixclip_hf.training.sharding import check_shardable
 
 FAMILIES = ("cloc", "pixclip")
 PROCESSORS = {"cloc": pixclip_hf.CLOCProcessor, "pixclip": pixclip_hf.PixCLIPProcessor}
@@ -80,11 +81,13 @@ def test_grids_are_those_of_transformers():
         assert tuple(16 * side for side in patch_grid((height, width), 16, patches)) == expected
 
 
+POINTS = [[[[12, 20]], [[30, 9], [31, 50]]], [[[75, 12]]], [[[5, 5]], [[20, 18]], [[3, 30], [8, 8]]]]
 KINDS = [
     ("cloc", {}, {}, "boxes"),
     ("cloc", {}, {}, "masks"),
     ("cloc", {"region_readout": "image_head"}, {}, "masks"),
     ("cloc", {"region_readout": "roi_align"}, {}, "boxes"),
+    ("cloc", {"prompter_points": True}, {}, "points"),
     ("pixclip", {}, {}, "masks"),
     ("pixclip", {}, {"mode": "pooled"}, "masks"),
 ]
@@ -95,7 +98,7 @@ KINDS = [
 def test_batches_of_many_shapes_equal_one_by_one(family, changes, options, prompts, naflex):
     model, processor = naflex(family, **changes)
     shake(model)
-    regions = {"boxes": BOXES, "masks": MASKS}[prompts]
+    regions = {"boxes": BOXES, "masks": MASKS, "points": POINTS}[prompts]
     extract = pipeline("region-feature-extraction", model=model, processor=processor)
     found = extract(IMAGES, **{prompts: regions}, return_tensors=True, normalize=False, batch_size=3, **options)
     for image, own, rows in zip(IMAGES, regions, found, strict=True):
@@ -163,6 +166,46 @@ def test_trains_saves_and_finds(family, naflex, tmp_path):
         assert found.shape == (2, 4) and (found[:, 2] <= 120).all() and (found[:, 3] <= 24).all()
 
 
+@torch.no_grad()
+def test_grounding_of_many_shapes(naflex):
+    model, processor = naflex("cloc")
+    shake(model)
+    labels = ["a", "b"]
+    ground = pipeline("region-grounding", model=model, processor=processor)
+    together = ground([_picture(image) for image in IMAGES], candidate_labels=labels, threshold=-1, batch_size=3)
+    for image, size, entries in zip(IMAGES, SIZES, together, strict=True):
+        inputs = processor(images=image, text=labels)
+        alone = model.ground(**inputs, steady_scores=True)
+        (boxes,) = processor.post_process_boxes(alone.pred_boxes, [size])
+        for entry in entries:
+            number = labels.index(entry["label"])
+            assert list(entry["box"].values()) == pytest.approx(boxes[number].tolist(), abs=1e-2)
+            assert entry["score"] == pytest.approx(float(alone.scores[0, number]), abs=1e-4)
+
+
+def test_masks_of_a_batch_go_back_to_their_images(naflex):
+    """From the canvas that all of them are on, and from a grid of each."""
+    _, processor = naflex("pixclip")
+    inputs = processor(images=IMAGES, masks=MASKS)
+    found = processor.post_process_masks(inputs["region_masks"], SIZES)
+    for masks, rows, size in zip(MASKS, found, SIZES, strict=True):
+        assert rows.shape[1:] == size
+        for mask, row in zip(masks, rows, strict=False):
+            # But for what resampling moves along the edges.
+            assert (torch.from_numpy(mask) == row).float().mean() > 0.95
+    grid = torch.zeros(1, 1, 2, 8)
+    grid[..., 4] = 1
+    (back,) = processor.post_process_masks(grid, [SIZES[1]])
+    assert back[0].any(0).nonzero()[[0, -1], 0].tolist() == [60, 74]
+
+
+def test_fsdp_is_refused(naflex):
+    """Its ranks would wait for each other: a Prompter reads the images of each grid by themselves."""
+    check_shardable(naflex("pixclip")[0])
+    with pytest.raises(ValueError, match="`fsdp` must be off for a CLOC with a vision tower of variable resolution"):
+        check_shardable(naflex("cloc")[0])
+
+
 def _picture(pixels):
     from PIL import Image
 
@@ -198,6 +241,8 @@ def test_what_does_not_fit(naflex, sources):  # noqa: F811
         model.get_region_features(**small)
     with pytest.raises(ValueError, match="`image_size` must be None for a 'siglip2_vision_model' tower"):
         naflex("cloc", image_size=64)
+    with pytest.raises(ValueError, match="size must be None for images that keep their aspect"):
+        processor(images=IMAGES, size={"height": 32, "width": 32})
     with pytest.raises(ValueError, match="max_num_patches needs a patch_size"):
         processor(images=IMAGES, do_center_crop=True)
     fixed = build("pixclip", sources, text="siglip2")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from builders import MODELS, VISION_MODELS, build_texts
-from towers import COVERED, DOCS, TEXT, build, documented, table
+from towers import COVERED, DOCS, REFUSED, SIGLIP_TEXT, SIGLIP_VISION, TEXT, build, documented, table
 from transformers import AutoModel
 
 from pixclip_hf.export import TextHalf, export_image_half, export_text_half
@@ -42,10 +42,21 @@ def covers(column, fast=None):
     return pytest.mark.parametrize("pair", params)
 
 
-def upstream_image_features(name, source, pixels):
+def images(pair, number, seed=0):
+    """What a vision tower takes of some images, which have a size of their own where it takes such."""
+    generator = torch.Generator().manual_seed(seed)
+    if pair[0] != SIGLIP_VISION[1]:
+        return {"pixel_values": torch.randn(number, 3, 32, 32, generator=generator)}
+    shapes = torch.tensor([[4, 4], [2, 7], [4, 3]])[:number]
+    there = torch.arange(16) < shapes.prod(1, keepdim=True)
+    pixels = torch.randn(number, 16, 192, generator=generator) * there[..., None]
+    return {"pixel_values": pixels, "pixel_attention_mask": there.long(), "spatial_shapes": shapes}
+
+
+def upstream_image_features(name, source, inputs):
     if name == "CLIP":
-        return source.get_image_features(pixels).pooler_output
-    outputs = source(pixels)
+        return source.get_image_features(**inputs).pooler_output
+    outputs = source(**inputs)
     return outputs.last_hidden_state[:, 0] if name == "ViT" else outputs.pooler_output
 
 
@@ -54,12 +65,14 @@ def project(model, name, features):
     return model.visual_projection(features) if model.vision_adapter.projects and name != "CLIP" else features
 
 
-def regions(family, images):
+def regions(family, pair, number):
     generator = torch.Generator().manual_seed(1)
     if family == "cloc":
-        corners = torch.rand(images, 3, 2, 2, generator=generator)
+        corners = torch.rand(number, 3, 2, 2, generator=generator)
         return torch.cat([corners.amin(2), corners.amax(2)], dim=-1)
-    return torch.rand(images, 3, 32, 32, generator=generator) > 0.5
+    # The canvas of all images.
+    size = (32, 56) if pair[0] == SIGLIP_VISION[1] else (32, 32)
+    return torch.rand(number, 3, *size, generator=generator) > 0.5
 
 
 @torch.no_grad()
@@ -69,20 +82,27 @@ def test_step_0(pair, family, make, folders):
     """Bit for bit: the image features whatever the mask, and the states of the text tower."""
     model = make(family, pair)
     source = AutoModel.from_pretrained(folders("vision", pair[0]))
-    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    expected = project(model, pair[0], upstream_image_features(pair[0], source, pixels))
+    inputs = images(pair, 2)
+    expected = project(model, pair[0], upstream_image_features(pair[0], source, inputs))
     assert expected.std() > 0.05
-    assert torch.equal(model.get_image_features(pixels).pooler_output, expected)
+    assert torch.equal(model.get_image_features(**inputs).pooler_output, expected)
     if family == "pixclip":
-        masks = regions(family, 2)
+        masks = regions(family, pair, 2)
         masks[:, 0] = False
-        repeated = upstream_image_features(pair[0], source, pixels.repeat_interleave(3, 0))
-        repeated = project(model, pair[0], repeated)
-        assert torch.equal(model.get_region_features(pixels, masks).pooler_output.flatten(0, 1), repeated)
+        repeated = {name: value.repeat_interleave(3, 0) for name, value in inputs.items()}
+        repeated = project(model, pair[0], upstream_image_features(pair[0], source, repeated))
+        inputs["region_masks"] = masks
+        assert torch.equal(model.get_region_features(**inputs).pooler_output.flatten(0, 1), repeated)
         model.vision_model.get_parameter(mask_weight(model)).normal_()
-        assert not torch.equal(model.get_region_features(pixels, masks).pooler_output.flatten(0, 1), repeated)
+        assert not torch.equal(model.get_region_features(**inputs).pooler_output.flatten(0, 1), repeated)
     ids, mask = build_texts(3)
     text = AutoModel.from_pretrained(folders("text", pair[1]))
+    if pair[1] == SIGLIP_TEXT:
+        # Filled up to the length of the tower, which reads all of it.
+        whole = torch.nn.functional.pad(ids * mask, (0, 40 - ids.shape[1]))
+        pooled = text(input_ids=whole).pooler_output
+        assert torch.equal(model.get_text_features(ids, mask).pooler_output, model.text_projection(pooled))
+        return
     states, last = text(input_ids=ids, attention_mask=mask).last_hidden_state, mask.sum(-1) - 1
     pooling = TEXT[pair[1]][2]
     if pooling == "mean":
@@ -106,14 +126,21 @@ def test_export(pair, make):
     half.load_state_dict({name: model.state_dict()[name] for name in half.state_dict()})
     exported = export_image_half(half, "torch")
     key = "region_boxes" if family == "cloc" else "region_masks"
-    for images in (1, 3):
-        batch = {"pixel_values": torch.randn(images, 3, 32, 32), key: regions(family, images)}
+    for number in (1, 3):
+        batch = {**images(pair, number), key: regions(family, pair, number)}
         torch.testing.assert_close(exported(**batch).region_embeds, half(**batch).region_embeds, atol=1e-4, rtol=0)
     exported = export_text_half(model, "torch")
     ids, mask = build_texts(4, length=12)
     expected = torch.nn.functional.normalize(model.get_text_features(ids, mask).pooler_output, dim=-1)
     found = exported(input_ids=ids, attention_mask=mask)["text_embeds"]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_export_is_refused(make):
+    for pair in REFUSED["export"]:
+        for family in MODELS:
+            with pytest.raises(ValueError, match="`model` must take images of one size"):
+                export_image_half(make(family, pair), "torch")
 
 
 @torch.no_grad()
@@ -132,9 +159,9 @@ def test_int8(pair, make):
 @covers("LoRA")
 def test_lora(pair, make):
     model = add_lora(make("pixclip", pair), r=2)
-    masks, (ids, mask) = regions("pixclip", 2), build_texts(2, 3)
+    masks, (ids, mask) = regions("pixclip", pair, 2), build_texts(2, 3)
     batch = {"region_masks": masks, "region_input_ids": ids, "region_text_attention_mask": mask}
-    model(pixel_values=torch.randn(2, 3, 32, 32), **batch).loss.backward()
+    model(**images(pair, 2), **batch).loss.backward()
     moved = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
     assert any("lora_B" in name and "text_model" in name for name in moved)
     assert any(name.endswith("mask_weight") for name in moved)

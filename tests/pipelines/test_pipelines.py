@@ -11,11 +11,13 @@ import pytest
 import torch
 from conftest import TEXT_CONFIG, VISION_CONFIG, build_tiny
 from PIL import Image
+from stand_ins import tiny_clip, tiny_siglip
 from torch.nn import functional as F
 from transformers import pipeline
 
 import pixclip_hf
 
+TASKS = ("zero-shot-region-classification", "zero-shot-region-detection")
 FEATURES = "region-feature-extraction"
 LABELS = ["a red disc", "a blue square", "something else altogether"]
 SIZES = [(40, 30), (32, 32), (25, 60), (64, 48), (33, 41)]
@@ -398,6 +400,69 @@ def test_scores_are_the_softmax_of_scaled_cosines(tiny, classify, template):
         found = dict(zip(output["labels"], output["scores"], strict=True))
         torch.testing.assert_close(torch.tensor([found[label] for label in LABELS]), expected, atol=1e-5, rtol=1e-5)
     assert probabilities.std(dim=-1).max() > 1e-4
+
+
+@pytest.fixture(params=["clip", "siglip"])
+def upstream(request, tmp_path):
+    """A folder of a tiny CLIP or SigLIP whose scores lie apart, and its zero-shot pipeline of transformers."""
+    model, processor = {"clip": tiny_clip, "siglip": tiny_siglip}[request.param]()
+    processor.tokenizer.model_max_length = 64
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim:
+                parameter += 0.1 * torch.randn_like(parameter)
+        model.logit_scale.fill_(1.5)
+        if request.param == "siglip":
+            model.logit_bias.fill_(-1.25)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    if request.param == "siglip":
+        # As SigLIP's own tokenizer: its tower reads the padding.
+        processor.tokenizer.model_input_names = ["input_ids"]
+    parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
+    return str(tmp_path), pipeline("zero-shot-image-classification", model=model, **parts, device="cpu")
+
+
+def test_scores_are_those_of_the_checkpoint(upstream):
+    """The region that is the whole image, of a model as it was built: a softmax for CLIP, a sigmoid for SigLIP."""
+    folder, reference = upstream
+    image, mask = make_image(1), np.ones((32, 32), dtype=bool)
+    expected = reference(image, candidate_labels=LABELS, hypothesis_template="{}")
+    options = {"text_pooling": "eos"} if reference.model.config.model_type == "clip" else {}
+    model = pixclip_hf.PixCLIPModel.from_vision_text_pretrained(folder, folder, text_projection="linear", **options)
+    processor = pixclip_hf.PixCLIPProcessor.from_vision_text_pretrained(folder, folder)
+    classify, find = (pipeline(task, model=model, processor=processor, device="cpu") for task in TASKS)
+    (found,) = classify(image, masks=[mask], candidate_labels=LABELS)
+    assert found["labels"] == [entry["label"] for entry in expected]
+    assert found["scores"] == pytest.approx([entry["score"] for entry in expected], abs=1e-5)
+    assert np.std(found["scores"]) > 1e-3
+    by_itself = model.config.contrastive_objective == "sigmoid"
+    assert (abs(sum(found["scores"]) - 1) > 0.05) == by_itself
+    detected = find(image, masks=[mask], candidate_labels=LABELS, background=[], threshold=0)
+    assert [entry["score"] for entry in detected] == pytest.approx(found["scores"], abs=1e-6)
+    with_background = find(image, masks=[mask], candidate_labels=LABELS, threshold=0)
+    same = [entry["score"] for entry in with_background] == pytest.approx(found["scores"], abs=1e-6)
+    assert same == by_itself
+
+
+@torch.no_grad()
+def test_sigmoid_scores_by_their_formula(upstream):
+    """CLOC compares regions by a temperature and a bias of their own."""
+    folder, _ = upstream
+    model = pixclip_hf.CLOCModel.from_vision_text_pretrained(folder, folder, contrastive_objective="sigmoid")
+    processor = pixclip_hf.CLOCProcessor.from_vision_text_pretrained(folder, folder)
+    model.region_logit_scale.log_scale.fill_(1.5)
+    model.region_logit_scale.bias.fill_(-0.5)
+    image, boxes = make_image(3), make_boxes(3, 2)
+    output = model(**processor(images=image, boxes=boxes, text=LABELS))
+    cosines = (output.region_embeds[0].double() @ output.text_embeds.double().T).numpy()
+    expected = 1 / (1 + np.exp(-(np.exp(1.5) * cosines - 0.5)))
+    classify = pipeline("zero-shot-region-classification", model=model, processor=processor, device="cpu")
+    for row, found in zip(expected, classify(image, boxes=boxes, candidate_labels=LABELS), strict=True):
+        scores = dict(zip(found["labels"], found["scores"], strict=True))
+        assert [scores[label] for label in LABELS] == pytest.approx(row, abs=1e-5)
+    assert expected.std() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["boxes", "masks"])

@@ -29,6 +29,17 @@ BY_TEXT, BY_REGION = "a text", "a drawn region"
 HEAD = "# {name}\n{sentence}"
 
 
+class UploadedImage(gr.Image):
+    """An image whose upload is handed on as the path of its file. Gradio would open the file before any function of
+    ours, and what it can't open would not be told on the page."""
+
+    is_template = True  # Gradio: the page shows its own component of the base class
+
+    def preprocess(self, payload: gr.data_classes.ImageData | None) -> Any:
+        # Gradio has checked that the path leads to an uploaded file.
+        return payload.path if payload is not None and payload.path is not None else super().preprocess(payload)
+
+
 def build_page(demo: Demo) -> gr.Blocks:
     """The page of a model, ready for `launch`."""
     kinds = predictions.region_kinds(demo.encoder, demo.mask_model)
@@ -40,8 +51,8 @@ def build_page(demo: Demo) -> gr.Blocks:
             with gr.Column(scale=5, min_width=380):
                 with gr.Tabs():
                     with gr.Tab("Boxes and points" if "point" in kinds else "Boxes"):
-                        shown = gr.Image(
-                            _view(start), type="filepath", image_mode=None, format="png",
+                        shown = UploadedImage(
+                            _view(start), type="filepath", format="png",
                             sources=["upload", "clipboard"], buttons=[], label="Image", height=540, elem_id="shown",
                         )  # fmt: skip
                         meanings = [BOX, NEW_POINT, ALSO_ON, BESIDE] if "point" in kinds else [BOX]
@@ -95,7 +106,8 @@ def build_page(demo: Demo) -> gr.Blocks:
 
         @told
         def click(now: Session, way: str, event: gr.SelectData) -> tuple[Any, ...]:
-            return drawn(now.clicked(*event.index, way))
+            x, y = event.index
+            return drawn(now.clicked(x, y, way))
 
         @told
         def paint(now: Session, painted: dict[str, Any] | None) -> tuple[Any, ...]:
@@ -120,7 +132,9 @@ def build_page(demo: Demo) -> gr.Blocks:
             found = predictions.find_text(demo.encoder, image, written)
             return draw_place(image, found), place_html(found, predictions.cut_texts(demo.encoder, [written]))
 
-        shown.upload(upload, [session, shown], renewals, show_progress="hidden")
+        read = shown.upload(upload, [session, shown], renewals, show_progress="hidden")
+        # What could not be read makes way for the image before it.
+        read.failure(_view, session, shown, show_progress="hidden")
         shown.clear(lambda now: renewed(now.with_image(None)), session, renewals, show_progress="hidden")
         shown.select(click, [session, meaning], changes, show_progress="hidden")
         add_mask.click(paint, [session, canvas], [*changes, canvas], show_progress="hidden")

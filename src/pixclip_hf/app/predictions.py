@@ -216,8 +216,8 @@ def _as_mask(encoder: Encoder, image: Image.Image, region: Region, mask_model: M
 def mask_of_points(mask_model: MaskModel, image: Image.Image, region: Region) -> Region:
     """A region given by points as the mask that a mask model makes of them."""
     points = [[list(point) for point in region.points]]
-    (mask,) = masks_from_points(mask_model, image, points, [list(region.point_labels)])
-    return Region(mask=mask)
+    masks: list[Any] = masks_from_points(mask_model, image, points, [list(region.point_labels)])
+    return Region(mask=masks[0])
 
 
 def score_regions(

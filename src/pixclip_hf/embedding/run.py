@@ -1,5 +1,6 @@
 """A run that embeds a collection: what it depends on, its passes, and what became of it."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -143,13 +144,18 @@ def _reduced_sides(encoder: Any, kinds: Sequence[str]) -> int:
     """Least sides of a decoded JPEG.
 
     Raises:
-        ValueError: an encoder that looks at parts of an image, or a processor without a square.
+        ValueError: an encoder that looks at parts of an image, or a processor without a size.
     """
     if encoder.view not in (None, "mask_pooled") and "region" in kinds:
         raise ValueError(
             f"`reduced` must be False with a view of regions, which needs all pixels; got {encoder.view!r}."
         )
-    size = dict(encoder.processor.image_processor.size)
+    processor = encoder.processor.image_processor
+    if getattr(processor, "max_num_patches", None):
+        # The side of a square of as many patches. An image whose aspect is kept comes out longer and narrower; so does
+        # its JPEG, and more so.
+        return REDUCED_SIDES * math.ceil(processor.max_num_patches**0.5 * processor.patch_size)
+    size = dict(processor.size)
     sides = [side for side in (size.get("height"), size.get("width"), size.get("shortest_edge")) if side]
     if not sides:
         raise ValueError(f"`reduced` needs an image processor with a size in pixels, got {size}.")

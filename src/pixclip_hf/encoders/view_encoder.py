@@ -14,10 +14,12 @@ from transformers import AutoProcessor
 from ..data.collator import region_inputs
 from ..modeling.modeling_regions import mask_patch_weights
 from ..modeling.modeling_vision import VISION_ADAPTERS
+from ..pipelines.region_feature_extraction import IMAGE_KEYS
 from ..pipelines.text_embeddings import input_device
 from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor
 from ..processing.processing_regions import mask_box, read_mask
+from ..processing.processing_text import lowers_in_name_only
 from .base import BaseEncoder
 from .joint import boxes_and_masks
 from .preparation import batches
@@ -32,9 +34,9 @@ class ViewEncoder(BaseEncoder):
     """A dual encoder that knows no regions, with the methods of [`RegionEncoder`].
 
     Whole images go through the model's own image processor. Images with a region in them are resized to the model's
-    square, as for CLOC and PixCLIP: the center crop of a CLIP processor would cut regions off. A region given by its
-    mask alone has the tight box of the mask, one given by its box alone the rectangle as its mask; where both are
-    given, a mask may be None.
+    square, as for CLOC and PixCLIP: the center crop of a CLIP processor would cut regions off. A SigLIP 2 of variable
+    resolution (NaFlex) sees images and views in their own aspect. A region given by its mask alone has the tight box
+    of the mask, one given by its box alone the rectangle as its mask; where both are given, a mask may be None.
 
     Args:
         model: with `get_image_features`, `get_text_features`, `vision_model` and, as in CLIP, `visual_projection`.
@@ -60,20 +62,25 @@ class ViewEncoder(BaseEncoder):
         super().__init__(model, processor, max_length=max_length)
         self.view = view
         own, config = processor.image_processor, model.config
-        size = config.vision_config.image_size
         self.mean_color = list(own.image_mean)
-        image_processor = RegionImageProcessor(
-            size={"height": size, "width": size}, image_mean=own.image_mean, image_std=own.image_std
-        )
-        self.region_processor = PixCLIPProcessor(image_processor)
+        names = ("resample", "image_mean", "image_std")
+        settings: dict[str, Any] = {name: getattr(own, name) for name in names}
+        if VISION_ADAPTERS.of(config.vision_config).takes_patches:
+            settings |= {"max_num_patches": own.max_num_patches, "patch_size": own.patch_size}
+        else:
+            size = config.vision_config.image_size
+            settings["size"] = {"height": size, "width": size}
+        self.region_processor = PixCLIPProcessor(RegionImageProcessor(**settings))
         self.width = getattr(config, "projection_dim", None) or config.vision_config.hidden_size
         # SigLIP reads the state at the last of all its positions, padding included.
-        self.padding = "max_length" if "siglip" in config.model_type else True
+        siglip = "siglip" in config.model_type
+        self.padding = "max_length" if siglip else True
+        self.lowercase_texts = siglip and lowers_in_name_only(processor.tokenizer)
 
     @property
     def settings(self) -> str:
         """What decides the embeddings beside model and processor."""
-        return f"{self.view} {self.text_limit}"
+        return f"{self.view} {self.text_limit}" + (" lower-cased" if self.lowercase_texts else "")
 
     @property
     def text_limit(self) -> int:
@@ -114,8 +121,8 @@ class ViewEncoder(BaseEncoder):
             return super().encode_shown(records, batch_size)
         embeds = [torch.zeros(0, self.width)]
         for part in batches(records, batch_size):
-            pixels = self.region_processor(images=[record["image"] for record in part]).pixel_values
-            embeds.append(self._image_features({"pixel_values": pixels}).float().cpu())
+            inputs = self.region_processor(images=[record["image"] for record in part])
+            embeds.append(self._image_features(inputs).float().cpu())
         return F.normalize(torch.cat(embeds), dim=-1)
 
     def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
@@ -148,12 +155,17 @@ class ViewEncoder(BaseEncoder):
 
     def _region_features(self, inputs: Any, batch_size: int, mode: str | None) -> Tensor:
         """Of `"mask_pooled"`; other views go through `_features_of_views`."""
-        pixels = inputs["pixel_values"].to(input_device(self.model), self.model.dtype)
+        images = self._images(inputs)
         tower, config = self.model.vision_model, self.model.config.vision_config
         adapter = VISION_ADAPTERS.of(config)
-        grid = adapter.patch_grid(config, pixels)
-        tokens = adapter.patch_tokens(tower(pixel_values=pixels).last_hidden_state, grid)
-        weights = mask_patch_weights(inputs["region_masks"].to(pixels.device), grid)
+        states = tower(**images).last_hidden_state
+        if adapter.takes_patches:
+            ((rows, columns),) = images["spatial_shapes"].tolist()
+            grid, tokens = (rows, columns), states[:, : rows * columns]
+        else:
+            grid = adapter.patch_grid(config, images["pixel_values"])
+            tokens = adapter.patch_tokens(states, grid)
+        weights = mask_patch_weights(inputs["region_masks"].to(tokens.device), grid)
         pooled = adapter.pool_regions(tower, tokens, weights)
         projection = getattr(self.model, "visual_projection", None)
         return pooled if projection is None else projection(pooled)
@@ -162,32 +174,38 @@ class ViewEncoder(BaseEncoder):
         if self.view == "mask_pooled":
             yield from super()._features_of_parts(parts, batch_size, mode)
             return
-        held: list[Tensor] = []
+        held: list[Any] = []
         for inputs in parts:
-            pixels = inputs["pixel_values"]
-            if held and sum(map(len, held)) + len(pixels) > batch_size:
+            number = sum(len(own["pixel_values"]) for own in held)
+            if held and number + len(inputs["pixel_values"]) > batch_size:
                 yield from self._features_of_views(held, batch_size)
                 held = []
-            held.append(pixels)
+            held.append(inputs)
         if held:
             yield from self._features_of_views(held, batch_size)
 
-    def _features_of_views(self, views: Sequence[Tensor], batch_size: int) -> Iterator[Tensor]:
-        """`(1, R, D)` for the views `(R, 3, H, W)` of each of some images, which share passes of the model."""
+    def _features_of_views(self, views: Sequence[Any], batch_size: int) -> Iterator[Tensor]:
+        """`(1, R, D)` for the R views of each of some images, which share passes of the model."""
+        names = [name for name in IMAGE_KEYS if name in views[0]]
+        split = [torch.cat([own[name] for own in views]).split(batch_size) for name in names]
         features = torch.cat(
-            [self._image_features({"pixel_values": part}) for part in torch.cat(list(views)).split(batch_size)]
+            [self._image_features(dict(zip(names, part, strict=True))) for part in zip(*split, strict=True)]
         )
-        return (rows[None] for rows in features.split([len(own) for own in views]))
+        return (rows[None] for rows in features.split([len(own["pixel_values"]) for own in views]))
 
     def _image_features(self, inputs: Any, unscaled_mask: bool = False) -> Tensor:
-        pixels = inputs["pixel_values"].to(input_device(self.model), self.model.dtype)
-        return self.model.get_image_features(pixel_values=pixels).pooler_output
+        return self.model.get_image_features(**self._images(inputs)).pooler_output
+
+    def _images(self, inputs: Any) -> dict[str, Tensor]:
+        images = {name: inputs[name].to(input_device(self.model)) for name in IMAGE_KEYS if name in inputs}
+        return images | {"pixel_values": images["pixel_values"].to(self.model.dtype)}
 
     def _text_features(self, texts: Sequence[str], limit: int | None, batch_size: int, show: bool) -> Tensor:
         embeds = []
         for part in tqdm(batches(texts, batch_size), desc="encoding texts", disable=not show, leave=False):
+            read = [text.lower() for text in part] if self.lowercase_texts else part
             inputs = self.processor.tokenizer(
-                part, padding=self.padding, truncation=True, max_length=limit, return_tensors="pt"
+                read, padding=self.padding, truncation=True, max_length=limit, return_tensors="pt"
             ).to(input_device(self.model))
             embeds.append(self.model.get_text_features(**inputs).pooler_output.float())
         return torch.cat(embeds)

@@ -96,8 +96,14 @@ class RegionImageProcessor(PilBackend):
             kwargs: as in a call, in place of the processor's own settings.
 
         Raises:
-            ValueError: the settings give images of different sizes.
+            ValueError: the settings give images of different sizes, or a `size` beside `max_num_patches`.
         """
+        patches = kwargs.get("max_num_patches", self.max_num_patches)
+        if kwargs.get("size") is not None and patches is not None:
+            raise ValueError(
+                f"size must be None for images that keep their aspect (max_num_patches={patches}), got "
+                f"{kwargs['size']}"
+            )
         return _geometries(image_sizes, **self._settings(**kwargs))
 
     def render(self, images: list[Image.Image], geometries: list[Geometry], **kwargs: Any) -> np.ndarray:
@@ -156,7 +162,8 @@ class RegionImageProcessor(PilBackend):
 
         Args:
             masks: (B, R, h, w) tensor, or one (R, h, w) tensor per image, of any dtype; h x w is a grid over the
-                processed image, of its own resolution or coarser.
+                processed image, of its own resolution or coarser. With `max_num_patches`, masks as large as the image
+                or larger are on the canvas of a batch, of which the image is the upper left corner.
             target_sizes: as in `post_process_boxes`.
 
         Returns:
@@ -167,6 +174,9 @@ class RegionImageProcessor(PilBackend):
         for geometry, values in self._with_geometries(masks, target_sizes, "masks"):
             if values.ndim != 3:
                 raise ValueError(f"masks must have shape (R, h, w) for each image, got {tuple(values.shape)}")
+            height, width = geometry.output_size
+            if self.max_num_patches and values.shape[-2] >= height and values.shape[-1] >= width:
+                values = values[:, :height, :width]
             cells = geometry.output_cells((values.shape[-2], values.shape[-1]))
             rows, columns = (torch.from_numpy(index).to(values.device) for index in cells)
             result = values[:, rows.clamp(min=0)][:, :, columns.clamp(min=0)]

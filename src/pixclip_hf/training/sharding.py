@@ -1,6 +1,21 @@
-"""What FSDP2 needs of a model: it does not shard parameters without a dimension, and the temperatures have none."""
+"""What FSDP needs of a model: ranks that call every part equally often and, for FSDP2, parameters with a dimension,
+which the temperatures lack."""
+
+from typing import Any
 
 from torch import Tensor, nn
+
+
+def check_shardable(model: Any) -> None:
+    """
+    Raises:
+        ValueError: a model whose ranks would call a part of it a different number of times, and wait for each other.
+    """
+    if model.takes_patches and getattr(model, "prompter", None) is not None:
+        raise ValueError(
+            "`fsdp` must be off for a CLOC with a vision tower of variable resolution: its Prompter is called once "
+            "per grid of a batch, which is not equally often on every rank. Train it with DistributedDataParallel."
+        )
 
 
 def scalars_to_vectors(model: nn.Module) -> set[str]:

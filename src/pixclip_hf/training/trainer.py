@@ -37,7 +37,7 @@ from .checkpoints import (
 )
 from .gradient_cache import cached_backward
 from .length_sampler import EpochLengthSampler
-from .sharding import scalars_to_vectors, vectors_to_scalars
+from .sharding import check_shardable, scalars_to_vectors, vectors_to_scalars
 from .throughput import Throughput
 
 logger = logging.get_logger(__name__)
@@ -169,6 +169,8 @@ class RegionTrainer(Trainer):
                 "process per GPU by `accelerate launch` or `torchrun`, or use one alone with `CUDA_VISIBLE_DEVICES=0`."
             )
         self.gradient_cache_chunks = gradient_cache_chunks
+        if self.is_fsdp_enabled:
+            check_shardable(self.model)
         self._scalars = scalars_to_vectors(self.model) if self.accelerator.is_fsdp2 else set()
         images = self.args.train_batch_size * self.args.world_size
         if self.args.gradient_accumulation_steps > 1:

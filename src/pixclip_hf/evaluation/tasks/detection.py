@@ -70,10 +70,9 @@ def detect_objects(
     embeds = dict(zip(filled, encoder.encode_records(shown, name=f"{protocol} {proposals}"), strict=True))
     names = [category.replace("_", " ") for category in data.categories]
     texts = encoder.encode_texts([*names, *BACKGROUND], templates=IMAGENET_TEMPLATES)
-    scale = logit_scale(encoder.encoder.model)
     rows = []
     for number, regions in embeds.items():
-        scores = (scale * regions @ texts.T).softmax(-1)[:, : len(names)]
+        scores = label_scores(encoder.encoder.model, regions @ texts.T)[:, : len(names)]
         boxes = torch.tensor([region["box"] for region in looked_at[number]], dtype=torch.float32)
         rows += _detections(number + 1, boxes, scores, NMS_IOU if protocol == PROPOSED else 1.0)
     metrics = score_detections(truths, data.categories, rows)
@@ -114,10 +113,15 @@ def propose(proposals: str) -> Callable[[Image.Image], Sequence[Mapping[str, Any
     return proposer_of(proposals)
 
 
-def logit_scale(model: Any) -> float:
-    """The factor between cosine similarities and logits, of a region model or of a CLIP or SigLIP."""
-    scale = model.get_logit_scale() if hasattr(model, "get_logit_scale") else model.logit_scale.exp()
-    return float(scale.detach())
+def label_scores(model: Any, cosines: Tensor) -> Tensor:
+    """Cosine similarities `(R, T)` of regions and texts to scores in [0, 1], by the logits of a region model or of a
+    CLIP or SigLIP: their softmax over the texts. A model with a sigmoid judges each text by itself, which ranks as the
+    cosine does: that is the score, since a sigmoid would make many of them 1.0."""
+    of_regions = hasattr(model, "get_logit_scale")
+    if (model.get_logit_bias() if of_regions else getattr(model, "logit_bias", None)) is not None:
+        return (1 + cosines) / 2
+    scale = model.get_logit_scale() if of_regions else model.logit_scale.exp()
+    return (float(scale.detach()) * cosines).softmax(-1)
 
 
 def _detections(image_id: int, boxes: Tensor, scores: Tensor, nms_iou: float) -> list[dict[str, Any]]:
