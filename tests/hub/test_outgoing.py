@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from transformers import TrainingArguments
@@ -320,6 +321,14 @@ def test_no_path_of_this_machine_is_in_what_is_written(tiny_cloc, tmp_path):
     assert not [name for name, text in found.items() if str(tmp_path) in text or tmp_path.name in text]
     assert json.loads(found["config.json"])["text_model_name"] == "llm"
     assert json.loads(found["results.json"])["model"] == "run"
+
+
+def test_a_model_of_no_numbers_is_not_published(tiny_cloc, tmp_path):
+    with torch.no_grad():
+        next(tiny_cloc[0].parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="`model` must have finite weights, got NaN or infinite values in"):
+        hub.write_folder(*tiny_cloc, tmp_path / "out", "org/x")
+    assert not (tmp_path / "out").exists()
 
 
 def test_run_arguments_name_no_folder(tmp_path):
