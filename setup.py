@@ -33,6 +33,18 @@ EXTRAS = {
     "onnx": ["onnx", "onnxruntime", "onnxscript"],
     # The site: `make docs`, which draws its diagrams too.
     "docs": ["datasets>=4", "matplotlib", "mkdocs-material", "mkdocstrings-python", "tokenizers"],
+    # examples/notebooks, and what runs them in the tests.
+    "notebooks": [
+        "accelerate",
+        "datasets>=4",
+        "ipykernel",
+        "lancedb>=0.34",
+        "matplotlib",
+        "nbclient",
+        "nbformat",
+        f"peft{SUPPORTED['peft']}",
+        "tokenizers",
+    ],
     "search": ["datasets>=4", "lancedb>=0.34", "matplotlib", "qdrant-client>=1.14"],
     "dev": [
         "build",

@@ -16,6 +16,7 @@ from pixclip_hf.visualization import (
     WRONG,
     draw_answers,
     draw_heat_map,
+    draw_labels,
     draw_matrix,
     draw_regions,
     draw_retrieval,
@@ -209,13 +210,35 @@ def test_draw_heat_map(tmp_path):
     assert not np.array_equal(pixels(tmp_path / "cold.png"), pixels(tmp_path / "warm.png"))
 
 
+def test_draw_labels(tmp_path):
+    """A page of annotations: a mask where there is one, else the box; nothing is marked as right or wrong."""
+    scenes = [make_scene(i) for i in range(2)]
+    boxes = [[region["box"] for region in scene["regions"]] for scene in scenes]
+    texts = [[region["caption"] for region in scene["regions"]] for scene in scenes]
+    masks = [[decode_rle(region["mask"]) for region in scenes[0]["regions"]], [None] * len(boxes[1])]
+    images = [scene["image"] for scene in scenes]
+    draw_labels(tmp_path / "boxes.png", images, boxes, texts)
+    draw_labels(tmp_path / "masks.png", images, boxes, texts, masks)
+    assert (tmp_path / "boxes.png").read_bytes() != (tmp_path / "masks.png").read_bytes()
+    assert count(tmp_path / "masks.png", rgb(REGION_COLORS[0][0])) > 50
+    with pytest.raises(ValueError, match=r"Image 1 has \d regions and 1 texts"):
+        draw_labels(tmp_path / "no.png", images, boxes, [texts[0], ["one"]])
+    with pytest.raises(ValueError, match="`images` must hold at least one image"):
+        draw_labels(tmp_path / "no.png", [], [], [])
+
+
 def test_draw_matrix(tmp_path):
     scores = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1]])
     names = ["first $_{", "second"], ["a", "a long text " * 10, "c"]
     draw_matrix(tmp_path / "plain.png", scores, *names)
     draw_matrix(tmp_path / "right.png", scores, *names, right=[0, 1], title="$5")
-    red = rgb(WRONG)
-    assert count(tmp_path / "plain.png", red) == 0 and count(tmp_path / "right.png", red) > 50
+    draw_matrix(tmp_path / "wrong.png", scores, *names, right=[0, 2], title="$5")
+    framed = {
+        name: [count(tmp_path / f"{name}.png", rgb(color)) > 50 for color in (RIGHT, WRONG)]
+        for name in ("plain", "right", "wrong")
+    }
+    # What is right is framed, and what is wrong and ahead of it.
+    assert framed == {"plain": [False, False], "right": [True, False], "wrong": [True, True]}
     with pytest.raises(ValueError, match=r"`scores` must have shape \(2, 3\), got \(3, 2\)"):
         draw_matrix(tmp_path / "no.png", scores.T, *names)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
+from .card_facts import count_records, data_table, draw_samples, starting_sentence, training_table
 from .data.whole_files import whole_file
 from .evaluation.report import weights_digest, with_current_names
 from .evaluation.tasks import TASKS
@@ -29,19 +30,13 @@ from .outgoing import (
 # Built distributions carry the templates inside the package, a checkout (and an editable install of it) beside `src`.
 _TEMPLATE_FOLDERS = (Path(__file__).with_name("hub_cards"), Path(__file__).parents[2] / "hub_cards")
 MODEL_CARDS = ("cloc", "pixclip")
-DATASET_CARDS = ("embeddings", "longgrit", "vesl")
+DATASET_CARDS = ("embeddings", "longgrit", "records", "vesl")
 _PRETTY_NAMES = {"longgrit": "LongGRIT", "vesl": "VESL"}
 # What `pixclip-hf embed` writes beside its shards.
 EMBEDDING_SETTINGS = "embeddings.json"
 _QUOTED_PATH = re.compile(r"'((?:/|~|\.|[A-Za-z]:)[^']*)'")
 # What turns foreign text into Markdown that shows it, for the templates.
 _SAFE: dict[str, Any] = {"plain": plain_markdown, "code": markdown_code, "string": python_string}
-# Fields of `TrainingArguments` that a card shows.
-TRAINING_FIELDS = (
-    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
-    "bf16", "fp16", "seed",
-)  # fmt: skip
 # Cards show names as they are.
 _PICTURE_NAME = re.compile(r"[\w.-]+\.(?:png|jpe?g|webp)", re.ASCII | re.IGNORECASE)
 # A page of scenes that the demo draws beside its front picture.
@@ -100,12 +95,15 @@ def write_card(
         raise ValueError(f"`model_type` must be one of {', '.join(MODEL_CARDS)}, got {model_type!r}.")
     run = _read_json(records / "run_arguments.json")
     made_from, data = run.get("model", {}), run.get("data", {})
+    names = [made_from.get(f"{part}model_name_or_path") for part in ("", "vision_", "text_")]
+    # What the caller says goes first, unless it is a part of what was recorded.
+    start = starting_sentence(made_from) if set(_listed(base_model)) <= set(names) else ""
     if base_model is None:
         if adapter:
             names = [adapter.get("base_model_name_or_path")]
-        else:
-            names = [made_from.get(f"{part}model_name_or_path") for part in ("", "vision_", "text_")]
-        base_model = [name for name in names if name is not None and is_hub_id(name)] or None
+        elif made_from.get("random_weights"):
+            names = []
+        base_model = list(dict.fromkeys(name for name in names if name is not None and is_hub_id(name))) or None
     if datasets is None and is_hub_id(data.get("dataset_name")):
         datasets = [data["dataset_name"]]
     evaluation: dict[str, Any] = {}
@@ -135,6 +133,7 @@ def write_card(
         model_name=name,
         repo_id=repo_id,
         base_model=_listed(base_model),
+        start=start,
         adapter=adapter,
         has_text=config.get("text_config", True) is not None,
         text_model_name=public_name(config["text_model_name"]) if config.get("text_model_name") else None,
@@ -144,8 +143,8 @@ def write_card(
         # The measures of the demo; those of a task on scenes have its name in front.
         scenes=any(result.dataset_type == "scenes" and ":" not in (result.metric_name or "") for result in results),
         recorded_by=_recorders(records, evaluation),
-        training=_training_table(run, state),
-        data=_data_table(data),
+        training=training_table(run, state),
+        data=data_table(data),
         license=license,
     )
     path = folder / "README.md"
@@ -157,43 +156,56 @@ def write_card(
 def write_dataset_card(
     folder: str | PathLike,
     repo_id: str,
-    kind: str,
+    kind: str = "records",
     *,
     sources: list[str] | None = None,
     models: Mapping[str, str] | None = None,
     license: str | None = None,
     language: str | list[str] | None = None,
+    pictured: bool = True,
 ) -> Path:
     """Writes `README.md`, the dataset card, into a folder of Parquet shards; the counts are those of the shards.
 
     Args:
         folder: the shards, named `<split>-*.parquet`, there or below `data/`.
         repo_id: the name that the snippet loads.
-        kind: `"longgrit"`, `"vesl"` or `"embeddings"`.
-        sources: Hub ids of the datasets that the images come from.
+        kind: `"records"` for any dataset in the record schema, `"longgrit"` or `"vesl"` for what these annotations
+            made, or `"embeddings"`.
+        sources: where the images come from: Hub ids of datasets, or names.
         models: step of the annotation -> the model that made it.
         license, language: for the metadata.
+        pictured: draws samples.png, images with their regions and texts, into the folder; needs the extra `eval`.
 
     Returns:
         The path of the card.
 
     Raises:
-        ValueError: an unknown `kind`, no Parquet shard, or one that does not hold its images.
+        ValueError: an unknown `kind`, no Parquet shard, or one that does not hold its images or is not in the record
+            schema.
     """
     folder = Path(folder)
     if kind not in DATASET_CARDS:
         raise ValueError(f"`kind` must be one of {', '.join(DATASET_CARDS)}, got {kind!r}.")
     splits = _count_rows(folder)
     rows = sum(split["rows"] for split in splits.values())
+    facts: dict[str, Any] = {}
+    if kind == "embeddings":
+        facts, tags = _embedding_facts(folder), ["clip"]
+    else:
+        facts = count_records(dataset_shards(folder))
+        facts["picture"] = draw_samples(folder, dataset_shards(folder)) if pictured else None
+        held = {"masks": "regions with a mask", "long-captions": "regions with a long caption"}
+        tags = [tag for tag, name in held.items() if facts["counts"].get(name)]
     fields: dict[str, Any] = {
         "language": language,
         "license": license,
         "pretty_name": _PRETTY_NAMES.get(kind),
         "size_categories": next((size for limit, size in _SIZES if rows < limit), "n>1T"),
-        "source_datasets": sources,
-        "annotations_creators": "machine-generated",
+        "source_datasets": [name for name in sources or () if is_hub_id(name)],
+        # Who annotated a dataset of any other kind, whoever publishes it must say.
+        "annotations_creators": None if kind == "records" else "machine-generated",
         "task_categories": ["zero-shot-image-classification", "image-feature-extraction"],
-        "tags": [kind, "regions", *(["clip"] if kind == "embeddings" else ["masks", "long-captions"])],
+        "tags": [*([] if kind == "records" else [kind]), "regions", *tags],
         "configs": [
             {
                 "config_name": "default",
@@ -211,7 +223,7 @@ def write_dataset_card(
         sources=sources,
         models={step: public_name(model) for step, model in (models or {}).items()},
         license=license,
-        **(_embedding_facts(folder) if kind == "embeddings" else {}),
+        **facts,
     )
     path = folder / "README.md"
     with whole_file(path) as unfinished:
@@ -379,31 +391,6 @@ def _evaluation(
         metric_name=f"{task}: {metric_name}" if task else metric_name,
         metric_value=round(float(value), 4),
     )
-
-
-def _training_table(run: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    table = {"steps": state["global_step"]} if "global_step" in state else {}
-    arguments = run.get("training", {})
-    left_out = "num_train_epochs" if arguments.get("max_steps", -1) > 0 else "max_steps"
-    shown = {name: arguments[name] for name in TRAINING_FIELDS if name in arguments and name != left_out}
-    table |= {name: value for name, value in shown.items() if value is not None and value is not False}
-    lora = run.get("lora", {})
-    return table | ({name: value for name, value in lora.items() if value is not None} if lora.get("lora_r") else {})
-
-
-# Folders of the machine that trained: what is public of them is a Hub id.
-_OF_DATASETS = ("dataset_name", "source", "eval_source")
-
-
-def _data_table(data: Mapping[str, Any]) -> dict[str, Any]:
-    scenes = data.get("dataset_name") == "scenes"
-    table = {
-        name: value
-        for name, value in data.items()
-        if value is not None and name not in _OF_DATASETS and (scenes or not name.startswith("scenes_"))
-    }
-    name = data.get("dataset_name")
-    return {"dataset": name, **table} if scenes or is_hub_id(name) else table
 
 
 def dataset_shards(folder: str | PathLike) -> list[Path]:

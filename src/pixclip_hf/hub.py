@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import AutoModel, AutoProcessor
 
+from .card_facts import SAMPLES
 from .cards import (
     EMBEDDING_SETTINGS,
     PAGE,
@@ -129,7 +130,7 @@ def publish_space(
 def publish_dataset(
     folder: str | PathLike,
     repo_id: str,
-    kind: str,
+    kind: str = "records",
     *,
     private: bool | None = None,
     token: str | bool | None = None,
@@ -142,7 +143,7 @@ def publish_dataset(
     Args:
         folder: the shards, named `<split>-*.parquet` or below `data/`.
         repo_id, private, token, revision, commit_message: as in [`publish`].
-        kind, options: as in [`write_dataset_card`].
+        kind, options: as in [`write_dataset_card`]: by default any dataset in the record schema.
 
     Returns:
         The commit.
@@ -157,7 +158,9 @@ def publish_dataset(
     return _push(files, repo_id, "dataset", private, token, revision, commit_message)
 
 
-def dataset_files(folder: str | PathLike, repo_id: str, kind: str, **options: Any) -> dict[str, Path | bytes]:
+def dataset_files(
+    folder: str | PathLike, repo_id: str, kind: str = "records", **options: Any
+) -> dict[str, Path | bytes]:
     """What [`publish_dataset`] pushes, by the paths in the repository; writes the card into the folder.
 
     Args:
@@ -171,7 +174,9 @@ def dataset_files(folder: str | PathLike, repo_id: str, kind: str, **options: An
     check_no_links(folder, shards)
     for path in shards:
         check_outgoing_shard(path)
-    files = _by_name(folder, [write_dataset_card(folder, repo_id, kind, **options), *shards])
+    card = write_dataset_card(folder, repo_id, kind, **options)
+    pictures = [folder / SAMPLES] if f"]({SAMPLES})" in card.read_text(encoding="utf-8") else []
+    files = _by_name(folder, [card, *pictures, *shards])
     if kind == "embeddings":
         for path in shards:
             check_shard(path)

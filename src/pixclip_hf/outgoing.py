@@ -67,6 +67,17 @@ def public_name(name: str) -> str:
     return last_part(name) if is_local_path(name) or (_is_path(name) and not is_hub_id(name)) else name
 
 
+def recorded_name(name: str) -> str:
+    """The name of a model or a dataset as the records of a run keep it: a Hub id whole, and of what lies here its last
+    part behind `./`, with which no Hub id begins."""
+    return f"./{last_part(name)}" if is_local_name(name) else name
+
+
+def is_local_name(name: str) -> bool:
+    """Whether the name of a model or a dataset is that of a folder or a file; a word alone may be a Hub id."""
+    return (_is_path(name) and not is_hub_id(name)) or Path(name).exists()
+
+
 def public_word(word: str) -> str:
     """A word of a source (`folder=/data/photos`) without the path in it."""
     name, equals, value = word.partition("=")

@@ -7,7 +7,7 @@ from textwrap import fill, wrap
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from .encoders.protocol import Encoder
 from .images import open_image
@@ -149,6 +149,52 @@ def draw_answers(
         if not len(regions) == len(given) == len(right):
             raise ValueError(f"Image {i} has {len(regions)} regions, {len(given)} answers and {len(right)} truths.")
         told.append("\n".join(_answer(n, *pair) for n, pair in enumerate(zip(given, right, strict=True))))
+    _draw_page(path, images, boxes, masks, told, title, columns)
+
+
+def draw_labels(
+    path: str | Path,
+    images: Sequence[Image.Image],
+    boxes: Sequence[Sequence[Sequence[float]]],
+    texts: Sequence[Sequence[str]],
+    masks: Sequence[Sequence[np.ndarray | None]] | None = None,
+    title: str = "",
+    columns: int = 3,
+) -> None:
+    """Writes a page of images with numbered regions, and below each what its annotations call them.
+
+    Args:
+        path: path of the PNG file.
+        images: RGB.
+        boxes: the boxes of the regions of each image, xyxy in pixels.
+        texts: a text per region, for each image.
+        masks: the masks of the regions `(H, W)`, outlined in place of the boxes; None for a region without one.
+        title: above the page.
+        columns: images side by side.
+
+    Raises:
+        ValueError: no image, or not one text per region.
+    """
+    if not images:
+        raise ValueError("`images` must hold at least one image, got none.")
+    told = []
+    for i, (regions, given) in enumerate(zip(boxes, texts, strict=True)):
+        if len(regions) != len(given):
+            raise ValueError(f"Image {i} has {len(regions)} regions and {len(given)} texts.")
+        told.append("\n".join(fill(f"{n}  {text}", 44, subsequent_indent="    ") for n, text in enumerate(given, 1)))
+    _draw_page(path, images, boxes, masks, told, title, min(columns, len(images)))
+
+
+def _draw_page(
+    path: str | Path,
+    images: Sequence[Image.Image],
+    boxes: Sequence[Sequence[Sequence[float]]],
+    masks: Sequence[Sequence[np.ndarray | None]] | None,
+    told: Sequence[str],
+    title: str,
+    columns: int,
+) -> None:
+    """Images with numbered regions, and a text below each."""
     heights = []
     for start in range(0, len(images), columns):
         lines = max(text.count("\n") + 1 for text in told[start : start + columns])
@@ -234,7 +280,7 @@ def _show_regions(
     axis: Any,
     image: Image.Image,
     boxes: Sequence[Sequence[float]],
-    masks: Sequence[np.ndarray] | None,
+    masks: Sequence[np.ndarray | None] | None,
     side: float,
 ) -> None:
     """The image with its numbered regions; a number that would cover another one stands beside it. `side` is the width
@@ -248,7 +294,7 @@ def _show_regions(
     for number, (x0, y0, x1, y1) in enumerate(boxes):
         color, _ = REGION_COLORS[number % len(REGION_COLORS)]
         style = LINE_STYLES[number // len(REGION_COLORS) % len(LINE_STYLES)]
-        if masks is None:
+        if masks is None or masks[number] is None:
             frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=line, linestyle=style)
             frame.set_path_effects(_outlined("white", line + 1))
             axis.add_patch(frame)
@@ -359,7 +405,7 @@ def draw_matrix(
         path: path of the PNG file.
         scores: `(R, T)`, such as cosine similarities.
         regions, texts: names of rows and columns.
-        right: for each region the index of its own text, framed.
+        right: for each region the index of its own text, framed as right; a wrong text ahead of it is framed as wrong.
         title: above the matrix.
 
     Raises:
@@ -383,8 +429,11 @@ def draw_matrix(
     for row, column in np.ndindex(*scores.shape):
         color = "black" if scores[row, column] > middle else "white"
         axis.text(column, row, f"{scores[row, column]:.2f}", ha="center", va="center", fontsize=7, color=color)
-    for row, column in enumerate([] if right is None else right):
-        axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=WRONG, linewidth=2.2))
+    for row, own in enumerate([] if right is None else right):
+        for column, frame in {int(scores[row].argmax()): WRONG, own: RIGHT}.items():
+            # Inside of its cell, so that frames of neighbors stand side by side.
+            place = (column - 0.47, row - 0.47)
+            axis.add_patch(Rectangle(place, 0.94, 0.94, fill=False, edgecolor=frame, linewidth=2.4))
     axis.set_title(title, fontsize=10, **LITERAL)
     figure.savefig(path, dpi=110)
 
@@ -427,6 +476,23 @@ def draw_retrieval(
             for spine in axis.spines.values():
                 spine.set(edgecolor={True: RIGHT, False: WRONG, None: UNKNOWN}[is_right], linewidth=3)
     figure.savefig(path, dpi=110)
+
+
+def draw_hit(image: Image.Image, box: Sequence[float] | None, context: float = 0.5) -> Image.Image:
+    """What is around a box, on either side by `context` of its longer side, with the box drawn in; the whole image
+    without a box."""
+    if box is None:
+        return image.resize([max(1, round(side * 256 / max(image.size))) for side in image.size])
+    x0, y0, x1, y1 = box
+    margin = context * max(x1 - x0, y1 - y0)
+    left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
+    crop = image.crop((left, top, min(image.width, int(x1 + margin)), min(image.height, int(y1 + margin))))
+    scale = 256 / max(crop.size)
+    crop = crop.resize([max(1, round(side * scale)) for side in crop.size])
+    corners = [(side - start) * scale for side, start in zip(box, (left, top, left, top), strict=True)]
+    ImageDraw.Draw(crop).rectangle(corners, outline="white", width=4)
+    ImageDraw.Draw(crop).rectangle(corners, outline="black", width=2)
+    return crop
 
 
 def _outlined(color: str, width: float) -> list[Any]:

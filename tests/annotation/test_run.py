@@ -77,7 +77,7 @@ def test_the_folder_is_a_dataset(whole):
 
 
 def test_the_card_counts_records_alone(whole):
-    card = hub.write_dataset_card(whole, "org/name", "vesl").read_text()
+    card = hub.write_dataset_card(whole, "org/name", "vesl", pictured=False).read_text()
     (whole / "README.md").unlink()
     records = sum(json.loads(path.read_text())["records"] for path in (whole / "shards").iterdir())
     assert f"| train | {records} | 6 |" in card and "rejected" not in card
@@ -86,8 +86,10 @@ def test_the_card_counts_records_alone(whole):
 def test_only_records_are_pushed(whole, monkeypatch):
     monkeypatch.setattr(hub, "_push", lambda files, *others: list(files))
     pushed = hub.publish_dataset(whole, "org/name", "vesl")
-    (whole / "README.md").unlink()
-    assert pushed == ["README.md", *(f"data/train-{i:05d}.parquet" for i in range(6)), hub.PUSHED]
+    for name in ("README.md", "samples.png"):
+        (whole / name).unlink()
+    shards = [f"data/train-{i:05d}.parquet" for i in range(6)]
+    assert pushed == ["README.md", *shards, "samples.png", hub.PUSHED]
 
 
 def run_until_killed(output, replacement, before):

@@ -411,3 +411,18 @@ def test_no_path_of_this_machine_is_published(tmp_path, monkeypatch):
         "width": 16,
     }
     assert json.loads((folder / SETTINGS).read_text()) == content  # what this machine goes on with
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "must have finite weights"), (1e30, "The embedding of the")]
+)
+def test_what_is_no_number_is_not_kept(value, message, tiny_cloc, tmp_path):
+    """Weights that are none, and those whose sums are none."""
+    with torch.no_grad():
+        for parameter in tiny_cloc[0].parameters():
+            parameter.fill_(value)
+    for part in tiny_cloc:
+        part.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        embed("scenes:2", EncoderChoice(str(tmp_path / "model")), tmp_path / "out", progress=False)
+    assert not list((tmp_path / "out").glob("data/*.parquet"))

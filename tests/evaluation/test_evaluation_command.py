@@ -100,19 +100,22 @@ def test_pictures(model, tmp_path):
     tasks = "image-text-retrieval", "region-retrieval"
     main(options(model, tmp_path, "--tasks", *tasks, "--data_dir", "scenes:6:0", "scenes:6:1", "--pictures"))
     shown = (tmp_path / "results.md").read_text()
-    names = [f"{task}-{kind}.png" for task in tasks for kind in ("regions", "matrix", "retrieval")]
+    # Of each task what it measured: images that captions find; regions with their texts, and regions that texts find.
+    names = ["image-text-retrieval-retrieval.png"]
+    names += [f"region-retrieval-{kind}.png" for kind in ("regions", "matrix", "retrieval")]
+    assert json.loads((tmp_path / "results.json").read_text())["pictures"] == names
     assert (tmp_path / names[0]).read_bytes() != (tmp_path / names[3]).read_bytes()
     for name in names:
         assert f"({name})" in shown
         with Image.open(tmp_path / name) as picture:
             assert picture.format == "PNG" and min(picture.size) > 200
     card = hub.write_folder(*load_parts(model), tmp_path / "folder", "org/name", evaluation_folder=tmp_path)
-    assert f"]({names[0]})" in (card / "README.md").read_text()
+    assert f"]({names[1]})" in (card / "README.md").read_text()
     assert all((card / name).is_file() for name in [*names, "results.md", "results.json"])
 
 
 def test_pictures_of_a_task_on_two_datasets(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "draw_pictures", lambda encoder, data, folder, name: [f"{name}.png"])
+    monkeypatch.setattr(command, "draw_task", lambda *given, **options: [f"{given[-1]}.png"])
     tasks = "region-retrieval", "region-retrieval", "image-text-retrieval"
     folders = "scenes:2:0", "scenes:2:1", "scenes:2:2"
     main(options(model, tmp_path, "--tasks", *tasks, "--data_dir", *folders, "--pictures"))

@@ -1,7 +1,10 @@
 """The demo's report and picture, on a model that has learned nothing yet."""
 
 import json
+import re
+import shlex
 import sys
+from types import SimpleNamespace
 
 import demo
 import numpy as np
@@ -11,6 +14,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoProcessor
 
+from pixclip_hf import cli
+from pixclip_hf.scenes import estimate
 from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.scenes.measures import evaluate_scenes
 from pixclip_hf.scenes.small_models import small_model
@@ -94,11 +99,12 @@ def test_use_pipeline(family, small, tmp_path, capsys):
     for part in small:
         part.save_pretrained(tmp_path)
     demo.use_pipeline(tmp_path, seed=0)
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith(("  ✓", "  ✗"))]
     regions = make_scene(0, "test")["regions"]
     assert len(lines) == len(regions)
     for line, region in zip(lines, regions, strict=True):
-        assert line.startswith(region["caption"]) and line.endswith("128 numbers, norm 1.000")
+        assert line.endswith(f"  is {region['caption']}")
+        assert line[2:].startswith(region["caption"]) == (line[0] == "✓")
 
 
 FEW = ("--max_steps", "2", "--per_device_train_batch_size", "2", "--scenes_train_images", "4", "--use_cpu")
@@ -109,10 +115,26 @@ def test_whole(family, tmp_path, monkeypatch, capsys):
     for name in demo.RECIPES:
         monkeypatch.setitem(demo.RECIPES, name, (*FEW, "--scenes_eval_images", "2"))
     monkeypatch.setattr(demo, "TEST_IMAGES", 12)
+    monkeypatch.setattr(estimate, "TIMED_SCENES", (1, 2))
     monkeypatch.setattr(sys, "argv", ["demo.py", "--model", family, "--seed", "3", "--output_dir", str(tmp_path)])
     demo.main()
     folder = tmp_path / family
-    assert capsys.readouterr().out.endswith(f"written: {folder}\n")
+    out = capsys.readouterr().out
+    said, done = out.split(" on this machine.\n")
+    assert said.startswith("This demo will") and said.count(": about ") == (4 if family == "pixclip" else 3)
+    # Where the output is no terminal, each training has one line.
+    for name in ("cloc", "pixclip") if family == "pixclip" else ("cloc",):
+        assert re.search(rf"^training {name}: 50 % 100 %(, loss [\d.]+)?$", done, flags=re.M)
+    assert f"written: {folder}\n\nTry next:\n" in done
+    commands = [shlex.split(command) for command in done.split("Try next:\n\n")[1].splitlines()]
+    assert [words[1] for words in commands] == ["embed", "search", "app"]
+    if family == "cloc":
+        try_commands(commands, monkeypatch, capsys)
+    # Every region of the first scenes with what it is called, right or wrong.
+    answers = re.findall(r"^\| ([✓✗]) (.*?) \| (.*?) \|$", (folder / "report.md").read_text(), flags=re.M)
+    scenes = [make_scene(i, "test", 3) for i in range(4)]
+    assert [truth for *_, truth in answers] == [region["caption"] for scene in scenes for region in scene["regions"]]
+    assert all((mark == "✓") == (answer == truth) for mark, answer, truth in answers)
     metrics = json.loads((folder / "metrics.json").read_text())
     card = ModelCard.load(folder / "README.md")
     measured = {
@@ -130,6 +152,33 @@ def test_whole(family, tmp_path, monkeypatch, capsys):
     if family == "pixclip":
         assert metrics["towers_seconds"] > 0 and (folder / "towers" / "stage.json").is_file()
         assert 0 <= metrics["towers_region_description_exact"] <= 1
+
+
+def try_commands(commands, monkeypatch, capsys):
+    """They run as printed, on fewer scenes and without a server."""
+    served = []
+    interface = SimpleNamespace(launch_demo=lambda shown, **options: served.append(shown))
+    monkeypatch.setitem(sys.modules, "pixclip_hf.app.interface", interface)
+    for program, *words in commands:
+        assert program.endswith("pixclip-hf")
+        assert cli.main([{"scenes:200:1": "scenes:6:1"}.get(word, word) for word in words]) == 0
+    assert "a striped blue star" in capsys.readouterr().out and len(served) == 1
+
+
+def test_the_estimate_is_that_of_the_recipe(family, monkeypatch):
+    """Seconds per timed step times the steps of the recipe, and per timed scene times the scenes."""
+    ticks = iter(range(100))
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    monkeypatch.setattr(estimate, "TIMED_SCENES", (1, 2))
+    monkeypatch.setattr(
+        estimate, "evaluate_scenes", lambda model, processor, records: len(records) - 1 and next(ticks)
+    )
+    monkeypatch.setitem(estimate.RECIPES, family, ("--max_steps", "80", *FEW[2:]))
+    # A tick from the last step that warms up to the end, over the timed steps.
+    assert estimate.seconds_of_training(family) == pytest.approx(80 / estimate.TIMED_STEPS)
+    # One scene takes a tick and two of them two, so that ten take ten.
+    assert estimate.seconds_of_measuring(family, 10) == 10
+    assert estimate.in_words(70) == "70 seconds" and estimate.in_words(600) == "10 minutes"
 
 
 def test_towers_are_reused_by_recipe_seed_and_code(tmp_path, monkeypatch):

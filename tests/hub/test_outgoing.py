@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from transformers import TrainingArguments
@@ -90,7 +91,7 @@ THEIRS = {".gitattributes", "train.py", "other_config/x.parquet", "notes.txt"}
 
 def test_a_push_deletes_only_what_an_earlier_one_wrote(server, shards, tiny_cloc):
     hub.publish_dataset(shards, "org/x", "vesl")
-    names = {"train-00000.parquet", "train-00001.parquet", "README.md", hub.PUSHED}
+    names = {"train-00000.parquet", "train-00001.parquet", "README.md", "samples.png", hub.PUSHED}
     assert server.files.keys() == THEIRS | names
     (shards / "train-00001.parquet").unlink()
     hub.publish_dataset(shards, "org/x", "vesl")
@@ -322,6 +323,14 @@ def test_no_path_of_this_machine_is_in_what_is_written(tiny_cloc, tmp_path):
     assert json.loads(found["results.json"])["model"] == "run"
 
 
+def test_a_model_of_no_numbers_is_not_published(tiny_cloc, tmp_path):
+    with torch.no_grad():
+        next(tiny_cloc[0].parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="`model` must have finite weights, got NaN or infinite values in"):
+        hub.write_folder(*tiny_cloc, tmp_path / "out", "org/x")
+    assert not (tmp_path / "out").exists()
+
+
 def test_run_arguments_name_no_folder(tmp_path):
     parser = training.build_parser()
     given = parser.parse_args_into_dataclasses([
@@ -337,6 +346,25 @@ def test_run_arguments_name_no_folder(tmp_path):
     assert content["model"]["vision_model_name_or_path"] == "./clip"
     assert content["model"]["text_model_name_or_path"] == "org/llm"
     assert content["data"]["source"] == ["coco", "annotations=a.json"]
+
+
+def test_run_arguments_tell_a_folder_from_a_hub_id(tmp_path, monkeypatch):
+    """A folder of two parts would read as a Hub id where it does not lie."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    parser = training.build_parser()
+    for given, recorded in (
+        ("runs/first", "./first"),
+        ("org/first", "org/first"),
+        ("runs", "./runs"),
+        ("gpt2", "gpt2"),
+    ):
+        options = ["--output_dir", "runs/first", "--model_name_or_path", given, "--source", given, "--use_cpu"]
+        training.save_run_arguments(*parser.parse_args_into_dataclasses(options))
+        content = json.loads((tmp_path / "runs" / "first" / "run_arguments.json").read_text())
+        assert content["model"]["model_name_or_path"] == recorded
+        assert content["data"]["source"] == content["data"]["dataset_name"].split() or "/" not in given
+        assert content["data"]["dataset_name"] == (recorded if "/" in given else given)
 
 
 def test_records_name_no_folder(tmp_path):
@@ -367,7 +395,7 @@ def test_dataset_cards_show_foreign_text_as_text(kind, shards):
     head, body = re.fullmatch(r"---\n(.*?)\n---\n(.*)", card, flags=re.S).groups()
     assert_inert(body)
     data = cards.DatasetCard(card).data
-    assert data.license is None and data.source_datasets == [ATTACK]
+    assert data.license is None and not data.source_datasets
 
 
 def test_model_cards_show_foreign_text_as_text(tiny_cloc, tmp_path):
@@ -421,7 +449,7 @@ def test_a_dry_run_lists_what_would_be_pushed(tiny_cloc, tmp_path, capsys):
 def test_what_a_dataset_would_push_is_listed(shards, server):
     """Behind `--dry_run` of `annotate` and `embed`."""
     files = hub.dataset_files(shards, "org/x", "vesl")
-    assert set(files) == {"train-00000.parquet", "train-00001.parquet", "README.md", hub.PUSHED}
+    assert set(files) == {"train-00000.parquet", "train-00001.parquet", "README.md", "samples.png", hub.PUSHED}
     size = (shards / "train-00000.parquet").stat().st_size
     assert f"{size:>15,}  train-00000.parquet" in outgoing.listing(files).splitlines()
     assert not server.commits

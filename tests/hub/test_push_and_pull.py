@@ -321,12 +321,16 @@ def test_the_snippets_of_the_readme_and_the_guide(world):
     readme = (ROOT / "README.md").read_text()
     section = re.search(r"^## Publish and load\n.*?^## ", readme, flags=re.S | re.M)[0]
     guide = (ROOT / "docs" / "publish.md").read_text()
-    for text, count in ((section, 1), (guide, 2)):
+    world.author.run("pixclip_hf.save_records(pixclip_hf.scenes_dataset(4, size=32), 'my-regions')")
+    for text, count in ((section, 1), (guide, 3)):
         snippets = re.findall(r"```python\n(.*?)```", text, flags=re.S)
         assert len(snippets) == count
         world.author.run("\n".join(snippets))
         assert world.hub.repositories["model", "org/cloc"].private
-    commands = re.findall(r"^pixclip-hf publish (.*)", guide, flags=re.M)
+    pushed = world.hub.repositories["dataset", "org/my-regions"].find("main")[1]
+    assert {"README.md", "samples.png"} <= pushed.keys() and any(name.endswith(".parquet") for name in pushed)
+    # tests/hub/test_space.py runs those that make a Space.
+    commands = re.findall(r"^pixclip-hf publish (?!.*--space)(.*)", guide, flags=re.M)
     assert len(commands) == 2
     for command in commands:
         arguments = command.split("#")[0].split()

@@ -163,6 +163,9 @@ def test_nested_images(processor_class, tiny_tokenizer):
         processor([[IMAGE_A], [IMAGE_B, IMAGE_A]], boxes=[[[BOX_A]], [[BOX_B]]])
     with pytest.raises(TypeError, match=r"images\[1\] must be a list of images like the others, got Image"):
         processor([[IMAGE_A], IMAGE_B])
+    for given in ("boxes", "masks"):
+        with pytest.raises(TypeError, match=r"images\[0\] must be a list of images like the others, got Image"):
+            processor([IMAGE_A, IMAGE_B, []], **{given: [[], [], []]})
     with pytest.raises(TypeError, match=r"images\[1\]\[0\] must be.*got float"):
         processor([[IMAGE_A], [2.5]])
     with pytest.raises(ValueError, match="images must hold at least one image"):

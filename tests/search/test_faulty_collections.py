@@ -23,6 +23,7 @@ from pixclip_hf.embedding.reading import Reader  # noqa: E402
 from pixclip_hf.embedding.regions import Grid  # noqa: E402
 from pixclip_hf.embedding.run import embed  # noqa: E402
 from pixclip_hf.search import Collection, Filter, Query, StoreOptions, store_folder  # noqa: E402
+from pixclip_hf.search.queries import encode_queries  # noqa: E402
 from pixclip_hf.search.store import STORES, store_class  # noqa: E402
 
 
@@ -308,3 +309,11 @@ def test_searches_that_cannot_be_answered_are_refused(folder):
         Filter(conditions=(("side", "<", 1),))
     with pytest.raises(ValueError, match="`store` must be one of"):
         Collection(folder, "faiss")
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf))
+def test_queries_of_no_numbers_are_refused(value):
+    stored = {"a": np.ones(4, dtype=np.float32), "b": np.array([1, value, 0, 0], dtype=np.float32)}
+    assert np.allclose(encode_queries([Query(id="a")], None, stored), 0.5)
+    with pytest.raises(ValueError, match="The embedding of the query 'like b' has NaN or infinite values"):
+        encode_queries([Query(id="a"), Query(id="b")], None, stored)

@@ -13,9 +13,8 @@ from ..command_help import HelpFormatter
 from ..encoders.cached import CachedEncoder
 from ..encoders.view_encoder import REGION_VIEWS, load_encoder
 from .intervals import RESAMPLES
-from .pictures import draw_pictures
 from .report import Result, refuse_other_model, weights_digest, write_results
-from .tasks import OPTIONS, PROTOCOLS, TASKS, check_task, run_task
+from .tasks import OPTIONS, PROTOCOLS, TASKS, check_task, draw_task, run_task
 
 DESCRIPTION = """\
 Evaluates CLOC, PixCLIP, or any CLIP or SigLIP of transformers, and writes results.json and results.md.
@@ -190,10 +189,11 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
             resamples=arguments.resamples,
             **options,
         )
-        if arguments.pictures and TASKS[task].pictured:
-            data = TASKS[task].read(data_dir, arguments.split, **options)
+        if arguments.pictures:
             name = task if arguments.tasks.count(task) == 1 else f"{task}-{number}"
-            pictures += draw_pictures(encoder, data, arguments.output_dir, name)
+            pictures += draw_task(
+                encoder, task, data_dir, arguments.protocol, arguments.split, arguments.output_dir, name, **options
+            )
         write_results(arguments.output_dir, arguments.model, results, pictures, settings)
         print(f"{task}: written to {arguments.output_dir}")
     return results

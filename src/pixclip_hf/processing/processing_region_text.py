@@ -259,11 +259,12 @@ class RegionTextProcessor(OptionalTokenizer):
         data: dict[str, Any] = {}
         batched, counts = is_batch(images), []
         if images is not None:
+            convert = image_settings.get("do_convert_rgb", self.image_processor.do_convert_rgb)
+            # First, because it names an image among lists of them.
+            loaded = load_images(images, image_settings.get("input_data_format"), convert)
             if is_nested(images):
                 flat = {name: flatten_like(images, values, name) for name, values in given.items()}
                 masks, boxes, region_text, points, point_labels = flat.values()
-            convert = image_settings.get("do_convert_rgb", self.image_processor.do_convert_rgb)
-            loaded = load_images(images, image_settings.get("input_data_format"), convert)
             sizes = [(image.height, image.width) for image in loaded]
             geometries = self.image_processor.get_geometries(sizes, **image_settings)
             prompt = choose_prompt(settings.get("prompt"), masks, boxes, self.prompts, points)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -54,15 +55,19 @@ def train_stage(recipe: str, seed: int, folder: Path, start: Path | None = None)
         What `stage.json` in `folder` says from now on: arguments, seed, code version and seconds of training.
     """
     from ..training.command import main
+    from ..training.progress_line import ProgressLine
 
     begun = time.perf_counter()
     stage = _stage(recipe, seed)
     model_type = model_type_of(recipe)
     beginning = [] if start is None else ["--model_name_or_path", str(start)]
+    # A bar redraws its line, which only a terminal can.
+    line = None if sys.stdout.isatty() else ProgressLine(f"training {recipe}")
     trainer = main(
         ["--model_type", model_type, "--output_dir", str(folder), "--seed", str(seed), "--scenes_seed", str(seed)]
         + beginning
-        + [*stage["arguments"], *BATCHES_BESIDE]
+        + [*stage["arguments"], *BATCHES_BESIDE],
+        progress=line,
     )
     print(f"set-up, training and saving of {recipe} took {time.perf_counter() - begun:.0f} s")
     logs = reversed(trainer.state.log_history)

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..data.whole_files import write_utf8
 from ..encoders.region_encoder import RegionEncoder
 from ..evaluation.report import markdown_table, share, with_current_names
@@ -45,16 +43,20 @@ ROWS = (
 )
 # Measured in ties alone, which have no error; and a mean of precisions, which is no share of its count.
 WITHOUT_ERROR = ("late_detail_cut_77", "grounding_ap")
+# Unseen scenes whose regions the report lists with what they are described as.
+LISTED_SCENES = 4
 
 
-def report(model_type: str, metrics: Mapping[str, Any], folder: Path) -> str:
-    """Writes report.md: every measure beside chance and, where the model inherited its towers, beside theirs.
+def report(model_type: str, metrics: Mapping[str, Any], folder: Path, answers: Sequence[tuple[str, str]] = ()) -> str:
+    """Writes report.md: every measure beside chance and, where the model inherited its towers, beside theirs; and what
+    single regions are described as.
 
     Args:
         model_type: `"cloc"` or `"pixclip"`.
         metrics: the measures of the default setting, of the hard one under `hard_*` and of the inherited towers under
             `towers_*`; `seed`, `train_steps`, `train_seconds` and, with towers, `towers_seconds`.
         folder: where it goes.
+        answers: predicted and true caption of single regions, as [`describe_regions`] gives them.
     """
     metrics = with_current_names(metrics)
     columns = {"scenes (objects 20–45 % of the side)": "", "hard (8–45 %)": "hard_"}
@@ -76,11 +78,20 @@ def report(model_type: str, metrics: Mapping[str, Any], folder: Path) -> str:
         f"# {model_type} on scenes\n\n"
         f"Trained for {seconds}, seed {metrics['seed']}; evaluated on {metrics['image_count']} unseen scenes. Shares "
         f"with their standard error.\n\n{markdown_table(['measure', *columns, 'chance'], rows)}\n\n"
-        f"{PICTURE_RULES[model_type]}\n\n![regions](regions.png)\n\n"
+        f"{_answers_text(answers)}{PICTURE_RULES[model_type]}\n\n![regions](regions.png)\n\n"
         f"The first {PAGE_SCENES} unseen scenes, whatever the model says of them:\n\n![scenes](scenes.png)\n"
     )
     write_utf8(folder / "report.md", text)
     return text
+
+
+def _answers_text(answers: Sequence[tuple[str, str]]) -> str:
+    if not answers:
+        return ""
+    rows = [(f"{'✓' if answer == truth else '✗'} {answer}", truth) for answer, truth in answers]
+    right = sum(answer == truth for answer, truth in answers)
+    table = markdown_table(["predicted, best of 256", "true caption"], rows)
+    return f"All regions of the first {LISTED_SCENES} unseen scenes, {right} of {len(answers)} right:\n\n{table}\n\n"
 
 
 def _cell(metrics: Mapping[str, Any], start: str, name: str, count: str) -> str:
@@ -125,13 +136,19 @@ def draw_front(model: Any, processor: Any, folder: Path, seed: int) -> None:
     )
 
 
+def describe_regions(model: Any, processor: Any, seed: int, count: int = LISTED_SCENES) -> list[tuple[str, str]]:
+    """Predicted and true caption of every region of the first unseen scenes, whatever the model says of them."""
+    scenes = [make_scene(i, "test", seed) for i in range(count)]
+    truths = [region["caption"] for scene in scenes for region in scene["regions"]]
+    answers = _describe(RegionEncoder(model, processor), scenes)
+    return list(zip([answer for row in answers for answer in row], truths, strict=True))
+
+
 def draw_page(model: Any, processor: Any, folder: Path, seed: int, count: int = PAGE_SCENES) -> None:
     """scenes.png: the first unseen scenes, and what each region is described as."""
     encoder = RegionEncoder(model, processor)
-    names = all_descriptions()
     scenes = [make_scene(i, "test", seed) for i in range(count)]
-    descriptions: Any = encoder.encode_texts(names, convert_to_tensor=True)
-    answers = [_best(rows, descriptions, names) for rows in encoder.encode_records(scenes, convert_to_tensor=True)]
+    answers = _describe(encoder, scenes)
     masks: list[Any] = [_masks(encoder, scene) for scene in scenes]
     draw_answers(
         folder / "scenes.png",
@@ -144,12 +161,18 @@ def draw_page(model: Any, processor: Any, folder: Path, seed: int, count: int = 
     )
 
 
-def _best(rows: torch.Tensor, descriptions: torch.Tensor, names: Sequence[str]) -> list[str]:
-    return [names[index] for index in (rows @ descriptions.T).argmax(-1).tolist()]
+def _describe(encoder: RegionEncoder, scenes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The best of all descriptions for each region of each scene."""
+    names = all_descriptions()
+    descriptions: Any = encoder.encode_texts(names, convert_to_tensor=True)
+    return [
+        [names[index] for index in (rows @ descriptions.T).argmax(-1).tolist()]
+        for rows in encoder.encode_records(list(scenes), convert_to_tensor=True)
+    ]
 
 
 def _masks(encoder: RegionEncoder, scene: Mapping[str, Any]) -> list[Any] | None:
     return [decode_rle(region["mask"]) for region in scene["regions"]] if encoder.prompt == "mask" else None
 
 
-__all__ = ["draw_front", "draw_page", "report"]
+__all__ = ["describe_regions", "draw_front", "draw_page", "report"]

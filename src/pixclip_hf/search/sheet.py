@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from ..visualization import draw_retrieval
+from ..visualization import draw_hit, draw_retrieval
 from .collection import Hit
 from .queries import Query
 
@@ -17,7 +17,8 @@ def draw_sheet(
     hits: Sequence[Sequence[Hit]],
     title: str = "",
 ) -> None:
-    """The hits of each query with their cosines; green and red frames where the regions' texts tell right from wrong.
+    """The hits of each query with their cosines; framed in blue and marked ✓, or in vermilion and marked ✗, where the
+    regions' texts tell right from wrong.
 
     Args:
         path: path of the PNG file.
@@ -36,20 +37,3 @@ def draw_sheet(
             ]
         )
     draw_retrieval(path, [query.label for query in queries], rows, title=title)
-
-
-def draw_hit(image: Image.Image, box: Sequence[float] | None, context: float = 0.5) -> Image.Image:
-    """What is around a box, on either side by `context` of its longer side, with the box drawn in; the whole image
-    without a box."""
-    if box is None:
-        return image.resize([max(1, round(side * 256 / max(image.size))) for side in image.size])
-    x0, y0, x1, y1 = box
-    margin = context * max(x1 - x0, y1 - y0)
-    left, top = max(0, int(x0 - margin)), max(0, int(y0 - margin))
-    crop = image.crop((left, top, min(image.width, int(x1 + margin)), min(image.height, int(y1 + margin))))
-    scale = 256 / max(crop.size)
-    crop = crop.resize([max(1, round(side * scale)) for side in crop.size])
-    corners = [(side - start) * scale for side, start in zip(box, (left, top, left, top), strict=True)]
-    ImageDraw.Draw(crop).rectangle(corners, outline="white", width=4)
-    ImageDraw.Draw(crop).rectangle(corners, outline="black", width=2)
-    return crop

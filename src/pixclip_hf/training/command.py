@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    HfArgumentParser,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging
 
 from .. import __version__
@@ -17,7 +28,7 @@ from ..command_help import HelpFormatter
 from ..data.collator import RegionCollator
 from ..data.whole_files import whole_files, write_json
 from ..modeling.modeling_inherit import read_towers
-from ..outgoing import public_values
+from ..outgoing import public_values, public_word, recorded_name
 from ..scenes.small_models import MODEL_CLASSES, small_model
 from ..scenes.tokenizer import scenes_tokenizer
 from .arguments import (
@@ -190,8 +201,16 @@ def save_run_arguments(
     collator = data.collator_arguments(model.model_type)
     of_streams = () if data.streaming else ("streaming", "shuffle_buffer", "max_corrupt_share")
     said = {name: value for name, value in asdict(data).items() if name not in of_streams}
+    # Relative paths too: one of two parts would read as a Hub id elsewhere.
+    said |= {name: list(map(_recorded_word, said[name])) for name in ("source", "eval_source") if said[name]}
+    if data.dataset_name != "scenes" and "/" in data.dataset_name:
+        said["dataset_name"] = recorded_name(data.dataset_name)
+    started = {
+        name: recorded_name(value) if value and name.endswith("model_name_or_path") else value
+        for name, value in asdict(model).items()
+    }
     content = {
-        "model": asdict(model),
+        "model": started,
         "data": said | {name: collator[name] for name in collator if name in said},
         "lora": asdict(lora),
         "loss": asdict(loss),
@@ -201,6 +220,11 @@ def save_run_arguments(
         "training": {**training.to_sanitized_dict(), "world_size": training.world_size},
     }
     write_json(Path(training.output_dir, "run_arguments.json"), public_values(content, start="./"))
+
+
+def _recorded_word(word: str) -> str:
+    """A word of a source: a kind, what to read, or an argument."""
+    return public_word(word) if "=" in word or "/" not in word else recorded_name(word)
 
 
 def build_parser() -> HfArgumentParser:
@@ -221,12 +245,13 @@ def build_parser() -> HfArgumentParser:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> Trainer:
+def main(argv: Sequence[str] | None = None, progress: TrainerCallback | None = None) -> Trainer:
     """Trains, saves and evaluates as the arguments say.
 
     Args:
         argv: arguments of the command line, with the path of a recipe in front or without; those of the process when
             None.
+        progress: shows the progress in place of transformers' own bar and lines.
 
     Returns:
         The trainer, with the model as it was saved and the log of the run.
@@ -249,11 +274,12 @@ def main(argv: Sequence[str] | None = None) -> Trainer:
     during_training = training_arguments.eval_strategy != "no"
     trains = training_arguments.do_train or during_training or not training_arguments.do_eval
     with only_training(training_arguments) if trains else nullcontext():
-        return _run(trains, *arguments)
+        return _run(trains, progress, *arguments)
 
 
 def _run(
     trains: bool,
+    progress: TrainerCallback | None,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     lora_arguments: LoraArguments,
@@ -328,6 +354,9 @@ def _run(
         gradient_cache_chunks=loss_arguments.gradient_cache_chunks,
         optimizer_cls_and_kwargs=optimizer_for(model, training_arguments, optimizer_arguments),
     )
+    if progress is not None:
+        trainer.remove_callback(PrinterCallback if training_arguments.disable_tqdm else ProgressCallback)
+        trainer.add_callback(progress)
     main_process, output_dir = trainer.is_world_process_zero(), training_arguments.output_dir
     if trains:
         checkpoint = training_arguments.resume_from_checkpoint

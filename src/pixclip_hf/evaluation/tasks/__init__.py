@@ -2,7 +2,7 @@
 
 from .base import Option, Task
 from .callback import EvaluateTasks
-from .registry import OPTIONS, PROTOCOLS, TASKS, check_options, check_task, run_task
+from .registry import OPTIONS, PROTOCOLS, TASKS, check_options, check_task, draw_task, run_task
 
 __all__ = [
     "OPTIONS",
@@ -13,5 +13,6 @@ __all__ = [
     "Task",
     "check_options",
     "check_task",
+    "draw_task",
     "run_task",
 ]

@@ -35,7 +35,6 @@ class Task:
         primary_measure: the measure that selects a model; higher is better.
         options: its own arguments.
         hub_task: its nearest task on the Hub, for model cards.
-        pictured: whether images of its data have regions or captions that can be drawn.
     """
 
     name: ClassVar[str]
@@ -44,7 +43,6 @@ class Task:
     primary_measure: ClassVar[str]
     options: ClassVar[Mapping[str, Option]] = {}
     hub_task: ClassVar[str]
-    pictured: ClassVar[bool] = False
 
     def read(
         self, data_dir: str | Sequence[str], split: str | None = None, protocol: str | None = None, **options: Any
@@ -75,6 +73,21 @@ class Task:
             resamples: the number of resamples of the bootstrap intervals; 0 for none.
         """
         raise NotImplementedError
+
+    def draw(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, folder: str, name: str, **options: Any
+    ) -> list[str]:
+        """Draws what was measured, on some of the images.
+
+        Args:
+            encoder, data, protocol, options: as in [`Task.measure`].
+            folder: where the pictures go.
+            name: what their names begin with.
+
+        Returns:
+            The names of the files; none for a task that has no pictures.
+        """
+        return []
 
     def run(
         self,

@@ -19,6 +19,8 @@ from ...pipelines.region_detection import BACKGROUND, GRID, class_nms, grid_boxe
 from ...processing.processing_regions import read_mask
 from ..image_sets import LAYOUTS, Images
 from ..intervals import RESAMPLES
+from ..metrics.referring_accuracy.box_overlap import pairwise_iou
+from ..pictures import MOST_REGIONS, PAGE, ComparedTexts, draw_first_image, draw_found_answers
 from ..report import Result
 from .base import Option, Task
 
@@ -26,6 +28,7 @@ GIVEN, PROPOSED = "given-boxes", "proposals"
 # Detections of an image that the evaluator counts.
 MOST_DETECTIONS = 100
 NMS_IOU = 0.5
+NO_OBJECT = "no object"
 PROPOSALS = Option("grid", "where proposals come from: grid, detector:NAME or sam:NAME, models of transformers")
 # The evaluator's numbers by their places in its summary.
 MEASURES = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR@100": 8}
@@ -65,16 +68,7 @@ def detect_objects(
         looked_at.append(_regions(record, named, protocol, proposals))
     if not any(not region.get("iscrowd") for named in truths for region in named):
         raise ValueError(f"{data.name} has no object to detect; left out: {left_out or 'none'}.")
-    filled = [number for number, regions in enumerate(looked_at) if regions]
-    shown = [{**data.records[number], "regions": looked_at[number]} for number in filled]
-    embeds = dict(zip(filled, encoder.encode_records(shown, name=f"{protocol} {proposals}"), strict=True))
-    names = [category.replace("_", " ") for category in data.categories]
-    texts = encoder.encode_texts([*names, *BACKGROUND], templates=IMAGENET_TEMPLATES)
-    rows = []
-    for number, regions in embeds.items():
-        scores = label_scores(encoder.encoder.model, regions @ texts.T)[:, : len(names)]
-        boxes = torch.tensor([region["box"] for region in looked_at[number]], dtype=torch.float32)
-        rows += _detections(number + 1, boxes, scores, NMS_IOU if protocol == PROPOSED else 1.0)
+    rows = _name_regions(encoder, data.records, looked_at, data.categories, protocol, proposals)
     metrics = score_detections(truths, data.categories, rows)
     metrics |= {
         "object_count": sum(not region.get("iscrowd") for named in truths for region in named),
@@ -103,6 +97,33 @@ def _regions(
         return [dict(region) for region in named if not region.get("iscrowd")]
     image = open_image(record["image"])
     return [{"box": list(found["box"]), "mask": found.get("mask")} for found in propose(proposals)(image)]
+
+
+def _name_regions(
+    encoder: CachedEncoder,
+    records: Sequence[Mapping[str, Any]],
+    looked_at: Sequence[Sequence[Mapping[str, Any]]],
+    categories: Sequence[str],
+    protocol: str,
+    proposals: str,
+) -> list[dict[str, Any]]:
+    """The detections among the regions of each image, as rows of COCO's results."""
+    filled = [number for number, regions in enumerate(looked_at) if regions]
+    shown = [{**records[number], "regions": looked_at[number]} for number in filled]
+    embeds = dict(zip(filled, encoder.encode_records(shown, name=f"{protocol} {proposals}"), strict=True))
+    names = class_names(categories)
+    texts = encoder.encode_texts([*names, *BACKGROUND], templates=IMAGENET_TEMPLATES)
+    rows = []
+    for number, regions in embeds.items():
+        scores = label_scores(encoder.encoder.model, regions @ texts.T)[:, : len(names)]
+        boxes = torch.tensor([region["box"] for region in looked_at[number]], dtype=torch.float32)
+        rows += _detections(number + 1, boxes, scores, NMS_IOU if protocol == PROPOSED else 1.0)
+    return rows
+
+
+def class_names(categories: Sequence[str]) -> list[str]:
+    """Classes as texts."""
+    return [category.replace("_", " ") for category in categories]
 
 
 @lru_cache(maxsize=1)  # one model, however many images
@@ -196,7 +217,6 @@ class OpenVocabularyDetection(Task):
     primary_measure = "AP"
     options = {"proposals": PROPOSALS}
     hub_task = "zero-shot-object-detection"
-    pictured = True
 
     def measure(
         self,
@@ -207,3 +227,43 @@ class OpenVocabularyDetection(Task):
         **options: Any,
     ) -> list[Result]:
         return [detect_objects(encoder, data, protocol, options["proposals"])]
+
+    def draw(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, folder: str, name: str, **options: Any
+    ) -> list[str]:
+        names = class_names(data.categories)
+        if protocol in (None, "corrected", GIVEN):
+            numbers = {category: number for number, category in enumerate(data.categories)}
+
+            def own(region: Mapping[str, Any]) -> int | None:
+                return numbers[region["category"]] if region["category"] and not region.get("iscrowd") else None
+
+            compared = ComparedTexts(names, encoder.encode_texts(names, templates=IMAGENET_TEMPLATES), own)
+            title = f"{self.name}, {GIVEN}: best of {len(names)} classes"
+            return draw_first_image(encoder, data.records, compared, folder, name, title)
+        records = data.records[:PAGE]
+        looked_at = [_regions(record, [], PROPOSED, options["proposals"]) for record in records]
+        rows = _name_regions(encoder, records, looked_at, data.categories, PROPOSED, options["proposals"])
+        boxes: list[list[Any]] = [[] for _ in records]
+        answers: list[list[str]] = [[] for _ in records]
+        truths: list[list[str]] = [[] for _ in records]
+        for row in rows:
+            number = row["image_id"] - 1
+            if len(boxes[number]) < MOST_REGIONS:
+                x0, y0, width, height = row["bbox"]
+                boxes[number].append([x0, y0, x0 + width, y0 + height])
+                answers[number].append(names[row["category_id"] - 1])
+                truths[number].append(_object_at(boxes[number][-1], records[number]))
+        images = [open_image(record["image"]) for record in records]
+        title = f"{self.name}, {PROPOSED} ({options['proposals']}): the best {MOST_REGIONS} detections of an image"
+        return draw_found_answers(images, boxes, answers, truths, folder, name, title)
+
+
+def _object_at(box: Sequence[float], record: Mapping[str, Any]) -> str:
+    """The class of the object that a box fits best, if it fits one by an IoU of 0.5."""
+    objects = [region for region in record["regions"] if region["category"]]
+    if not objects:
+        return NO_OBJECT
+    overlap = pairwise_iou(np.array([box]), np.array([region["box"] for region in objects]))[0]
+    best = int(overlap.argmax())
+    return objects[best]["category"].replace("_", " ") if overlap[best] >= 0.5 else NO_OBJECT

@@ -10,7 +10,9 @@ from ...encoders.cached import CachedEncoder
 from ...encoders.templates import IMAGENET_TEMPLATES
 from ..image_sets import LAYOUTS, Images
 from ..intervals import RESAMPLES
+from ..pictures import draw_classified_images, spread
 from ..report import Result
+from ..retrieval import nearest_keys
 from .base import Task
 from .class_accuracies import class_accuracies, class_chances
 
@@ -54,3 +56,15 @@ class ImageClassification(Task):
         self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
     ) -> list[Result]:
         return [classify_images(encoder, data, resamples=resamples)]
+
+    def draw(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, folder: str, name: str, **options: Any
+    ) -> list[str]:
+        names = data.categories
+        records = [data.records[number] for number in spread(len(data.records))]
+        classes = encoder.encode_texts(names, templates=IMAGENET_TEMPLATES)
+        images = encoder.encode_images([record["image"] for record in records])
+        answers = [names[i] for i in nearest_keys(images, classes, 1)[1][:, 0].tolist()]
+        truths = [names[record["label"]] for record in records]
+        title = f"{self.name}: the first of {len(names)} classes"
+        return draw_classified_images(records, answers, truths, folder, name, title)

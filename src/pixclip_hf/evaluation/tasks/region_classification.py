@@ -1,5 +1,6 @@
 """Zero-shot classification of regions by named protocols (COCO, LVIS)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from ...encoders.templates import IMAGENET_TEMPLATES, ONE_TEMPLATE
 from ...encoders.views import crop, official_crop, padded_square
 from ..image_sets import LAYOUTS, Images
 from ..intervals import RESAMPLES
+from ..pictures import ComparedTexts, draw_first_image
 from ..report import Result
 from .base import Option, Task
 from .class_accuracies import class_accuracies, class_chances
@@ -107,7 +109,7 @@ def classify_regions(
             labels.append([numbers[region["category"]] for region in regions])
     if not records:
         raise ValueError(f"{data.name} has no region to classify; left out: {left_out or 'none'}.")
-    names = [category if chosen.raw_names else category.replace("_", " ") for category in data.categories]
+    names = class_names(data, chosen)
     classes = encoder.encode_texts(names, templates=chosen.templates)
     embeds = torch.cat(encoder.encode_records(records, _show(chosen.view, encoder.encoder), name=name))
     groups = np.repeat(np.arange(len(labels)), [len(row) for row in labels])
@@ -115,6 +117,11 @@ def classify_regions(
     metrics |= {"region_count": len(embeds), "class_count": len(classes)}
     chance = class_chances(len(classes))
     return Result("region-classification", data.name, name, metrics, intervals, data.split, left_out, chance=chance)
+
+
+def class_names(data: Images, protocol: Protocol) -> list[str]:
+    """The classes as a protocol writes them."""
+    return [category if protocol.raw_names else category.replace("_", " ") for category in data.categories]
 
 
 def _show(view: str, encoder: Encoder) -> Any:
@@ -137,7 +144,6 @@ class RegionClassification(Task):
         )
     }
     hub_task = "zero-shot-image-classification"
-    pictured = True
 
     def measure(
         self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
@@ -146,3 +152,25 @@ class RegionClassification(Task):
         if options["sensitivity_regions"] and encoder.encoder.view is None:
             results.append(measure_sensitivity(encoder, data, "category", options["sensitivity_regions"], resamples))
         return results
+
+    def draw(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, folder: str, name: str, **options: Any
+    ) -> list[str]:
+        named = choose_protocol(protocol, data.name, encoder.encoder)
+        chosen = PROTOCOLS[named]
+        texts = class_names(data, chosen)
+        numbers = {category: number for number, category in enumerate(data.categories)}
+
+        def own(region: Mapping[str, Any]) -> int | None:
+            is_left_out = region.get("iscrowd") and not chosen.crowds
+            return None if is_left_out or not region["category"] else numbers[region["category"]]
+
+        records = data.records
+        if chosen.prompt == "box":
+            records = [
+                {**record, "regions": [{**region, "mask": None} for region in record["regions"]]} for record in records
+            ]
+        compared = ComparedTexts(texts, encoder.encode_texts(texts, templates=chosen.templates), own)
+        title = f"{self.name}, {named}: best of {len(texts)} classes"
+        show = _show(chosen.view, encoder.encoder)
+        return draw_first_image(encoder, records, compared, folder, name, title, show)

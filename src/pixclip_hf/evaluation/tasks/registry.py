@@ -103,6 +103,28 @@ def run_task(
     return results
 
 
+def draw_task(
+    encoder: CachedEncoder,
+    task: str,
+    data_dir: str | Sequence[str],
+    protocol: str | None,
+    split: str | None,
+    folder: str,
+    name: str,
+    **options: Any,
+) -> list[str]:
+    """The pictures of what [`run_task`] measured with the same arguments: the names of their files, which begin with
+    `name`; none for a task that has no pictures."""
+    if type(TASKS[task]).draw is Task.draw:
+        return []
+    protocol = check_task(task, protocol)
+    if not isinstance(data_dir, str) and len(data_dir) == 1:
+        (data_dir,) = data_dir
+    own = {key: options.get(key, option.default) for key, option in TASKS[task].options.items()}
+    data = TASKS[task].read(data_dir, split, protocol, **own)
+    return TASKS[task].draw(encoder, data, protocol, folder, name, **own)
+
+
 def check_options(options: dict[str, Any]) -> None:
     """
     Raises:

@@ -11,6 +11,7 @@ from ...data.collator import REGION_TEXTS
 from ...encoders.cached import CachedEncoder
 from ..image_sets import DOCCI_FILE, LAYOUTS, Images
 from ..intervals import RESAMPLES
+from ..pictures import QUERIES, SEARCHED, ComparedTexts, draw_first_image, draw_found_images, draw_found_regions
 from ..report import Result
 from ..retrieval import retrieval_chances, retrieval_measures, text_identities
 from .base import Option, Task
@@ -130,12 +131,33 @@ class RegionRetrieval(Task):
     primary_measure = "text_to_region_recall@10"
     options = {"region_text": REGION_TEXT}
     hub_task = "image-feature-extraction"
-    pictured = True
 
     def measure(
         self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
     ) -> list[Result]:
         return [retrieve_regions(encoder, data, options["region_text"], resamples)]
+
+    def draw(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, folder: str, name: str, **options: Any
+    ) -> list[str]:
+        field = options["region_text"]
+        records = [
+            {**record, "regions": [region for region in record["regions"] if region.get(field)]}
+            for record in data.records
+        ]
+        records = [record for record in records if record["regions"]][:SEARCHED]
+        given = [region[field] for record in records for region in record["regions"]]
+        ids = text_identities(given)
+        first = torch.tensor(np.unique(ids.numpy(), return_index=True)[1])
+        keys = [given[index] for index in first]
+        own = dict(zip(given, ids.tolist(), strict=True))
+        compared = ComparedTexts(keys, encoder.encode_texts(keys), lambda region: own[region[field]])
+        best, found = f"best of {len(keys)} texts", f"what texts find among {len(given)} regions"
+        title = f"{self.name} by `{field}`"
+        return [
+            *draw_first_image(encoder, records, compared, folder, name, f"{title}: {best}"),
+            *draw_found_regions(encoder, records, compared, folder, name, f"{title}: {found}"),
+        ]
 
 
 class ImageTextRetrieval(Task):
@@ -146,12 +168,21 @@ class ImageTextRetrieval(Task):
     protocols = ("official",)
     primary_measure = "text_to_image_recall@1"
     hub_task = "image-feature-extraction"
-    pictured = True
 
     def measure(
         self, encoder: CachedEncoder, data: Images, protocol: str | None, resamples: int, **options: Any
     ) -> list[Result]:
         return [retrieve_images(encoder, data, self.name, protocol, resamples)]
+
+    def draw(
+        self, encoder: CachedEncoder, data: Images, protocol: str | None, folder: str, name: str, **options: Any
+    ) -> list[str]:
+        official = protocol == "official"
+        records = [record for record in data.records if record["captions"]][:SEARCHED]
+        texts = [record["captions"][0] for record in records[:QUERIES]]
+        images = encoder.encode_images([record["image"] for record in records], unscaled_mask=official)
+        title = f"{self.name}, {protocol or 'corrected'}: captions among {len(records)} images"
+        return draw_found_images(images, encoder.encode_texts(texts), records, texts, folder, name, title)
 
 
 class LongTextRetrieval(ImageTextRetrieval):
