@@ -29,17 +29,6 @@ BY_TEXT, BY_REGION = "a text", "a drawn region"
 HEAD = "# {name}\n{sentence}"
 
 
-class UploadedImage(gr.Image):
-    """An image whose upload is handed on as the path of its file. Gradio would open the file before any function of
-    ours, and what it can't open would not be told on the page."""
-
-    is_template = True  # Gradio: the page shows its own component of the base class
-
-    def preprocess(self, payload: gr.data_classes.ImageData | None) -> Any:
-        # Gradio has checked that the path leads to an uploaded file.
-        return payload.path if payload is not None and payload.path is not None else super().preprocess(payload)
-
-
 def build_page(demo: Demo) -> gr.Blocks:
     """The page of a model, ready for `launch`."""
     kinds = predictions.region_kinds(demo.encoder, demo.mask_model)
@@ -51,10 +40,12 @@ def build_page(demo: Demo) -> gr.Blocks:
             with gr.Column(scale=5, min_width=380):
                 with gr.Tabs():
                     with gr.Tab("Boxes and points" if "point" in kinds else "Boxes"):
-                        shown = UploadedImage(
-                            _view(start), type="filepath", format="png",
+                        shown = gr.Image(
+                            _view(start), type="filepath", image_mode=None, format="png",
                             sources=["upload", "clipboard"], buttons=[], label="Image", height=540, elem_id="shown",
                         )  # fmt: skip
+                        # Not a class of ours: Gradio writes a file beside the module of each.
+                        shown.preprocess = _uploaded_path  # type: ignore[method-assign]
                         meanings = [BOX, NEW_POINT, ALSO_ON, BESIDE] if "point" in kinds else [BOX]
                         meaning = gr.Radio(
                             meanings, value=BOX, label="What a click is", visible=len(meanings) > 1, elem_id="meaning"
@@ -254,6 +245,12 @@ def _sentence(demo: Demo) -> str:
     how = {"cloc": "reads any number of regions out of one image pass", "pixclip": "sees a region through its mask"}
     way = how.get(model.config.model_type, "sees a region in a crop of its image")
     return f"A model of {type(model).__name__.removesuffix('Model')}, which {way}. Draw regions, then compare them."
+
+
+def _uploaded_path(payload: gr.data_classes.ImageData | None) -> str | None:
+    """The file of an upload, which Gradio has checked to be one. Gradio's own way is to open it before any function of
+    ours runs, and the page is not told what is wrong with it."""
+    return None if payload is None else payload.path
 
 
 def _view(session: Session) -> Image.Image | None:
