@@ -53,6 +53,7 @@ def test_arms_start_from_the_same_weights(ablation, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_arm_gives_a_row(ablation, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ablation.py", "--seeds", "2", "--processes", "1"])
     ablation.main()
