@@ -45,7 +45,7 @@ def announce(recipe: str, stages: list[str], folder: Path) -> None:
         stages: the recipes that will be trained, in their order.
         folder: where everything goes.
     """
-    print("This demo will (a few steps are timed first) ...\n", flush=True)
+    print("This demo will, as soon as a few steps are timed,\n", flush=True)
     parts = []
     for stage in stages:
         start = "random weights" if model_type_of(stage) == "cloc" else "the towers of such a CLOC"
@@ -103,10 +103,6 @@ def main() -> None:
     arguments = parser.parse_args()
     seed, folder = arguments.seed, arguments.output_dir / arguments.model
 
-    if not sys.stdout.isatty():  # bars redraw their line; a line of each training is enough
-        logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-
     # 1. Say what will happen. PixCLIP needs the towers of a CLOC.
     stages = [arguments.model]
     places = (arguments.output_dir / "cloc", folder / "towers")
@@ -150,5 +146,13 @@ def main() -> None:
         print(f"  {command}")
 
 
+def be_quiet() -> None:
+    """Leaves out bars other than those of trainings, and the warning of a measure that cuts texts on purpose."""
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.get_logger("pixclip_hf.processing.processing_text").setLevel(logging.ERROR)
+
+
 if __name__ == "__main__":
+    be_quiet()
     main()
