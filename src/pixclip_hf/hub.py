@@ -27,7 +27,7 @@ from .command_help import HelpFormatter
 from .embedding.folder import check_shard
 from .finite import check_finite_weights
 from .outgoing import check_no_links, check_outgoing, check_outgoing_shard, clean_folder, is_hub_id, listing, own_file
-from .space import space_files
+from .space import handler_files, space_files
 
 DESCRIPTION = """\
 Publishes a trained model: weights, configuration, processor, tokenizer, code, and a card filled from its run.
@@ -44,6 +44,10 @@ A Space with the demo of a model, of this push or of an earlier one:
 
   pixclip-hf publish --model runs/demo/cloc --repo_id org/cloc --space org/cloc-demo
   pixclip-hf publish --repo_id org/cloc --space org/cloc-demo
+
+With a handler for Inference Endpoints:
+
+  pixclip-hf publish --model runs/demo/cloc --repo_id org/cloc --handler
 
 The token is that of `hf auth login`, or HF_TOKEN.
 """
@@ -81,7 +85,7 @@ def publish(
         revision: branch to push to, made if it does not exist; `main` when None.
         commit_message: the message of the commit.
         options: the options of [`write_folder`]: `run_folder`, `evaluation_folder`, `base_model`, `merge`,
-            `max_shard_size`, `license`, `language`, `datasets`.
+            `max_shard_size`, `handler`, `license`, `language`, `datasets`.
 
     Returns:
         The commit: `oid` is what `revision=` pins.
@@ -281,6 +285,7 @@ def write_folder(
     base_model: str | None = None,
     merge: bool = False,
     max_shard_size: int | str = "5GB",
+    handler: bool = False,
     **card: Any,
 ) -> Path:
     """Writes what [`publish`] pushes: weights, configuration, processor, tokenizer, code and card.
@@ -297,14 +302,17 @@ def write_folder(
             the one that it was made from, for the card.
         merge: adds LoRA adapters into the weights, those of `model` too, and writes a whole model.
         max_shard_size: weights above it are split into several files.
+        handler: adds what an Inference Endpoint serves the model with: `handler.py`, whose requests
+            [`pixclip_hf.endpoint.EndpointHandler`] describes, `requirements.txt`, and the package itself.
         card: `license`, `language` and `datasets` of [`write_card`].
 
     Returns:
         `folder`.
 
     Raises:
-        ValueError: a folder with files in it, adapters whose base is a local folder, `merge` without adapters, an
-            evaluation of another model, or pictures and records that are links or lie elsewhere.
+        ValueError: a folder with files in it, adapters whose base is a local folder, `merge` without adapters,
+            `handler` with adapters alone, an evaluation of another model, or pictures and records that are links or
+            lie elsewhere.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -318,6 +326,8 @@ def write_folder(
         )
     if merge and not adapters:
         raise ValueError(f"`merge` needs a model with LoRA adapters, got a {type(model).__name__}.")
+    if handler and adapters and not merge:
+        raise ValueError("`handler` serves a whole model, got adapters: pass `merge=True` too.")
     if adapters:
         recorded = model.peft_config[model.active_adapter].base_model_name_or_path
         base_model = base_model or (recorded if is_hub_id(recorded) else None)
@@ -348,8 +358,17 @@ def write_folder(
         for name in pictures:
             copy_picture(evaluation_folder, name, folder)
     clean_folder(folder)
+    if handler:
+        _write_files(folder, handler_files())
     (folder / PUSHED).write_bytes(_pushed(_by_name(folder, folder.rglob("*"))))
     return folder
+
+
+def _write_files(folder: Path, files: Mapping[str, Path | bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
 
 
 def _copy_record(source: str | PathLike, name: str, target: Path) -> None:
@@ -409,6 +428,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--revision", help="branch to push to; main by default")
     parser.add_argument("--base_model", help="Hub id of the model that adapters belong to")
     parser.add_argument("--merge", action="store_true", help="add the adapters into the weights")
+    parser.add_argument("--handler", action="store_true", help="add the handler that Inference Endpoints call")
     parser.add_argument("--license", help="license identifier of the Hub, for the card")
     parser.add_argument("--language", nargs="+", help="language codes, for the card")
     parser.add_argument("--datasets", nargs="+", help="Hub ids of the training data; what the run recorded by default")
@@ -418,6 +438,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if arguments.model is None and arguments.space is None:
         parser.error("`--model` is needed, or `--space` for a Space of a model that is on the Hub")
+    if arguments.handler and arguments.model is None:
+        parser.error("`--handler` goes along with a model: `--model` is needed")
     if arguments.model is not None:
         _publish_model(arguments)
     if arguments.space is None:
@@ -434,7 +456,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _publish_model(arguments: argparse.Namespace) -> None:
     model, processor = load_model(arguments.model)
-    names = ("base_model", "merge", "license", "language", "datasets", "evaluation_folder", "max_shard_size")
+    names = (
+        "base_model", "merge", "license", "language", "datasets", "evaluation_folder", "max_shard_size", "handler",
+    )  # fmt: skip
     options = {name: getattr(arguments, name) for name in names} | {"run_folder": arguments.model}
     if arguments.dry_run:
         folder = arguments.output_dir or Path("runs/publish", arguments.repo_id)

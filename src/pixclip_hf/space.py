@@ -1,4 +1,5 @@
-"""The files of a Space that shows a published model with the demo of `pixclip_hf.app`."""
+"""The files of programs that serve a published model: a Space with the demo of `pixclip_hf.app`, and the handler of an
+Inference Endpoint."""
 
 import json
 import sys
@@ -6,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .outgoing import is_hub_id, python_string
+from .versions import SUPPORTED
 
 # What the package needs; the version of Gradio is part of the card.
 PINNED = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "pillow")
@@ -36,6 +38,19 @@ from pixclip_hf.app import launch
 
 launch("{model}", revision="{revision}")
 '''
+HANDLER = '''\
+"""Answers the requests of an Inference Endpoint, see `EndpointHandler.__call__`."""
+
+import sys
+from pathlib import Path
+
+# The folder `pixclip_hf` beside this file is the package that wrote it.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pixclip_hf.endpoint import EndpointHandler  # noqa: E402
+
+__all__ = ["EndpointHandler"]
+'''
 
 
 def space_files(model: str, repo_id: str, revision: str | None = None) -> dict[str, Path | bytes]:
@@ -65,7 +80,26 @@ def space_files(model: str, repo_id: str, revision: str | None = None) -> dict[s
         "app.py": app.encode("utf-8"),
         "requirements.txt": requirements.encode("utf-8"),
     }
+    return files | _package_files()
+
+
+def handler_files() -> dict[str, Path | bytes]:
+    """What serves a model by an Inference Endpoint, by the paths in the model's repository: `handler.py`, its
+    requirements and the package itself. The requirements leave an endpoint the PyTorch of its image, which fits its
+    GPU, where this package works with it."""
+    pins = [f"{name}=={_installed(name)}" for name in PINNED if name != "torch"]
+    requirements = "".join(f"{line}\n" for line in (f"torch{SUPPORTED['torch']}", *pins))
+    files: dict[str, Path | bytes] = {
+        "handler.py": HANDLER.encode("utf-8"),
+        "requirements.txt": requirements.encode("utf-8"),
+    }
+    return files | _package_files()
+
+
+def _package_files() -> dict[str, Path | bytes]:
+    """The files of this package, by their paths in a repository."""
     package = Path(__file__).parent
+    files: dict[str, Path | bytes] = {}
     for path in sorted(package.rglob("*")):
         below = path.relative_to(package)
         if path.suffix in (".py", ".txt", ".typed") and below.parts[0] != "hub_cards":

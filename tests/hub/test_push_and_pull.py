@@ -331,10 +331,11 @@ def test_the_snippets_of_the_readme_and_the_guide(world):
     assert {"README.md", "samples.png"} <= pushed.keys() and any(name.endswith(".parquet") for name in pushed)
     # tests/hub/test_space.py runs those that make a Space.
     commands = re.findall(r"^pixclip-hf publish (?!.*--space)(.*)", guide, flags=re.M)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         arguments = command.split("#")[0].split()
         folder = arguments[arguments.index("--model") + 1]
         arguments[arguments.index("--model") + 1] = {"runs/lora": "lora"}.get(folder, folder)
         world.author.run(f"main({arguments})")
     assert "adapter_config.json" in world.hub.repositories["model", "org/cloc-lora"].find("main")[1]
+    assert "handler.py" in world.hub.repositories["model", "org/cloc"].find("main")[1]

@@ -45,7 +45,7 @@ def build_page(demo: Demo) -> gr.Blocks:
                             sources=["upload", "clipboard"], buttons=[], label="Image", height=540, elem_id="shown",
                         )  # fmt: skip
                         # Not a class of ours: Gradio writes a file beside the module of each.
-                        shown.preprocess = _uploaded_path  # type: ignore[method-assign]
+                        shown.preprocess = _uploaded_path
                         meanings = [BOX, NEW_POINT, ALSO_ON, BESIDE] if "point" in kinds else [BOX]
                         meaning = gr.Radio(
                             meanings, value=BOX, label="What a click is", visible=len(meanings) > 1, elem_id="meaning"
