@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=int, default=100_000)
     parser.add_argument("--index", default="auto", help="index of LanceDB")
-    parser.add_argument("--probes", type=int, default=40, help="partitions that a query looks at")
+    parser.add_argument("--probes", type=int, help="partitions that a query looks at; the store's default")
     arguments = parser.parse_args()
     mixture = Mixture()
     options = StoreOptions(index=arguments.index, probes=arguments.probes)

@@ -328,7 +328,7 @@ def test_bad_images_are_left_out_with_their_reason(tmp_path):
     assert batch["rejected_stage"] == ["source"] * 4 + [None]
     entry = {"image": "gone.png", "width": 1, "height": 1, "captions": [], "regions": []}
     whole = {"image": "c.png", "width": 40, "height": 30, "captions": [], "regions": []}
-    broken = [{}, {**whole, "captions": 7}, {**whole, "width": "wide"}]
+    broken = [{}, {**whole, "width": [40]}, {**whole, "width": "wide"}]
     lines = [json.dumps(entry), json.dumps({**entry, "image": "c.png"}), *map(json.dumps, broken)]
     write(tmp_path / "regions.jsonl", "\n".join(lines))
     batch = ReadRecords(f"regions:{tmp_path}")(empty)

@@ -400,6 +400,7 @@ def test_no_path_of_this_machine_is_published(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / SETTINGS).write_text(json.dumps(content))
+    (folder / "README.md").touch()
     monkeypatch.setattr(hub, "write_dataset_card", lambda folder, *others, **options: folder / "README.md")
     pushed = {}
     monkeypatch.setattr(hub, "_push", lambda files, *others: pushed.update(files))

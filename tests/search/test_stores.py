@@ -192,6 +192,18 @@ def test_indexes_of_lance(tmp_path, index):
     assert recall(ids(without.search(vectors, 10)), expected) >= 0.99
 
 
+def test_a_fifth_of_the_partitions_is_looked_at(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path, rows=300)
+    opened, probed = open_store(folder, "lance", StoreOptions(index="IVF_FLAT", partitions=200)), []
+    builder = type(opened.table.search(vectors_of(1)[0], vector_column_name="embedding"))
+    look_at = builder.nprobes
+    monkeypatch.setattr(builder, "nprobes", lambda self, probes: probed.append(probes) or look_at(self, probes))
+    opened.search(vectors_of(2), 10)
+    open_store(folder, "lance", StoreOptions(probes=3)).search(vectors_of(1), 10)
+    open_store(folder, "lance", StoreOptions(index="IVF_FLAT", partitions=10)).search(vectors_of(1), 10)
+    assert probed == [40, 40, 3, 20]
+
+
 def test_new_rows_are_found_beside_an_index(tmp_path):
     folder = make_folder(tmp_path, rows=300)
     late = tmp_path / "shards/00002.json"

@@ -1,5 +1,6 @@
 """The default store: LanceDB, embedded in this process, on disk or object storage."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ LEAST_ROWS = 256
 # Dimensions per byte of a product quantization, where nothing else is said.
 SUB_VECTOR = 8
 # Hits are chosen among so many times as many candidates by their full vectors: the codes of an index only preselect.
-REFINE = 50
+REFINE = 20
+# Share of an index's partitions that a query looks at, and the fewest: neighbors lie in as large a part of the space
+# however many partitions cut it.
+PROBED, LEAST_PROBED = 0.2, 20
 # Rounds of k-means, and rows per partition (or code) that it sees: a fifth and a quarter of LanceDB's own.
 TRAINING = {"max_iterations": 10, "sample_rate": 64}
 # Files of the table are joined after so many shards: a version of the table lists all of them.
@@ -43,7 +47,7 @@ class LanceStore:
     def __init__(self, place: Path, name: str, width: int, dtype: str, options: StoreOptions):
         self.check(width, options)
         self.width, self.options, self.schema = width, options, store_schema(width, dtype)
-        self._added = 0
+        self._added, self._default_probes = 0, 0
         self._connection = lancedb.connect(options.url or str(place))
         if TABLE in _table_names(self._connection):
             self.table = self._connection.open_table(TABLE)
@@ -100,17 +104,19 @@ class LanceStore:
                 self.table.drop_index(found.name)
         # Few files in place of one per shard, and new rows in the indexes.
         self.table.optimize()
+        self._default_probes = 0
 
     def search(self, vectors: np.ndarray, limit: int, where: Sequence[Condition] = ()) -> list[pa.Table]:
         sql = " AND ".join(_sql(*condition) for condition in where)
+        probes = self.options.probes or self._probes()
         found = []
         for vector in np.asarray(vectors, dtype=np.float32):
             query: Any = self.table.search(vector, vector_column_name="embedding").distance_type("cosine")
             query = query.limit(limit).refine_factor(REFINE)
             if self.options.index == "none":
                 query = query.bypass_vector_index()
-            elif self.options.probes is not None:
-                query = query.nprobes(self.options.probes)
+            else:
+                query = query.nprobes(probes)
             if sql:
                 query = query.where(sql, prefilter=True)
             found.append(query.to_arrow().select(self.schema.names))
@@ -123,6 +129,19 @@ class LanceStore:
     def close(self) -> None:
         """Nothing: a table holds no lock."""
 
+    def _probes(self) -> int:
+        """Partitions that a query looks at where `probes` does not say."""
+        if not self._default_probes:
+            names = [index.name for index in self.table.list_indices() if index.columns == ["embedding"]]
+            most = max((self._partitions(name.split("-")[0], int(name.split("-")[-1])) for name in names), default=0)
+            self._default_probes = max(LEAST_PROBED, math.ceil(PROBED * most))
+        return self._default_probes
+
+    def _partitions(self, index: str, rows: int) -> int:
+        if self.options.partitions is None and index == "IVF_HNSW_SQ":
+            return 1 + rows // 1_000_000
+        return min(self.options.partitions or max(1, round(rows**0.5)), rows)
+
     def _config(self, index: str, rows: int) -> Any:
         classes = {
             "IVF_PQ": configs.IvfPq,
@@ -131,12 +150,10 @@ class LanceStore:
             "IVF_RQ": configs.IvfRq,
             "IVF_HNSW_SQ": configs.HnswSq,
         }
-        partitions = self.options.partitions or max(1, round(rows**0.5))
-        settings: dict[str, Any] = {"distance_type": "cosine", "num_partitions": min(partitions, rows), **TRAINING}
+        partitions = self._partitions(index, rows)
+        settings: dict[str, Any] = {"distance_type": "cosine", "num_partitions": partitions, **TRAINING}
         if index == "IVF_PQ":
             settings["num_sub_vectors"] = self.options.sub_vectors or self.width // SUB_VECTOR
-        if index == "IVF_HNSW_SQ" and self.options.partitions is None:
-            settings["num_partitions"] = 1 + rows // 1_000_000
         return classes[index](**settings)
 
 

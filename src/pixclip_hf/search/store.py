@@ -30,7 +30,7 @@ class StoreOptions:
         partitions: parts that an inverted file has; about the square root of the number of rows when None.
         sub_vectors: bytes per vector of a product quantization; one per 8 dimensions when None.
         probes: what a query looks at: partitions of LanceDB's index, candidates (`hnsw_ef`) of Qdrant's. More find
-            more and take longer; the store's own default when None.
+            more and take longer. When None, a fifth of the partitions (20 at least), and Qdrant's own default.
 
     Raises:
         ValueError: a number below 1.

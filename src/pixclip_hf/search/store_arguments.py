@@ -21,7 +21,9 @@ def add_store_arguments(parser: argparse.ArgumentParser, store: str | None, stor
     parser.add_argument("--index", help="index type, or none for exact search; by default that which the store has")
     parser.add_argument("--partitions", type=int, help="partitions of LanceDB's index")
     parser.add_argument("--sub_vectors", type=int, help="bytes per vector of IVF_PQ")
-    parser.add_argument("--probes", type=int, help="partitions (LanceDB) or candidates (Qdrant) that a query looks at")
+    parser.add_argument(
+        "--probes", type=int, help="partitions (LanceDB; a fifth of them by default) or candidates (Qdrant) of a query"
+    )
 
 
 def store_options(arguments: argparse.Namespace) -> StoreOptions:
