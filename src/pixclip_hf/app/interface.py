@@ -127,7 +127,8 @@ def build_page(demo: Demo) -> gr.Blocks:
         # What could not be read makes way for the image before it.
         read.failure(_view, session, shown, show_progress="hidden")
         shown.clear(lambda now: renewed(now.with_image(None)), session, renewals, show_progress="hidden")
-        shown.select(click, [session, meaning], changes, show_progress="hidden")
+        # Two quick clicks are two: the second one waits for the first.
+        shown.select(click, [session, meaning], changes, show_progress="hidden", trigger_mode="multiple")
         add_mask.click(paint, [session, canvas], [*changes, canvas], show_progress="hidden")
         undo.click(lambda now: drawn(now.without_last()), session, changes, show_progress="hidden")
         clear.click(lambda now: drawn(now.with_image(now.image)), session, changes, show_progress="hidden")
