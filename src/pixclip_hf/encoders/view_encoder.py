@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from transformers import AutoProcessor
 
 from ..data.collator import region_inputs
-from ..modeling.modeling_regions import mask_patch_weights
 from ..modeling.modeling_vision import VISION_ADAPTERS
 from ..pipelines.region_feature_extraction import IMAGE_KEYS
 from ..pipelines.text_embeddings import input_device
@@ -158,15 +157,9 @@ class ViewEncoder(BaseEncoder):
         images = self._images(inputs)
         tower, config = self.model.vision_model, self.model.config.vision_config
         adapter = VISION_ADAPTERS.of(config)
-        states = tower(**images).last_hidden_state
-        if adapter.takes_patches:
-            ((rows, columns),) = images["spatial_shapes"].tolist()
-            grid, tokens = (rows, columns), states[:, : rows * columns]
-        else:
-            grid = adapter.patch_grid(config, images["pixel_values"])
-            tokens = adapter.patch_tokens(states, grid)
-        weights = mask_patch_weights(inputs["region_masks"].to(tokens.device), grid)
-        pooled = adapter.pool_regions(tower, tokens, weights)
+        states, shapes = tower(**images).last_hidden_state, images.get("spatial_shapes")
+        tokens = adapter.image_tokens(config, states, images["pixel_values"], shapes)
+        pooled = adapter.pool_masks(tower, tokens, inputs["region_masks"].to(states.device))
         projection = getattr(self.model, "visual_projection", None)
         return pooled if projection is None else projection(pooled)
 

@@ -1,9 +1,8 @@
 """CLOC: a CLIP whose Prompter turns the image tokens into the embedding of any box, mask or point, in one image
 pass."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .modeling_losses import grounding_losses
 from .modeling_parallel import returns_loss, with_every_parameter
-from .modeling_patches import by_grid, scale_boxes
+from .modeling_patches import ImageTokens, scale_boxes
 from .modeling_points import PointTypes
 from .modeling_prompter import (
     QUERY_GAIN,
@@ -73,20 +72,6 @@ class CLOCGroundingOutput(ModelOutput):
 
     pred_boxes: Tensor | None = None
     scores: Tensor | None = None
-
-
-class ImageTokens(NamedTuple):
-    """Patch tokens (B, N, D) of an image pass, as they leave the tower, and their grid; or, where images differ, the
-    grid of each, (B, 2), with which N is filled up."""
-
-    states: Tensor
-    grid: tuple[int, int] | Tensor
-
-    def per_grid(self, read: Callable[[Tensor, tuple[int, int], Any], Tensor]) -> Tensor:
-        """`read(states, grid, images)` for the images of each grid, together in the order of the batch."""
-        if not isinstance(self.grid, Tensor):
-            return read(self.states, self.grid, slice(None))
-        return by_grid(self.grid, lambda images, grid: read(self.states[images, : grid[0] * grid[1]], grid, images))
 
 
 class CLOCPreTrainedModel(RegionTextPreTrainedModel):
@@ -308,25 +293,14 @@ class CLOCVisionModel(CLOCPreTrainedModel, RegionTextVisionModel):
             self.config, pixel_values, size, region_boxes, region_attention_mask, region_masks, prompt, *points
         )
 
-    def _image_tokens(
-        self, last_hidden_state: Tensor, pixel_values: Tensor, spatial_shapes: Tensor | None
-    ) -> ImageTokens:
-        if spatial_shapes is not None:
-            return ImageTokens(last_hidden_state, spatial_shapes)
-        grid = self.vision_adapter.patch_grid(self.config.vision_config, pixel_values)
-        return ImageTokens(self.vision_adapter.patch_tokens(last_hidden_state, grid), grid)
-
     def _project_regions(self, states: Tensor) -> Tensor:
         if self.config.region_readout == "image_head":
             return self.visual_projection(states)
         return self.region_projection(self.region_norm(states))
 
     def _region_tokens(self, tokens: ImageTokens, regions: PromptedRegions) -> Tensor:
-        if not isinstance(tokens.grid, Tensor):
-            return self._read_prompts(tokens.states, tokens.grid, regions)
-        patch = self.config.vision_config.patch_size
         return tokens.per_grid(
-            lambda states, grid, images: self._read_prompts(states, grid, regions.on_images(images, grid, patch))
+            lambda states, grid, images: self._read_prompts(states, grid, regions.on_images(images, grid, tokens))
         )
 
     def _read_prompts(self, states: Tensor, grid: tuple[int, int], regions: PromptedRegions) -> Tensor:

@@ -5,19 +5,17 @@ A batch holds the patches of each image row by row, `(B, N, 3 * patch²)`, fille
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Arguments of a tower beside the patches, one row per image.
-PATCH_ARGUMENTS = ("pixel_attention_mask", "spatial_shapes")
-
 
 def grids(spatial_shapes: Tensor) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-    """Each grid (rows, columns) that occurs in a batch, and the indices of its images."""
-    shapes, which = torch.unique(spatial_shapes, dim=0, return_inverse=True)
+    """Each grid (rows, columns) that occurs in a batch, and the indices of its images, in the memory of the CPU."""
+    # There the indices fit tensors on any device: parts of a model may lie on several.
+    shapes, which = torch.unique(spatial_shapes.cpu(), dim=0, return_inverse=True)
     for number, (rows, columns) in enumerate(shapes.tolist()):
         yield (which == number).nonzero()[:, 0], (rows, columns)
 
@@ -27,8 +25,26 @@ def by_grid(spatial_shapes: Tensor, read: Callable[[Tensor, tuple[int, int]], Te
     groups = list(grids(spatial_shapes))
     parts = [read(images, grid) for images, grid in groups]
     order = torch.cat([images for images, _ in groups]).argsort()
-    joined = torch.cat(parts)
-    return joined[order.to(joined.device)]
+    return torch.cat(parts)[order]
+
+
+class ImageTokens(NamedTuple):
+    """Patch tokens (B, N, D) of an image pass, as they leave the tower, and their grid; or, where images differ, the
+    grid of each, (B, 2), with which N is filled up. `patch` is the side of a patch in pixels."""
+
+    states: Tensor
+    grid: tuple[int, int] | Tensor
+    patch: int
+
+    def per_grid(self, read: Callable[[Tensor, tuple[int, int], Any], Tensor]) -> Tensor:
+        """`read(states, grid, images)` for the images of each grid, together in the order of the batch."""
+        if not isinstance(self.grid, Tensor):
+            return read(self.states, self.grid, slice(None))
+        return by_grid(self.grid, lambda images, grid: read(self.states[images, : grid[0] * grid[1]], grid, images))
+
+    def masks_on(self, images: Any, grid: tuple[int, int], masks: Tensor) -> Tensor:
+        """The masks `(B, R, H, W)` of some images, which have this grid, as far as they lie on these."""
+        return cut_masks(masks[images], grid, self.patch) if isinstance(self.grid, Tensor) else masks
 
 
 def extent(spatial_shapes: Tensor, patch: int) -> tuple[int, int]:
@@ -47,7 +63,7 @@ def patches_of_masks(masks: Tensor, spatial_shapes: Tensor, patch: int, length: 
 
     def read(images: Tensor, grid: tuple[int, int]) -> Tensor:
         rows, columns = grid
-        cut = cut_masks(masks[images.to(masks.device)], grid, patch)
+        cut = cut_masks(masks[images], grid, patch)
         cells = cut.reshape(-1, rows, patch, columns, patch).transpose(2, 3).reshape(-1, rows * columns, patch**2)
         return F.pad(cells, (0, 0, 0, length - rows * columns))
 
@@ -62,7 +78,7 @@ def scale_boxes(boxes: Tensor, spatial_shapes: Tensor, size: tuple[int, int], pa
 
 
 def check_patches(takes_patches: bool, model_type: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of [`PATCH_ARGUMENTS`] for a tower.
+    """What a tower takes beside the pixels, of the `pixel_attention_mask` and `spatial_shapes` that are given.
 
     Raises:
         ValueError: they are missing for a tower that takes patches, or given for one that takes images.

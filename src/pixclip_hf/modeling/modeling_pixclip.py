@@ -14,7 +14,7 @@ from .configuration_pixclip import PixCLIPConfig
 from .configuration_region_text import check_choice
 from .modeling_losses import local_global_loss
 from .modeling_parallel import returns_loss, with_every_parameter
-from .modeling_patches import by_grid, cut_masks, patches_of_masks
+from .modeling_patches import patches_of_masks
 from .modeling_region_text import (
     Gather,
     RegionTextModel,
@@ -36,7 +36,6 @@ from .modeling_region_text import (
     vision_output,
     wants_loss,
 )
-from .modeling_regions import mask_patch_weights
 from .modeling_text import ScaledLinear
 from .modeling_vision import MaskedPatchConv, MaskedPatchLinear
 
@@ -129,10 +128,10 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
             normalized.
         """
         masks = None
-        if use_mask and self.takes_patches:
-            masks = pixel_values.new_ones(len(pixel_values), *self._mask_shape(pixel_values, None, spatial_shapes))
-        elif use_mask:
-            masks = torch.ones_like(pixel_values[:, 0])
+        if use_mask:
+            # Not `len`, which an export takes for a constant.
+            size = self._mask_shape(pixel_values, None, spatial_shapes)
+            masks = pixel_values.new_ones(pixel_values.shape[0], *size)
         patches: Any = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         kwargs |= {"interpolate_pos_encoding": interpolate_pos_encoding, **patches}
         return self._encode(pixel_values, masks, **kwargs)
@@ -262,21 +261,8 @@ class PixCLIPVisionModel(PixCLIPPreTrainedModel, RegionTextVisionModel):
     def _pooled_features(
         self, last_hidden_state: Tensor, pixel_values: Tensor, masks: Tensor, spatial_shapes: Tensor | None
     ) -> Tensor:
-        config = self.config.vision_config
-
-        def read(tokens: Tensor, masks: Tensor, grid: tuple[int, int]) -> Tensor:
-            weights = mask_patch_weights(masks, grid)
-            return self.visual_projection(self.vision_adapter.pool_regions(self.vision_model, tokens, weights))
-
-        if spatial_shapes is None:
-            grid = self.vision_adapter.patch_grid(config, pixel_values)
-            return read(self.vision_adapter.patch_tokens(last_hidden_state, grid), masks, grid)
-        return by_grid(
-            spatial_shapes,
-            lambda images, grid: read(
-                last_hidden_state[images, : grid[0] * grid[1]], cut_masks(masks[images], grid, config.patch_size), grid
-            ),
-        )
+        tokens = self._image_tokens(last_hidden_state, pixel_values, spatial_shapes)
+        return self.visual_projection(self.vision_adapter.pool_masks(self.vision_model, tokens, masks))
 
 
 class PixCLIPModel(RegionTextModel, PixCLIPVisionModel):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .configuration_cloc import CLOCConfig
 from .configuration_region_text import check_choice
-from .modeling_patches import cut_masks
+from .modeling_patches import ImageTokens
 from .modeling_points import point_slots
 from .modeling_region_text import real_slots
 from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights
@@ -22,10 +22,11 @@ class PromptedRegions(NamedTuple):
     points: Tensor | None = None
     point_labels: Tensor | None = None
 
-    def on_images(self, images: Any, grid: tuple[int, int], patch: int) -> "PromptedRegions":
-        """The regions of some images, which have this grid."""
-        cut = self._replace(masks=None if self.masks is None else cut_masks(self.masks, grid, patch))
-        return PromptedRegions(*(None if value is None else value[images] for value in cut))
+    def on_images(self, images: Any, grid: tuple[int, int], tokens: ImageTokens) -> "PromptedRegions":
+        """The regions of some of the images that the tokens are of, which have this grid."""
+        masks = None if self.masks is None else tokens.masks_on(images, grid, self.masks)
+        of_images = (None if value is None else value[images] for value in self._replace(masks=None))
+        return PromptedRegions(*of_images)._replace(masks=masks)
 
     def get_coverage(self, grid: tuple[int, int]) -> Tensor:
         """(B, R, N): share of each patch that lies inside the region."""

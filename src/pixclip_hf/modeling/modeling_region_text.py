@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_region_text import RegionTextConfig
 from .modeling_inherit import model_from_towers
 from .modeling_losses import contrastive_loss, sigmoid_loss, text_ids
-from .modeling_patches import check_patches, extent
+from .modeling_patches import ImageTokens, check_patches, extent
 from .modeling_text import (
     LogitScale,
     ScaledLinear,
@@ -448,6 +448,12 @@ class RegionTextVisionModel(RegionTextPreTrainedModel):
             return canvas
         given = tuple(region_masks.shape[-2:])
         return given if given[0] >= canvas[0] and given[1] >= canvas[1] else canvas
+
+    def _image_tokens(
+        self, last_hidden_state: Tensor, pixel_values: Tensor, spatial_shapes: Tensor | None
+    ) -> ImageTokens:
+        config = self.config.vision_config
+        return self.vision_adapter.image_tokens(config, last_hidden_state, pixel_values, spatial_shapes)
 
     @can_return_tuple
     def get_image_features(

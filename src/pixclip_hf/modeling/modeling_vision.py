@@ -14,7 +14,8 @@ from .configuration_eva02 import Eva02VisionConfig
 from .configuration_region_text import PATCH_TOWERS
 from .modeling_adapters import AdapterRegistry
 from .modeling_eva02 import Eva02VisionModel
-from .modeling_regions import weighted_mean
+from .modeling_patches import ImageTokens
+from .modeling_regions import mask_patch_weights, weighted_mean
 
 
 class MaskedPatchConv(nn.Conv2d):
@@ -180,6 +181,13 @@ class VisionAdapter:
         register tokens in front of them."""
         return last_hidden_state[:, -grid[0] * grid[1] :]
 
+    def image_tokens(
+        self, config: Any, last_hidden_state: Tensor, pixel_values: Tensor, spatial_shapes: Tensor | None = None
+    ) -> ImageTokens:
+        """The patch tokens of a tower's output and their grid, from what went into the tower."""
+        grid = self.patch_grid(config, pixel_values)
+        return ImageTokens(self.patch_tokens(last_hidden_state, grid), grid, config.patch_size)
+
     def pooled_image(self, outputs: BaseModelOutputWithPooling) -> Tensor:
         """`(B, width)`: what represents the whole image in a tower's output."""
         return outputs.pooler_output
@@ -205,6 +213,15 @@ class VisionAdapter:
                 "family needs a `VisionAdapter` of its own."
             )
         return weighted_mean(tower.post_layernorm(tokens), weights)
+
+    def pool_masks(self, tower: PreTrainedModel, tokens: ImageTokens, masks: Tensor) -> Tensor:
+        """[`VisionAdapter.pool_regions`] under masks `(B, R, H, W)`: `(B, R, width)`."""
+
+        def read(states: Tensor, grid: tuple[int, int], images: Any) -> Tensor:
+            weights = mask_patch_weights(tokens.masks_on(images, grid, masks), grid)
+            return self.pool_regions(tower, states, weights)
+
+        return tokens.per_grid(read)
 
     def feed_forward_width(self, config: Any) -> int:
         """Width inside the feed-forward layers of the tower, which a Prompter takes over."""
@@ -282,6 +299,13 @@ class NaFlexVisionAdapter(SiglipVisionAdapter):
         """Puts a [`MaskedPatchLinear`] in place of the tower's own patch projection."""
         linear = tower.get_input_embeddings()
         replace_module(tower, linear, MaskedPatchLinear(linear, mask_bias))
+
+    def image_tokens(
+        self, config: Any, last_hidden_state: Tensor, pixel_values: Tensor, spatial_shapes: Tensor | None = None
+    ) -> ImageTokens:
+        """The tokens of a tower's output, all of which are patches, with the grid of each image."""
+        assert spatial_shapes is not None  # the tower took them
+        return ImageTokens(last_hidden_state, spatial_shapes, config.patch_size)
 
     def whole_image_size(self, config: Any) -> int:
         """Side in pixels of the square of as many patches as the tower has positions for."""
