@@ -133,14 +133,17 @@ class RegionEncoder(BaseEncoder):
 
     def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
         """Where CLOC's grounding head finds each text in an image: `(T, 4)`, xyxy in pixels."""
-        return self.find_scored_boxes(image, texts)[0]
+        return self._ground(image, texts, steady_scores=False)[0]
 
-    @torch.no_grad()
     def find_scored_boxes(self, image: Image.Image, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """[`RegionEncoder.find_boxes`], and the similarity `(T,)` of each text to the region in its box (the
         `steady_scores` of [`CLOCModel.ground`]), which is lower where the text is absent."""
+        return self._ground(image, texts, steady_scores=True)
+
+    @torch.no_grad()
+    def _ground(self, image: Image.Image, texts: Sequence[str], steady_scores: bool) -> tuple[Tensor, Tensor]:
         inputs = self.processor(images=image, text=list(texts), max_length=self.max_length, return_tensors="pt")
-        found = self.model.ground(**self._moved(inputs), steady_scores=True)
+        found = self.model.ground(**self._moved(inputs), steady_scores=steady_scores)
         boxes = self.processor.post_process_boxes(found.pred_boxes.float(), [image.size[::-1]])[0]
         return boxes, found.scores[0].float().cpu()
 
