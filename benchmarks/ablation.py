@@ -30,7 +30,7 @@ from transformers import AutoModel, AutoProcessor
 from pixclip_hf.data.whole_files import write_json
 from pixclip_hf.evaluation.report import markdown_table, with_current_names
 from pixclip_hf.modeling import modeling_region_text
-from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
+from pixclip_hf.modeling.modeling_gathered_loss import gathered_contrastive_loss
 from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.scenes.measures import CLIP_TOKENS, evaluate_scenes
 from pixclip_hf.scenes.recipes import COMMON, RECIPES, start_from_towers

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from builders import contrastive_by_loops, run_ranks
 
+from pixclip_hf.modeling.modeling_gathered_loss import gathered_contrastive_loss, rows_per_rank
 from pixclip_hf.modeling.modeling_losses import contrastive_loss, grounding_losses, local_global_loss, text_ids
-from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss, rows_per_rank
 
 VALID = torch.tensor([True, True, False, True, True, False, True])
 IDS = torch.tensor([3, 8, 0, 3, 5, 0, 9])

@@ -8,8 +8,8 @@ from builders import build_batch, build_model, loss_names, run_ranks
 from test_tiled_loss import ROWS, assert_same, problem
 
 from pixclip_hf.modeling import modeling_losses
+from pixclip_hf.modeling.modeling_gathered_loss import gathered_contrastive_loss
 from pixclip_hf.modeling.modeling_losses import sigmoid_loss
-from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
 
 
 def sigmoid_by_loops(embeds, texts, scale, bias, ids=None, valid=None, threshold=None, equal_texts="left_out"):

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from builders import build_batch, build_model, contrastive_by_loops, run_ranks
 
 from pixclip_hf.modeling import modeling_losses, modeling_tiled_loss
+from pixclip_hf.modeling.modeling_gathered_loss import gathered_contrastive_loss
 from pixclip_hf.modeling.modeling_losses import contrastive_loss
-from pixclip_hf.modeling.modeling_region_text import gathered_contrastive_loss
 
 ROWS = 23
 

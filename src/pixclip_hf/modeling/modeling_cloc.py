@@ -13,6 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
+from .modeling_gathered_loss import Gather, rows_per_rank
 from .modeling_losses import grounding_losses
 from .modeling_parallel import returns_loss, with_every_parameter
 from .modeling_patches import ImageTokens, scale_boxes
@@ -27,22 +28,19 @@ from .modeling_prompter import (
 )
 from .modeling_prompts import PromptedRegions, prompted_regions
 from .modeling_region_text import (
-    Gather,
     RegionTextModel,
     RegionTextOutput,
     RegionTextPreTrainedModel,
     RegionTextVisionModel,
     RegionVisionOutput,
-    only_real,
     region_text_features,
-    rows_per_rank,
     set_losses,
-    slots_of,
     unit,
     vision_output,
     wants_loss,
 )
 from .modeling_regions import boxes_around, mask_boxes, roi_align
+from .modeling_slots import only_real, slots_of
 from .modeling_text import ScaledLinear, build_logit_scale
 
 

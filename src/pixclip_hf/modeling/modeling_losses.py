@@ -182,10 +182,9 @@ def grounding_losses(
     # Padded boxes have no area: a whole-image box in their place keeps their (unused) GIoU and its gradient finite.
     boxes = torch.where(valid[..., None], boxes.float(), boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).float())
     pred_boxes = pred_boxes.float()
-    normalizer = _at_least_one(valid.sum() if normalizer is None else normalizer)
-    l1 = torch.where(valid, (pred_boxes - boxes).abs().sum(-1), 0).sum() / normalizer
-    giou = torch.where(valid, 1 - generalized_box_iou(pred_boxes, boxes), 0).sum() / normalizer
-    return l1, giou
+    l1 = torch.where(valid, (pred_boxes - boxes).abs().sum(-1), 0)
+    giou = torch.where(valid, 1 - generalized_box_iou(pred_boxes, boxes), 0)
+    return _mean_of_rows(l1, valid, normalizer), _mean_of_rows(giou, valid, normalizer)
 
 
 def local_global_loss(
@@ -208,8 +207,7 @@ def local_global_loss(
     distances = 1 - (pooled_embeds * crop_embeds.detach()).sum(-1).float()
     if valid is None:
         valid = torch.ones_like(distances, dtype=torch.bool)
-    normalizer = _at_least_one(valid.sum() if normalizer is None else normalizer)
-    return torch.where(valid, distances, 0).sum() / normalizer
+    return _mean_of_rows(torch.where(valid, distances, 0), valid, normalizer)
 
 
 def _plain_losses(

@@ -12,30 +12,24 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_pixclip import PixCLIPConfig
 from .configuration_region_text import check_choice
+from .modeling_gathered_loss import Gather, gathered_contrastive_loss, rows_per_rank
 from .modeling_losses import local_global_loss
 from .modeling_parallel import returns_loss, with_every_parameter
 from .modeling_patches import patches_of_masks
 from .modeling_region_text import (
-    Gather,
     RegionTextModel,
     RegionTextOutput,
     RegionTextPreTrainedModel,
     RegionTextVisionModel,
     RegionVisionOutput,
-    at_least_one,
     check_arguments,
-    gathered_contrastive_loss,
-    only_real,
-    real_slots,
     region_text_features,
-    rows_per_rank,
-    scatter,
     set_losses,
-    slots_of,
     unit,
     vision_output,
     wants_loss,
 )
+from .modeling_slots import at_least_one, only_real, real_slots, scatter, slots_of
 from .modeling_text import ScaledLinear
 from .modeling_vision import MaskedPatchConv, MaskedPatchLinear
 

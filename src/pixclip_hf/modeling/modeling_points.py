@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .modeling_region_text import real_slots
 from .modeling_regions import box_coverage
+from .modeling_slots import real_slots
 from .modeling_text import ScaledLinear
 
 # Labels of points: on the region, beside it, and padding.

@@ -8,8 +8,8 @@ from .configuration_cloc import CLOCConfig
 from .configuration_region_text import check_choice
 from .modeling_patches import ImageTokens
 from .modeling_points import point_slots
-from .modeling_region_text import real_slots
 from .modeling_regions import box_coverage, mask_boxes, mask_patch_weights
+from .modeling_slots import real_slots
 
 
 class PromptedRegions(NamedTuple):

@@ -1,7 +1,6 @@
-"""What both models are: two towers and a projection behind each, region slots, losses over the rows of all ranks, and
-what they return."""
+"""What both models are: two towers and a projection behind each, texts of images and regions, and what they
+return."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -16,9 +15,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_region_text import RegionTextConfig
+from .modeling_gathered_loss import Gather, gathered_contrastive_loss
 from .modeling_inherit import model_from_towers
-from .modeling_losses import contrastive_loss, sigmoid_loss, text_ids
+from .modeling_losses import text_ids
 from .modeling_patches import ImageTokens, check_patches, extent
+from .modeling_slots import at_least_one, only_real, scatter
 from .modeling_text import (
     LogitScale,
     ScaledLinear,
@@ -28,8 +29,6 @@ from .modeling_text import (
     text_features,
 )
 from .modeling_vision import VISION_ADAPTERS, VisionAdapter
-
-Gather = Callable[[Tensor], tuple[Tensor, int]]
 
 TOWER_ARGUMENTS = {*TransformersKwargs.__annotations__, "return_dict", "use_cache"}
 
@@ -129,18 +128,6 @@ def vision_output(image: BaseModelOutputWithPooling, region_embeds: Tensor | Non
     )
 
 
-def scatter(rows: Tensor, real: Tensor) -> Tensor:
-    """Rows of the real regions `(n, D)` into their slots `(B, R, D)`, zeros elsewhere."""
-    slots = rows.new_zeros(*real.shape, rows.shape[-1])
-    slots[real.to(rows.device)] = rows
-    return slots
-
-
-def only_real(rows: Tensor, real: Tensor) -> Tensor:
-    """Rows of region slots `(B, R, ...)`, zeros where no region is real `(B, R)`."""
-    return rows * real.to(rows.device)[..., None]
-
-
 def scaled_similarity(logit_scale: Tensor, logit_bias: Tensor | None, embeds: Tensor, text_embeds: Tensor) -> Tensor:
     """Logits `(..., T)` of embeddings `(..., D)` to texts `(T, D)`, on the device of the embeddings."""
     return _to_logits(embeds @ text_embeds.to(embeds.device).T, logit_scale, logit_bias)
@@ -155,48 +142,6 @@ def image_text_logits(logit_scale: Tensor, logit_bias: Tensor | None, embeds: Te
 def _to_logits(similarities: Tensor, logit_scale: Tensor, logit_bias: Tensor | None) -> Tensor:
     logits = similarities * logit_scale.to(similarities.device)
     return logits if logit_bias is None else logits + logit_bias.to(similarities.device)
-
-
-def at_least_one(real: Tensor) -> Tensor:
-    """`real`, or its first slot where no region is real: a tower then runs on every rank, and its parameters take part
-    in every step of data parallelism. Multiply what comes out by `real`."""
-    if real.any():
-        return real
-    first = torch.zeros_like(real)
-    first[:1, :1] = True
-    return first
-
-
-def real_slots(
-    name: str, regions: Tensor | None, attention_mask: Tensor | None, pixel_values: Tensor, trailing: tuple[int, ...]
-) -> Tensor:
-    """Which region slots are real: `(B, R)` bool, all of them without an `attention_mask`.
-
-    Args:
-        name: the name of the argument `regions`, for messages.
-        regions (`(B, R, *trailing)`): boxes or masks.
-        attention_mask (`(B, R)`): 1 for real regions.
-        pixel_values (`(B, 3, H, W)`).
-        trailing: what `regions` must have behind its first two dimensions.
-
-    Raises:
-        ValueError: no regions, or shapes that do not fit each other.
-    """
-    if regions is None:
-        raise ValueError(f"`{name}` must be given to embed regions, got None.")
-    # Not `len`, which an export takes for a constant.
-    images = pixel_values.shape[0]
-    if regions.ndim != 2 + len(trailing) or regions.shape[2:] != trailing or regions.shape[0] != images:
-        expected = ", ".join(map(str, (images, "R", *trailing)))
-        raise ValueError(f"`{name}` must have shape ({expected}), got {tuple(regions.shape)}.")
-    if attention_mask is None:
-        return torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-    if attention_mask.shape != regions.shape[:2]:
-        raise ValueError(
-            f"`region_attention_mask` must have shape {tuple(regions.shape[:2])} as `{name}`, "
-            f"got {tuple(attention_mask.shape)}."
-        )
-    return attention_mask.bool()
 
 
 def region_text_features(
@@ -272,13 +217,6 @@ def wants_loss(
     return True
 
 
-def slots_of(embeds: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Which slots of region embeddings `(B, R, D)` are real: `(B, R)` bool, all without an `attention_mask`."""
-    if attention_mask is None:
-        return torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-    return attention_mask.bool()
-
-
 def set_losses(output: Any, parts: dict[str, Tensor], weights: dict[str, float]) -> None:
     """Puts the parts of a loss and their weighted sum into a model's output."""
     if not parts:
@@ -288,55 +226,6 @@ def set_losses(output: Any, parts: dict[str, Tensor], weights: dict[str, float])
     output.loss_parts = parts
     device = next(iter(parts.values())).device
     output.loss = sum(weights[name] * part.to(device) for name, part in parts.items())
-
-
-def rows_per_rank(valid: Tensor, gather: Gather | None, ranks: int) -> Tensor:
-    """What a rank's sum over its valid rows is divided by, so that the ranks' mean is the mean over all valid rows."""
-    if gather is not None:
-        valid, _ = gather(valid)
-    return valid.sum() / ranks
-
-
-def gathered_contrastive_loss(
-    embeds: Tensor,
-    text_embeds: Tensor,
-    logit_scale: Tensor,
-    ids: Tensor,
-    valid: Tensor | None = None,
-    similarity_threshold: float | None = None,
-    gather: Gather | None = None,
-    ranks: int = 1,
-    tile_size: int | None = None,
-    logit_bias: Tensor | None = None,
-    equal_texts: str = "left_out",
-) -> Tensor:
-    """[`contrastive_loss`] of this rank's rows against the rows of all ranks, or, with a `logit_bias`,
-    [`sigmoid_loss`]; on the device of `embeds`."""
-    text_embeds, logit_scale, ids = (part.to(embeds.device) for part in (text_embeds, logit_scale, ids))
-    if valid is None:
-        valid = torch.ones(len(embeds), dtype=torch.bool, device=embeds.device)
-    valid = valid.to(embeds.device)
-    options: dict[str, Any] = {
-        "ids": ids,
-        "valid": valid,
-        "similarity_threshold": similarity_threshold,
-        "tile_size": tile_size,
-    }
-    if gather is not None:
-        options["all_text_embeds"], offset = gather(text_embeds)
-        all_valid = gather(valid)[0]
-        options |= {
-            "all_ids": gather(ids)[0],
-            "all_valid": all_valid,
-            "offset": offset,
-            "normalizer": all_valid.sum() / ranks,
-        }
-    if logit_bias is not None:
-        bias = logit_bias.to(embeds.device)
-        return sigmoid_loss(embeds, text_embeds, logit_scale, bias, equal_texts=equal_texts, **options)
-    if gather is not None:
-        options["all_embeds"] = gather(embeds)[0]
-    return contrastive_loss(embeds, text_embeds, logit_scale, **options)
 
 
 class RegionTextPreTrainedModel(PreTrainedModel):
