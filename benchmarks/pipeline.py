@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import pipeline
 
 from pixclip_hf import CLOCConfig, CLOCModel, CLOCProcessor
-from pixclip_hf.pipelines.region_feature_extraction import collate_images
+from pixclip_hf.pipelines.region_batches import collate_images
 from pixclip_hf.processing.image_processing_region import RegionImageProcessor
 
 CUDA = torch.cuda.is_available()

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from ..data.collator import region_inputs
-from ..pipelines.region_feature_extraction import IMAGE_KEYS
+from ..pipelines.region_batches import IMAGE_KEYS
 from ..pipelines.text_embeddings import embed_texts, input_device
 from ..processing.processing_text import UNLIMITED
 from .base import BaseEncoder

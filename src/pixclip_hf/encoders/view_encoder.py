@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 
 from ..data.collator import region_inputs
 from ..modeling.modeling_vision import VISION_ADAPTERS
-from ..pipelines.region_feature_extraction import IMAGE_KEYS
+from ..pipelines.region_batches import IMAGE_KEYS
 from ..pipelines.text_embeddings import input_device
 from ..processing.image_processing_region import RegionImageProcessor
 from ..processing.processing_pixclip import PixCLIPProcessor

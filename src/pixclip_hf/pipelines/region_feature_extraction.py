@@ -1,9 +1,8 @@
-"""The `region-feature-extraction` pipeline, and what it shares with the other region pipeline."""
+"""The `region-feature-extraction` pipeline, and what it shares with the other region pipelines."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from os import PathLike
 from typing import Any
 
@@ -11,140 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-# What has one row per image, and no regions.
-IMAGE_KEYS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+from .region_batches import BucketedOutputs, PreparedItems, PreparedStream, numbered
+
 _REGION_KEYS = ("boxes", "masks", "points", "point_labels")
-# Batches that are read ahead and sorted by their images' number of regions.
-_BUCKET_BATCHES = 4
-# What a bad input raises, and what is raised again with its number.
-_NAMED_ERRORS = (FileNotFoundError, OSError, TypeError, ValueError)
-
-
-def collate_images(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Joins batches of one image each into one batch with one row per image.
-
-    Args:
-        items: preprocessed images; every tensor is (1, R, ...) with its own R, but those of the image itself.
-
-    Returns:
-        The same keys: tensors (B, max R, ...), padded at the end with zeros, so that `region_attention_mask` is 0
-        there, and with labels of -1 for points that are none; anything else as a list of B.
-
-    Raises:
-        ValueError: the processed images have different sizes.
-    """
-    shapes = {tuple(item["pixel_values"].shape[1:]) for item in items}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"The processed images of a batch must have one size, got {sorted(shapes)}: use `batch_size=1`."
-        )
-    num_regions = max(item["region_attention_mask"].shape[1] for item in items)
-    batch: dict[str, Any] = {}
-    for key in items[0]:
-        values = [item[key] for item in items]
-        if not isinstance(values[0], torch.Tensor):
-            batch[key] = [value for rows in values for value in rows]
-            continue
-        if key in ("region_points", "region_point_labels"):
-            most = max(value.shape[2] for value in values)
-            values = [F.pad(v, (0, 0) * (v.ndim - 3) + (0, most - v.shape[2]), value=-1) for v in values]
-        if key == "region_masks":
-            # Where images keep their aspect, masks have the size of each.
-            height, width = (max(v.shape[axis] for v in values) for axis in (2, 3))
-            values = [F.pad(v, (0, width - v.shape[3], 0, height - v.shape[2])) for v in values]
-        if key not in IMAGE_KEYS:
-            fill = -1 if key == "region_point_labels" else 0
-            values = [F.pad(v, (0, 0) * (v.ndim - 2) + (0, num_regions - v.shape[1]), value=fill) for v in values]
-        batch[key] = torch.cat(values)
-    return batch
-
-
-class _BucketedOutputs:
-    """What `forward` gives for each image of a loader, in order, from batches of images with about as many regions.
-
-    Holds `_BUCKET_BATCHES` batches at a time, however many images there are; one image at `batch_size` 1.
-
-    Args:
-        loader: yields preprocessed images, one by one.
-        forward: a batch of `collate_images` to `{"per_region": (B, R, ...), "regions": list of B}`.
-    """
-
-    def __init__(self, loader: DataLoader, forward: Callable[[dict[str, Any]], dict[str, Any]], batch_size: int):
-        self.loader, self.forward, self.batch_size = loader, forward, batch_size
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        images = iter(self.loader)
-        size = self.batch_size
-        while window := list(map(self._owned, islice(images, 1 if size == 1 else _BUCKET_BATCHES * size))):
-            outputs: list[dict[str, Any]] = [{}] * len(window)
-            for rows in _rows_of_batches(window, size):
-                batch = self.forward(collate_images([window[i] for i in rows]))
-                for row, i in enumerate(rows):
-                    outputs[i] = {
-                        "per_region": batch["per_region"][row : row + 1],
-                        "regions": batch["regions"][row : row + 1],
-                    }
-            yield from outputs
-
-    def _owned(self, item: dict[str, Any]) -> dict[str, Any]:
-        # A tensor that came from a worker holds a file of shared memory open: kept, they would run out.
-        if not self.loader.num_workers:
-            return item
-        return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in item.items()}
-
-
-@contextmanager
-def _numbered(number: int) -> Iterator[None]:
-    """Names the item in what a bad input raises."""
-    try:
-        yield
-    except _NAMED_ERRORS as error:
-        kind = next(kind for kind in _NAMED_ERRORS if isinstance(error, kind))
-        raise kind(f"image {number}: {error}") from error
-
-
-class _PreparedItems(Dataset):
-    """What `prepare` makes of each item; errors name the item by its index."""
-
-    def __init__(self, items: Any, prepare: Callable[[Any], dict[str, Any]]):
-        self.items, self.prepare = items, prepare
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        with _numbered(index):
-            return self.prepare(self.items[index])
-
-
-class _PreparedStream(IterableDataset):
-    """As [`_PreparedItems`], of items that come one by one."""
-
-    def __init__(self, items: Iterable[Any], prepare: Callable[[Any], dict[str, Any]]):
-        self.items, self.prepare = items, prepare
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number, item in enumerate(self.items):
-            with _numbered(number):
-                prepared = self.prepare(item)
-            yield prepared
-
-
-def _rows_of_batches(window: list[dict[str, Any]], size: int) -> Iterator[list[int]]:
-    """Which images share a batch: of one kind of prompt, with about as many regions."""
-    kinds: dict[tuple[str, ...], list[int]] = {}
-    for i, item in enumerate(window):
-        kinds.setdefault(tuple(sorted(item)), []).append(i)
-    for rows in kinds.values():
-        rows.sort(key=lambda i: window[i]["region_attention_mask"].shape[1])
-        yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def is_one_image(inputs: Any) -> bool:
@@ -286,16 +158,16 @@ class RegionPipeline(Pipeline):
         prepare = partial(self.preprocess, **preprocess_params)
         dataset: Dataset
         if isinstance(inputs, Sized):
-            dataset = _PreparedItems(inputs, prepare)
+            dataset = PreparedItems(inputs, prepare)
         else:
-            dataset = _PreparedStream(inputs, prepare)
+            dataset = PreparedStream(inputs, prepare)
             num_workers = min(num_workers, 1)
         loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=_unchanged)
-        outputs = _BucketedOutputs(loader, partial(self.forward, **forward_params), batch_size)
+        outputs = BucketedOutputs(loader, partial(self.forward, **forward_params), batch_size)
         numbers = count()
 
         def postprocess(model_outputs: dict[str, Any], **options: Any) -> Any:
-            with _numbered(next(numbers)):
+            with numbered(next(numbers)):
                 return self.postprocess(model_outputs, **options)
 
         return PipelineIterator(outputs, postprocess, postprocess_params)
@@ -327,7 +199,7 @@ class RegionPipeline(Pipeline):
         return {"per_region": features.float(), "regions": regions}
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
-        """Saves the model and the processor: a folder that both region pipelines load.
+        """Saves the model and the processor: a folder that all region pipelines load.
 
         Their code is saved with the model's configuration, so the base class, which would name only one task, has
         nothing to add.
@@ -446,7 +318,7 @@ def _zip_regions(
             raise ValueError(f"`{name}` must hold a list per image: got {len(values)} for {len(images)} images.")
     items = []
     for number, image in enumerate(images):
-        with _numbered(number):
+        with numbered(number):
             items.append(join(image, **{name: values[number] for name, values in regions.items()}))
     return items
 

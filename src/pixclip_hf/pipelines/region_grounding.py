@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .region_feature_extraction import IMAGE_KEYS, RegionPipeline, given_parameters, image_item, is_one_image
+from .region_batches import IMAGE_KEYS
+from .region_feature_extraction import RegionPipeline, given_parameters, image_item, is_one_image
 from .text_embeddings import EmbeddedTexts, remembered_texts
 from .zero_shot_region_classification import check_range, check_template, check_top_k, checked_labels, fill_template
 
