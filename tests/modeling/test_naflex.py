@@ -8,8 +8,10 @@ import transformers
 from builders import loss_names, shake
 from test_siglip import build, sources, tokens  # noqa: F401
 from transformers import AutoModel, pipeline
+from two_devices import OTHER, TwoDevices
 
 import pixclip_hf
+from pixclip_hf.modeling.modeling_patches import ImageTokens
 from pixclip_hf.processing.processing_patches import patch_grid
 from pixclip_hf.training.sharding import check_shardable
 
@@ -164,6 +166,19 @@ def test_trains_saves_and_finds(family, naflex, tmp_path):
         encoder = pixclip_hf.RegionEncoder(model, processor)
         found = encoder.find_boxes(_picture(IMAGES[1]), ["a", "b"])
         assert found.shape == (2, 4) and (found[:, 2] <= 120).all() and (found[:, 3] <= 24).all()
+
+
+def test_tokens_on_another_device_than_their_shapes():
+    """As the last layers of a tower whose first ones lie on the device of the inputs leave them."""
+
+    def read(states, grid, images):
+        return states.sum(1) * grid[1]
+
+    states, shapes = torch.arange(24.0).reshape(3, 4, 2), torch.tensor([[1, 3], [2, 2], [1, 3]])
+    expected = torch.stack([states[0, :3].sum(0) * 3, states[1].sum(0) * 2, states[2, :3].sum(0) * 3])
+    assert torch.equal(ImageTokens(states, shapes, 8).per_grid(read), expected)
+    with TwoDevices():
+        assert torch.equal(ImageTokens(states, shapes.to(OTHER), 8).per_grid(read), expected)
 
 
 @torch.no_grad()
