@@ -107,9 +107,7 @@ def absent_texts(record: Record, caption: str, rng: np.random.Generator) -> list
     return [absent[rng.integers(len(absent))], near[rng.integers(len(near))]]
 
 
-def scored_grounding(
-    encoder: Any, records: Sequence[Record]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def scored_grounding(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The boxes that the grounding head finds for texts that are in a scene and for texts that are not: the captions
     that name exactly one region of their scene, and two [`absent_texts`] for each.
 
