@@ -16,7 +16,7 @@ from ...encoders.base import logit_scale_and_bias
 from ...encoders.cached import CachedEncoder
 from ...encoders.templates import IMAGENET_TEMPLATES
 from ...images import open_image
-from ...pipelines.region_detection import BACKGROUND, GRID, class_nms, grid_boxes
+from ...pipelines.region_detection import BACKGROUND, best_labels, grid_boxes
 from ...processing.processing_regions import read_mask
 from ..image_sets import LAYOUTS, Images
 from ..intervals import RESAMPLES
@@ -131,7 +131,7 @@ def class_names(categories: Sequence[str]) -> list[str]:
 def propose(proposals: str) -> Callable[[Image.Image], Sequence[Mapping[str, Any]]]:
     """What finds the boxes of an RGB image: `"grid"`, `"detector:NAME"` or `"sam:NAME"`."""
     if proposals == "grid":
-        return lambda image: [{"box": box} for box in grid_boxes(*image.size, GRID)]
+        return lambda image: [{"box": box} for box in grid_boxes(*image.size)]
     return proposer_of(proposals)
 
 
@@ -147,14 +147,13 @@ def label_scores(model: Any, cosines: Tensor) -> Tensor:
 
 def _detections(image_id: int, boxes: Tensor, scores: Tensor, nms_iou: float) -> list[dict[str, Any]]:
     """The best detections of an image as rows of COCO's results, classes counted from one."""
-    found: list[dict[str, Any]] = []
-    for number in range(scores.shape[1]):
-        for row in class_nms(boxes, scores[:, number], 0.0, nms_iou):
-            x0, y0, x1, y1 = boxes[row].tolist()
-            score = float(scores[row, number])
-            found.append({"image_id": image_id, "category_id": number + 1, "bbox": [x0, y0, x1 - x0, y1 - y0],
-                          "score": score})  # fmt: skip
-    return sorted(found, key=lambda entry: -entry["score"])[:MOST_DETECTIONS]
+    rows = []
+    for row, label in best_labels(boxes, scores, 0.0, nms_iou, MOST_DETECTIONS):
+        x0, y0, x1, y1 = boxes[row].tolist()
+        score = float(scores[row, label])
+        rows.append({"image_id": image_id, "category_id": label + 1, "bbox": [x0, y0, x1 - x0, y1 - y0],
+                     "score": score})  # fmt: skip
+    return rows
 
 
 def score_detections(
