@@ -17,10 +17,10 @@ from pixclip_hf.annotation.vesl.detection import (
     BoxRules,
     OpenVocabularyDetector,
     SimulatedDetector,
-    non_maximum_suppression,
 )
 from pixclip_hf.annotation.vesl.phrases import PhraseCandidates
 from pixclip_hf.images import open_image
+from pixclip_hf.pipelines.region_detection import class_nms
 
 KEEP_ALL = BoxRules(threshold=0.0, top_k=1000, nms_iou=1.0, min_area=0.0)
 
@@ -61,7 +61,7 @@ def test_suppression_against_loops():
             best = left.pop(0)
             expected.append(best)
             left = [i for i in left if iou(boxes[best], boxes[i]) <= 0.4]
-        assert non_maximum_suppression(torch.tensor(boxes), torch.tensor(scores), 0.4) == expected
+        assert class_nms(torch.tensor(boxes), torch.tensor(scores), 0.0, 0.4) == expected
         assert 1 < len(expected) < 30
 
 

@@ -181,6 +181,11 @@ def test_the_estimate_is_that_of_the_recipe(family, monkeypatch):
     assert estimate.in_words(70) == "70 seconds" and estimate.in_words(600) == "10 minutes"
 
 
+def test_the_estimate_of_points_is_that_of_a_model_that_reads_them(monkeypatch):
+    monkeypatch.setitem(estimate.RECIPES, "cloc-points", ("--max_steps", "80", *FEW[2:], "--point_prompt_share", "1"))
+    assert estimate.seconds_of_training("cloc-points") > 0
+
+
 def test_towers_are_reused_by_recipe_seed_and_code(tmp_path, monkeypatch):
     from pixclip_hf.scenes import recipes
 

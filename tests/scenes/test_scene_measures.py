@@ -15,7 +15,6 @@ from pixclip_hf.scenes.measures import (
     description_accuracy,
     embed_crops,
     evaluate_scenes,
-    grounding_hits,
     measure_scenes,
     pair_accuracy,
     scored_grounding,
@@ -73,13 +72,14 @@ class LooksUp:
     def __init__(self, boxes):
         self.boxes = boxes
 
-    def find_boxes(self, image, texts):
-        return torch.tensor([self.boxes[image, text] for text in texts])
+    def find_scored_boxes(self, image, texts):
+        boxes = torch.tensor([self.boxes.get((image, text), [0.0, 0.0, 1.0, 1.0]) for text in texts])
+        return boxes, torch.zeros(len(texts))
 
 
 def test_grounding_counts_captions_that_name_one_region():
     def scene(image, *regions):
-        return {"image": image, "regions": [{"caption": caption, "box": box} for caption, box in regions]}
+        return {"image": image, "regions": [{"caption": f"a plain red {shape}", "box": box} for shape, box in regions]}
 
     records = [
         scene(
@@ -95,8 +95,9 @@ def test_grounding_counts_captions_that_name_one_region():
         ("a", "ring"): [20.0, 20.0, 30.0, 40.0],
         ("c", "star"): [1.0, 1.0, 5.0, 5.0],
     }
-    hits, groups = grounding_hits(LooksUp(found), records)
-    assert hits.tolist() == [1, 0, 0, 1] and groups.tolist() == [0, 0, 0, 2]
+    boxes = {(image, f"a plain red {shape}"): box for (image, shape), box in found.items()}
+    _, right, present, groups = scored_grounding(LooksUp(boxes), records)
+    assert right[present].tolist() == [1, 0, 0, 1] and groups[present].tolist() == [0, 0, 0, 2]
 
 
 def test_absent_texts_are_not_in_the_scene():
@@ -135,11 +136,12 @@ class Scores:
 
 def test_grounding_ap_falls_where_absent_texts_score_like_present_ones():
     records = [make_scene(index) for index in range(10)]
-    scores, right, present = scored_grounding(Scores(records, True), records)
-    assert len(scores) == len(right) == 3 * present and right.sum() == present
-    assert average_precision(scores, right, present) == 1
-    scores, right, present = scored_grounding(Scores(records, False), records)
-    assert average_precision(scores, right, present) < 0.25
+    scores, right, present, _ = scored_grounding(Scores(records, True), records)
+    count = present.sum()
+    assert len(scores) == len(right) == 3 * count and right.sum() == count
+    assert average_precision(scores, right, count) == 1
+    scores, right, *_ = scored_grounding(Scores(records, False), records)
+    assert average_precision(scores, right, count) < 0.25
 
 
 def test_the_measures_by_mask_are_prompted_by_masks(tiny_cloc, scenes):

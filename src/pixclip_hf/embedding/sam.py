@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..mask_models import image_states
-from ..modeling.modeling_regions import box_iou
+from ..mask_models import MaskModel, image_states
+from ..pipelines.region_detection import class_nms
 from ..processing.processing_regions import encode_rle, mask_box
 from .regions import Region, new_region
 
@@ -75,26 +75,20 @@ class SamProposer:
         side = max(processor.image_processor.pad_size["height"], processor.image_processor.pad_size["width"])
         height, width = (max(1, round(edge * masks.shape[-1] / side)) for edge in shown)
         inside = (masks > 0)[:, :height, :width].numpy()
-        order = [i for i in torch.argsort(scores, descending=True, stable=True).tolist() if inside[i].any()]
-        boxes = {i: torch.from_numpy(mask_box(inside[i])).float() for i in order}
-        kept: list[int] = []
-        for i in order:
-            if float(scores[i]) < self.threshold:
-                break
-            if all(float(box_iou(boxes[i], boxes[other])) <= self.nms_iou for other in kept):
-                kept.append(i)
-        return torch.tensor(kept, dtype=torch.int64)
+        found = [i for i, mask in enumerate(inside) if mask.any()]
+        boxes = torch.tensor([mask_box(inside[i]).tolist() for i in found], dtype=torch.float32).reshape(-1, 4)
+        rows = torch.tensor(found, dtype=torch.int64)
+        return rows[class_nms(boxes, scores[rows], self.threshold, self.nms_iou)]
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
+        from transformers import AutoConfig
 
         kind = AutoConfig.from_pretrained(self.model).model_type
         if kind not in _KINDS:
             raise ValueError(f"`model` must be a SAM or SAM-HQ, got {self.model!r}: {kind}.")
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        model = AutoModelForMaskGeneration.from_pretrained(self.model, dtype="auto").to(device).eval()
-        return model, AutoProcessor.from_pretrained(self.model)
+        loaded = MaskModel.from_pretrained(self.model)
+        return loaded.model, loaded.processor
 
     def __getstate__(self) -> dict[str, Any]:
         # Without the model, which each process loads.

@@ -172,26 +172,52 @@ class RegionDetectionPipeline(ZeroShotRegionClassificationPipeline):
             scores = scores ** (1 - proposal_weight) * proposed**proposal_weight
         boxes = torch.tensor([list(region["box"].values()) for region in regions], dtype=torch.float32)
         found = []
-        for number, label in enumerate(candidate_labels):
-            for row in class_nms(boxes, scores[:, number], threshold, nms_iou):
-                entry = {"score": float(scores[row, number]), "label": label, "box": regions[row]["box"]}
-                if return_masks and "mask" in regions[row]:
-                    entry["mask"] = regions[row]["mask"]
-                found.append(entry)
-        return sorted(found, key=lambda entry: -entry["score"])[:top_k]
+        for row, number in best_labels(boxes, scores, threshold, nms_iou, top_k):
+            entry = {
+                "score": float(scores[row, number]),
+                "label": candidate_labels[number],
+                "box": regions[row]["box"],
+            }
+            if return_masks and "mask" in regions[row]:
+                entry["mask"] = regions[row]["mask"]
+            found.append(entry)
+        return found
+
+
+def best_labels(
+    boxes: torch.Tensor, scores: torch.Tensor, threshold: float, iou: float, most: int
+) -> list[tuple[int, int]]:
+    """The best detections of an image, as pairs of a row and a label, best first: what [`class_nms`] leaves of each
+    label.
+
+    Args:
+        boxes (`(R, 4)`): xyxy.
+        scores (`(R, T)`): of each label.
+        threshold, iou: as in [`class_nms`].
+        most: how many there are at most.
+    """
+    overlapping = box_overlaps(boxes) > iou
+    found = [(row, label) for label, own in enumerate(scores.T) for row in _suppressed(overlapping, own, threshold)]
+    values = scores.tolist()
+    return sorted(found, key=lambda pair: -values[pair[0]][pair[1]])[:most]
 
 
 def class_nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float, iou: float) -> list[int]:
     """Rows of the boxes `(N, 4)`, xyxy, of one label that score `threshold` or more and overlap no better one by more
     than `iou`; best first."""
+    return _suppressed(box_overlaps(boxes) > iou, scores, threshold)
+
+
+def _suppressed(overlapping: torch.Tensor, scores: torch.Tensor, threshold: float) -> list[int]:
+    """As [`class_nms`], where `overlapping` `(N, N)` says which boxes overlap by too much."""
     order = torch.argsort(scores, descending=True, stable=True)
-    order = order[scores[order] >= threshold]
-    overlaps = box_overlaps(boxes[order])
+    gone = torch.zeros_like(scores, dtype=torch.bool)
     kept: list[int] = []
-    for place in range(len(order)):
-        if not (overlaps[place, kept] > iou).any():
-            kept.append(place)
-    return order[kept].tolist()
+    for row in order[scores[order] >= threshold].tolist():
+        if not gone[row]:
+            kept.append(row)
+            gone |= overlapping[row]
+    return kept
 
 
 def box_overlaps(boxes: torch.Tensor) -> torch.Tensor:
@@ -256,4 +282,4 @@ def _proposed_item(image: Any, **given: Any) -> dict[str, Any]:
     return image_item(image, _KEYS, **given)
 
 
-__all__ = ["RegionDetectionPipeline", "box_overlaps", "class_nms", "grid_boxes"]
+__all__ = ["RegionDetectionPipeline", "best_labels", "box_overlaps", "class_nms", "grid_boxes"]

@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader
 from .dataset import make_scene, scenes_dataset
 from .measures import evaluate_scenes
 from .recipes import BATCHES_BESIDE, COMMON, RECIPES, model_type_of, start_from_towers
-from .small_models import small_model
-from .tokenizer import scenes_tokenizer
 
 # Steps that warm up, and steps that are timed.
 WARM_UP, TIMED_STEPS = 2, 6
@@ -27,17 +25,14 @@ def seconds_of_training(recipe: str) -> float:
         recipe: a key of `RECIPES`.
     """
     from ..data.collator import RegionCollator, RegionDataset
-    from ..training.command import build_parser
 
-    model_type = model_type_of(recipe)
-    given = ["--output_dir", "unused", "--model_type", model_type, *RECIPES[recipe], *COMMON, *BATCHES_BESIDE]
-    _, data, *_, training = build_parser().parse_args_into_dataclasses(given, look_for_args_file=False)
-    model, processor = _untrained(model_type)
+    _, data, training = _arguments(recipe)
+    model, processor = _untrained(recipe)
     model.to(training.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
     steps, size = WARM_UP + TIMED_STEPS, training.per_device_train_batch_size
     scenes = scenes_dataset(steps * size, size=processor.image_processor.size["height"])
-    collator = RegionCollator(processor, **data.collator_arguments(model_type))
+    collator = RegionCollator(processor, **data.collator_arguments(model_type_of(recipe)))
     workers = training.dataloader_num_workers
     batches = DataLoader(RegionDataset(scenes), size, collate_fn=collator, num_workers=workers)
     begun = time.perf_counter()
@@ -60,7 +55,7 @@ def seconds_of_measuring(recipe: str, scenes: int) -> float:
         recipe: a key of `RECIPES`, whose model is measured.
         scenes: how many scenes will be measured.
     """
-    model, processor = _untrained(model_type_of(recipe))
+    model, processor = _untrained(recipe)
     few, more = TIMED_SCENES
     seconds = []
     for count in (few, few, more):  # the first one warms up
@@ -71,16 +66,29 @@ def seconds_of_measuring(recipe: str, scenes: int) -> float:
     return seconds[2] + each * max(scenes - more, 0)
 
 
-def _untrained(model_type: str) -> tuple[Any, Any]:
-    """A model of the sizes that the recipe trains: PixCLIP's are those of its towers."""
-    cloc = small_model("cloc", scenes_tokenizer())
-    if model_type == "cloc":
-        return cloc
+def _arguments(recipe: str) -> tuple[Any, Any, Any]:
+    """The arguments of model, data and training that a recipe gives `pixclip-hf train`."""
+    from ..training.command import build_parser
+
+    given = ["--output_dir", "unused", "--model_type", model_type_of(recipe), *RECIPES[recipe]]
+    given += [*COMMON, *BATCHES_BESIDE]
+    model, data, *_, training = build_parser().parse_args_into_dataclasses(given, look_for_args_file=False)
+    return model, data, training
+
+
+def _untrained(recipe: str) -> tuple[Any, Any]:
+    """The model that a recipe starts from, and its processor: PixCLIP has the towers of an untrained CLOC."""
+    if model_type_of(recipe) == "cloc":
+        from ..training.command import build_model
+
+        arguments, data, _ = _arguments(recipe)
+        model, processor, _ = build_model(arguments, points=data.point_prompt_share > 0)
+        return model, processor
     from ..processing.processing_pixclip import PixCLIPProcessor
 
     with TemporaryDirectory() as folder:
         towers, start = Path(folder, "towers"), Path(folder, "start")
-        for part in cloc:
+        for part in _untrained("cloc"):
             part.save_pretrained(towers)
         return start_from_towers(towers, start), PixCLIPProcessor.from_pretrained(start)
 

@@ -92,21 +92,6 @@ def pair_accuracy(
     return (float(hits.mean()) if len(hits) else float("nan")), len(hits)
 
 
-def grounding_hits(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the box that the grounding head finds for a caption overlaps the region's by half (IoU), for the
-    captions that name exactly one region of their scene; and the record of each."""
-    hits, groups = [], []
-    for number, record in enumerate(records):
-        captions = Counter(region["caption"] for region in record["regions"])
-        regions = [region for region in record["regions"] if captions[region["caption"]] == 1]
-        if not regions:
-            continue
-        found = encoder.find_boxes(record["image"], [region["caption"] for region in regions])
-        hits += (box_iou(found, torch.tensor([region["box"] for region in regions])) >= GROUNDED_IOU).tolist()
-        groups += [number] * len(regions)
-    return np.array(hits, dtype=float), np.array(groups)
-
-
 def absent_texts(record: Record, caption: str, rng: np.random.Generator) -> list[str]:
     """Two descriptions that a scene shows nowhere: any, and one that differs from a region's in one attribute.
 
@@ -122,15 +107,15 @@ def absent_texts(record: Record, caption: str, rng: np.random.Generator) -> list
     return [absent[rng.integers(len(absent))], near[rng.integers(len(near))]]
 
 
-def scored_grounding(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, int]:
-    """The scores of the boxes that the grounding head finds for texts that are in a scene and texts that are not, and
-    whether each is right: its text is there, and the box overlaps the region's by half (IoU). The texts are the
-    captions that name exactly one region of their scene, as in [`grounding_hits`], and two [`absent_texts`] for each.
+def scored_grounding(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The boxes that the grounding head finds for texts that are in a scene and for texts that are not: the captions
+    that name exactly one region of their scene, and two [`absent_texts`] for each.
 
     Returns:
-        `(N,)` scores, `(N,)` whether the box is right, and how many of the texts are there.
+        `(N,)` each: the scores; whether the box is right, since its text is there and it overlaps the region's by half
+        (IoU); whether the text is there; and the number of its scene.
     """
-    scores, right, present = [], [], 0
+    scores, right, present, groups = [], [], [], []
     for number, record in enumerate(records):
         captions = Counter(region["caption"] for region in record["regions"])
         regions = [region for region in record["regions"] if captions[region["caption"]] == 1]
@@ -138,14 +123,14 @@ def scored_grounding(encoder: Any, records: Sequence[Record]) -> tuple[np.ndarra
             continue
         rng = np.random.default_rng((ABSENT_STREAM, number))
         texts = [region["caption"] for region in regions]
-        for caption in list(texts):
-            texts += absent_texts(record, caption, rng)
-        boxes, found = encoder.find_scored_boxes(record["image"], texts)
-        overlaps = box_iou(boxes[: len(regions)], torch.tensor([region["box"] for region in regions]))
-        right += [*(overlaps >= GROUNDED_IOU).tolist(), *[False] * (2 * len(regions))]
+        absent = [text for caption in texts for text in absent_texts(record, caption, rng)]
+        boxes, found = encoder.find_scored_boxes(record["image"], [*texts, *absent])
+        overlaps = box_iou(boxes[: len(texts)], torch.tensor([region["box"] for region in regions]))
+        right += [*(overlaps >= GROUNDED_IOU).tolist(), *[False] * len(absent)]
         scores += found.tolist()
-        present += len(regions)
-    return np.array(scores), np.array(right, dtype=bool), present
+        present += [True] * len(texts) + [False] * len(absent)
+        groups += [number] * (len(texts) + len(absent))
+    return np.array(scores), np.array(right, dtype=bool), np.array(present, dtype=bool), np.array(groups)
 
 
 def average_precision(scores: np.ndarray, right: np.ndarray, positives: int) -> float:
@@ -250,11 +235,10 @@ def measure_scenes(
         pooled = encoder.encode_records(records, mode="pooled")
         measure("region_description_exact_pooled", description_hits(pooled, records, descriptions).all(-1), own)
     if encoder.encoder.grounds:
-        hits, groups = grounding_hits(encoder, records)
-        measure("grounding_accuracy", hits, groups)
-        metrics["grounding_accuracy_count"] = len(hits)
-        scores, right, present = scored_grounding(encoder, records)
-        metrics["grounding_ap"] = average_precision(scores, right, present)
+        scores, right, present, groups = scored_grounding(encoder, records)
+        measure("grounding_accuracy", right[present], groups[present])
+        metrics["grounding_accuracy_count"] = int(present.sum())
+        metrics["grounding_ap"] = average_precision(scores, right, int(present.sum()))
         metrics["grounding_ap_count"] = len(scores)
     if encoder.encoder.prompt == "mask":
         long_captions = list(

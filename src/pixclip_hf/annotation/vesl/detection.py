@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...images import open_image
-from ...modeling.modeling_regions import box_iou
+from ...pipelines.region_detection import class_nms
 from ..stages import (
     Batch,
     RowStage,
@@ -30,17 +30,6 @@ from .phrases import STOP_WORDS
 DETECTIONS = List({"candidate": Value("int32"), "box": List(Value("float32"), length=4), "score": Value("float32")})
 # Scores and boxes are rounded: the sums of a matrix product differ in their last bits with the size of the batch.
 _SCORE_DIGITS, _BOX_DIGITS = 3, 1
-
-
-def non_maximum_suppression(boxes: Tensor, scores: Tensor, threshold: float) -> list[int]:
-    """Indices of the boxes (N, 4), xyxy, that overlap no better one by an IoU above `threshold`, best score first."""
-    order = torch.argsort(scores, descending=True, stable=True)
-    overlaps = box_iou(boxes[order, None], boxes[None, order]) > threshold
-    kept = []
-    for i in range(len(order)):
-        if not overlaps[i, kept].any():
-            kept.append(i)
-    return order[kept].tolist()
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,8 @@ class BoxRules:
         kept: list[dict[str, Any]] = []
         for label, rows in by_phrase.items():
             table = torch.tensor(sorted(rows), dtype=torch.float64)
-            best = non_maximum_suppression(table[:, 1:], -table[:, 0], self.nms_iou)
+            # All of them: a rounded score may lie below the threshold that the score itself has passed.
+            best = class_nms(table[:, 1:], -table[:, 0], float("-inf"), self.nms_iou)
             counts["dropped: overlaps a better box of its phrase"] += len(rows) - len(best)
             counts["dropped: beyond the top boxes of its phrase"] += max(len(best) - self.top_k, 0)
             for i in best[: self.top_k]:

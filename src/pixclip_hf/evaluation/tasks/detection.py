@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from ...detection import proposer_of
+from ...encoders.base import logit_scale_and_bias
 from ...encoders.cached import CachedEncoder
 from ...encoders.templates import IMAGENET_TEMPLATES
 from ...images import open_image
-from ...pipelines.region_detection import BACKGROUND, GRID, class_nms, grid_boxes
+from ...pipelines.region_detection import BACKGROUND, best_labels, grid_boxes
 from ...processing.processing_regions import read_mask
 from ..image_sets import LAYOUTS, Images
 from ..intervals import RESAMPLES
@@ -130,7 +131,7 @@ def class_names(categories: Sequence[str]) -> list[str]:
 def propose(proposals: str) -> Callable[[Image.Image], Sequence[Mapping[str, Any]]]:
     """What finds the boxes of an RGB image: `"grid"`, `"detector:NAME"` or `"sam:NAME"`."""
     if proposals == "grid":
-        return lambda image: [{"box": box} for box in grid_boxes(*image.size, GRID)]
+        return lambda image: [{"box": box} for box in grid_boxes(*image.size)]
     return proposer_of(proposals)
 
 
@@ -138,23 +139,21 @@ def label_scores(model: Any, cosines: Tensor) -> Tensor:
     """Cosine similarities `(R, T)` of regions and texts to scores in [0, 1], by the logits of a region model or of a
     CLIP or SigLIP: their softmax over the texts. A model with a sigmoid judges each text by itself, which ranks as the
     cosine does: that is the score, since a sigmoid would make many of them 1.0."""
-    of_regions = hasattr(model, "get_logit_scale")
-    if (model.get_logit_bias() if of_regions else getattr(model, "logit_bias", None)) is not None:
+    scale, bias = logit_scale_and_bias(model)
+    if bias is not None:
         return (1 + cosines) / 2
-    scale = model.get_logit_scale() if of_regions else model.logit_scale.exp()
     return (float(scale.detach()) * cosines).softmax(-1)
 
 
 def _detections(image_id: int, boxes: Tensor, scores: Tensor, nms_iou: float) -> list[dict[str, Any]]:
     """The best detections of an image as rows of COCO's results, classes counted from one."""
-    found: list[dict[str, Any]] = []
-    for number in range(scores.shape[1]):
-        for row in class_nms(boxes, scores[:, number], 0.0, nms_iou):
-            x0, y0, x1, y1 = boxes[row].tolist()
-            score = float(scores[row, number])
-            found.append({"image_id": image_id, "category_id": number + 1, "bbox": [x0, y0, x1 - x0, y1 - y0],
-                          "score": score})  # fmt: skip
-    return sorted(found, key=lambda entry: -entry["score"])[:MOST_DETECTIONS]
+    rows = []
+    for row, label in best_labels(boxes, scores, 0.0, nms_iou, MOST_DETECTIONS):
+        x0, y0, x1, y1 = boxes[row].tolist()
+        score = float(scores[row, label])
+        rows.append({"image_id": image_id, "category_id": label + 1, "bbox": [x0, y0, x1 - x0, y1 - y0],
+                     "score": score})  # fmt: skip
+    return rows
 
 
 def score_detections(
