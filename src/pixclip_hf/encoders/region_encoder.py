@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoProcessor
 
 from ..data.collator import region_inputs
+from ..modeling.modeling_patches import extent
 from ..pipelines.region_batches import IMAGE_KEYS
 from ..pipelines.text_embeddings import embed_texts, input_device
 from ..processing.processing_text import UNLIMITED
@@ -176,7 +177,7 @@ class RegionEncoder(BaseEncoder):
         pixels = images["pixel_values"]
         height, width = pixels.shape[-2:]
         if self.model.takes_patches:
-            height, width = (images["spatial_shapes"].amax(0) * config.vision_config.patch_size).tolist()
+            height, width = extent(images["spatial_shapes"], config.vision_config.patch_size)
         mask = pixels.new_full((len(pixels), 1, height, width), config.mask_mean + config.mask_std)
         return self.model.get_region_features(region_masks=mask, **images).pooler_output[:, 0]
 

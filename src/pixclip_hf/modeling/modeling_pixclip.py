@@ -31,7 +31,7 @@ from .modeling_region_text import (
 )
 from .modeling_slots import at_least_one, only_real, real_slots, scatter, slots_of
 from .modeling_text import ScaledLinear
-from .modeling_vision import MaskedPatchConv, MaskedPatchLinear
+from .modeling_vision import MaskBranch
 
 REGION_MODES = ("prompted", "pooled")
 
@@ -63,7 +63,7 @@ class PixCLIPPreTrainedModel(RegionTextPreTrainedModel):
     def initialize_weights(self) -> None:
         # The mask projection sits inside a transformers tower, whose own initialization does not know its weight.
         for module in self.modules():
-            if isinstance(module, MaskedPatchConv | MaskedPatchLinear):
+            if isinstance(module, MaskBranch):
                 module.reset_mask_parameters()
         super().initialize_weights()
 

@@ -38,7 +38,9 @@ def point_slots(
         )
     if ((labels < PADDING) | (labels > POSITIVE)).any():
         raise ValueError(f"`region_point_labels` must be 1, 0 or -1 (padding), got {labels.unique().tolist()}.")
-    needs = real.to(labels.device) & (torch.ones_like(real, device=labels.device) if alone else has_points(labels))
+    needs = real.to(labels.device)
+    if not alone:
+        needs = needs & has_points(labels)
     lacking = needs & ~(labels == POSITIVE).any(-1)
     if lacking.any():
         image, region = lacking.nonzero()[0].tolist()

@@ -18,7 +18,20 @@ from .modeling_patches import ImageTokens
 from .modeling_regions import mask_patch_weights, weighted_mean
 
 
-class MaskedPatchConv(nn.Conv2d):
+class MaskBranch:
+    """A patch projection's branch for the mask, which starts at zero."""
+
+    mask_weight: nn.Parameter
+    mask_bias: nn.Parameter | None
+
+    def reset_mask_parameters(self) -> None:
+        """Zeroes the mask branch, unless it was loaded."""
+        init.zeros_(self.mask_weight)
+        if self.mask_bias is not None:
+            init.zeros_(self.mask_bias)
+
+
+class MaskedPatchConv(MaskBranch, nn.Conv2d):
     """A patch projection whose input may carry a scaled mask as a fourth channel (PixCLIP; Alpha-CLIP's second
     convolution).
 
@@ -43,12 +56,6 @@ class MaskedPatchConv(nn.Conv2d):
         self.mask_weight = nn.Parameter(torch.zeros_like(conv.weight[:, :1]))
         self.mask_bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0])) if mask_bias else None
 
-    def reset_mask_parameters(self) -> None:
-        """Zeroes the mask branch, unless it was loaded."""
-        init.zeros_(self.mask_weight)
-        if self.mask_bias is not None:
-            init.zeros_(self.mask_bias)
-
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(N, 3, H, W) pixels or (N, 4, H, W) pixels and scaled mask to (N, width, H / patch, W / patch)."""
         channels = self.in_channels
@@ -58,7 +65,7 @@ class MaskedPatchConv(nn.Conv2d):
         return embeds + F.conv2d(pixel_values[:, channels:], self.mask_weight, self.mask_bias, stride=self.stride)
 
 
-class MaskedPatchLinear(nn.Linear):
+class MaskedPatchLinear(MaskBranch, nn.Linear):
     """[`MaskedPatchConv`] for a tower that takes its patches as rows: `(..., 3 * patch²)` pixels, which the scaled
     mask of each patch, `patch²` more, may follow."""
 
@@ -74,12 +81,6 @@ class MaskedPatchLinear(nn.Linear):
         self._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)
         self.mask_weight = nn.Parameter(torch.zeros_like(linear.weight[:, : linear.in_features // 3]))
         self.mask_bias = nn.Parameter(torch.zeros_like(linear.weight[:, 0])) if mask_bias else None
-
-    def reset_mask_parameters(self) -> None:
-        """Zeroes the mask branch, unless it was loaded."""
-        init.zeros_(self.mask_weight)
-        if self.mask_bias is not None:
-            init.zeros_(self.mask_bias)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(..., 3 * patch²) or (..., 4 * patch²) to (..., width)."""

@@ -37,26 +37,26 @@ class Points:
         points, labels = self.rows[region]  # type: ignore[misc]
         return {"points": points.tolist(), "point_labels": labels.tolist()}
 
-    def place(self, geometry: Geometry) -> list[np.ndarray | None]:
+    def place(self, geometry: Geometry) -> list[tuple[np.ndarray, np.ndarray] | None]:
         """
-        The points of each region, xy in [0, 1] of the canvas.
+        The points of each region, xy in [0, 1] of the canvas, and their labels.
 
         Raises:
             ValueError: a point lies outside the canvas.
         """
-        placed: list[np.ndarray | None] = []
+        placed: list[tuple[np.ndarray, np.ndarray] | None] = []
         height, width = geometry.output_size
         for name, row in zip(self.names, self.rows, strict=True):
             if row is None:
                 placed.append(None)
                 continue
-            points = geometry.to_output(row[0])
+            points, labels = geometry.to_output(row[0]), row[1]
             outside = ((points < -_TOLERANCE) | (points > np.array([width, height]) + _TOLERANCE)).any(axis=1)
             if outside.any():
                 raise ValueError(
                     f"{name}[{int(outside.argmax())}] lies in the part of its image that the center crop removes"
                 )
-            placed.append(np.clip(points / [width, height], 0, 1))
+            placed.append((np.clip(points / [width, height], 0, 1), labels))
         return placed
 
 
@@ -167,13 +167,12 @@ class MixedRegions:
 
     def place(self, geometries: list[Geometry]) -> tuple[np.ndarray, np.ndarray]:
         """`pad_points` of the regions that points prompt."""
-        placed, labels = [], []
-        for entry, geometry, chosen in zip(self.points, geometries, self.by_point, strict=True):
-            rows = zip(entry.place(geometry), entry.rows, chosen, strict=True)
-            kept = [(row, given[1]) if use and given is not None else (None, None) for row, given, use in rows]
-            placed.append([row for row, _ in kept])
-            labels.append([mark for _, mark in kept])
-        return pad_points(placed, labels)
+        return pad_points(
+            [
+                [row if prompts else None for row, prompts in zip(entry.place(geometry), chosen, strict=True)]
+                for entry, geometry, chosen in zip(self.points, geometries, self.by_point, strict=True)
+            ]
+        )
 
 
 def read_mixed(
@@ -276,24 +275,23 @@ def _fill_missing(
     return filled, given
 
 
-def pad_points(
-    placed: list[list[np.ndarray | None]], labels: list[list[np.ndarray | None]]
-) -> tuple[np.ndarray, np.ndarray]:
+def pad_points(placed: list[list[tuple[np.ndarray, np.ndarray] | None]]) -> tuple[np.ndarray, np.ndarray]:
     """
-    Points of the regions of each image as one array.
+    Points of the regions of each image as one array, and their labels as another.
 
     Args:
-        placed, labels: (P, 2) and (P,) of each region; None for a region that points do not prompt.
+        placed: points (P, 2) and labels (P,) of each region; None for a region that points do not prompt.
 
     Returns:
         (B, R, P, 2) float32 and (B, R, P) int64; zeros and -1 where there is no point.
     """
     slots = max(map(len, placed))
-    most = max((len(row) for rows in placed for row in rows if row is not None), default=1)
+    most = max((len(row[1]) for rows in placed for row in rows if row is not None), default=1)
     points = np.zeros((len(placed), slots, most, 2), dtype=np.float32)
-    padded = np.full((len(placed), slots, most), PADDING, dtype=np.int64)
-    for i, (rows, marks) in enumerate(zip(placed, labels, strict=True)):
-        for j, (row, mark) in enumerate(zip(rows, marks, strict=True)):
-            if row is not None and mark is not None:
-                points[i, j, : len(row)], padded[i, j, : len(row)] = row, mark
-    return points, padded
+    labels = np.full((len(placed), slots, most), PADDING, dtype=np.int64)
+    for i, rows in enumerate(placed):
+        for j, row in enumerate(rows):
+            if row is not None:
+                count = len(row[1])
+                points[i, j, :count], labels[i, j, :count] = row
+    return points, labels
