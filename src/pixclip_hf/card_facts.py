@@ -147,21 +147,12 @@ def count_records(shards: Sequence[Path]) -> dict[str, Any]:
         ValueError: a shard is not in the record schema; the message names what it lacks.
     """
     import pyarrow.compute as pc
-    from pyarrow.parquet import ParquetFile
-
-    from .record import record_features
 
     counts: Counter[str] = Counter()
     sources: Counter[str | None] = Counter()
     categories: set[str] = set()
     for path in shards:
-        file = ParquetFile(path)
-        if missing := sorted(set(record_features()) - set(file.schema_arrow.names)):
-            raise ValueError(f"{str(path)!r} is not in the record schema: it lacks the columns {', '.join(missing)}.")
-        # Masks are told by their sizes: their pixels are most of a record without its image.
-        leaves = [file.schema.column(i).path for i in range(len(file.schema.names))]
-        wanted = [leaf for leaf in leaves if leaf.startswith(("captions", "regions")) and not leaf.endswith("counts")]
-        for batch in file.iter_batches(columns=wanted):
+        for batch in _without_pixels(path):
             captions = batch.column("captions")
             lengths = pc.fill_null(pc.list_value_length(captions), 0)
             counts["images"] += len(batch)
@@ -181,12 +172,28 @@ def count_records(shards: Sequence[Path]) -> dict[str, Any]:
     return {"counts": dict(counts), "region_sources": dict(sources.most_common(_MOST_SOURCES))}
 
 
-def draw_samples(folder: Path, shards: Sequence[Path]) -> str | None:
+def _without_pixels(path: Path) -> Iterator[Any]:
+    """Captions and regions of a shard, as batches of Arrow. Masks are told by their sizes: their pixels are most of a
+    record without its image."""
+    from pyarrow.parquet import ParquetFile
+
+    from .record import record_features
+
+    with ParquetFile(path) as file:
+        if missing := sorted(set(record_features()) - set(file.schema_arrow.names)):
+            raise ValueError(f"{str(path)!r} is not in the record schema: it lacks the columns {', '.join(missing)}.")
+        leaves = [file.schema.column(i).path for i in range(len(file.schema.names))]
+        wanted = [leaf for leaf in leaves if leaf.startswith(("captions", "regions")) and not leaf.endswith("counts")]
+        yield from file.iter_batches(columns=wanted)
+
+
+def draw_samples(folder: Path, shards: Sequence[Path], count: int) -> str | None:
     """Writes samples.png: images from all over the shards with their first regions and texts.
 
     Args:
         folder: where it goes.
         shards: Parquet files in the record schema.
+        count: the number of their records.
 
     Returns:
         The name of the file; None where the looked-at part of the shards has no image with a region.
@@ -194,8 +201,6 @@ def draw_samples(folder: Path, shards: Sequence[Path]) -> str | None:
     Raises:
         ImportError: matplotlib is missing.
     """
-    from pyarrow.parquet import read_metadata
-
     from .data.whole_files import whole_files
     from .visualization import draw_labels
 
@@ -207,7 +212,6 @@ def draw_samples(folder: Path, shards: Sequence[Path]) -> str | None:
         texts.append([_text_of(region) for region in regions])
     if not images:
         return None
-    count = sum(read_metadata(path).num_rows for path in shards)
     title = f"{len(images)} of {count:,} images, at most {_SHOWN_REGIONS} regions of each"
     with whole_files(folder) as unfinished:
         draw_labels(unfinished / SAMPLES, images, boxes, texts, masks, title)

@@ -186,14 +186,15 @@ def write_dataset_card(
     folder = Path(folder)
     if kind not in DATASET_CARDS:
         raise ValueError(f"`kind` must be one of {', '.join(DATASET_CARDS)}, got {kind!r}.")
-    splits = _count_rows(folder)
+    shards = dataset_shards(folder)
+    splits = _count_rows(folder, shards)
     rows = sum(split["rows"] for split in splits.values())
     facts: dict[str, Any] = {}
     if kind == "embeddings":
         facts, tags = _embedding_facts(folder), ["clip"]
     else:
-        facts = count_records(dataset_shards(folder))
-        facts["picture"] = draw_samples(folder, dataset_shards(folder)) if pictured else None
+        facts = count_records(shards)
+        facts["picture"] = draw_samples(folder, shards, rows) if pictured else None
         held = {"masks": "regions with a mask", "long-captions": "regions with a long caption"}
         tags = [tag for tag, name in held.items() if facts["counts"].get(name)]
     fields: dict[str, Any] = {
@@ -398,7 +399,7 @@ def dataset_shards(folder: str | PathLike) -> list[Path]:
     return sorted([*Path(folder).glob("*.parquet"), *Path(folder, "data").rglob("*.parquet")])
 
 
-def _count_rows(folder: Path) -> dict[str, dict[str, Any]]:
+def _count_rows(folder: Path, shards: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Split -> `{"rows", "shards", "path"}`, from the footers of the Parquet files."""
     # Comes with the `data` extra; cards of models do without.
     from pyarrow.parquet import read_metadata
@@ -406,7 +407,7 @@ def _count_rows(folder: Path) -> dict[str, dict[str, Any]]:
     from .data.parquet_shards import check_images
 
     splits: dict[str, dict[str, Any]] = {}
-    for path in dataset_shards(folder):
+    for path in shards:
         check_images(path)
         name = path.stem.split("-")[0]
         place = path.parent.relative_to(folder)

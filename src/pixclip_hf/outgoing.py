@@ -64,7 +64,7 @@ def last_part(path: str) -> str:
 
 def public_name(name: str) -> str:
     """The name of a model or a dataset as others may read it: of a local path its last part."""
-    return last_part(name) if is_local_path(name) or (_is_path(name) and not is_hub_id(name)) else name
+    return last_part(name) if _is_path(name) and not is_hub_id(name) else name
 
 
 def recorded_name(name: str) -> str:

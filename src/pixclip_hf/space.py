@@ -3,6 +3,7 @@ Inference Endpoint."""
 
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from .versions import SUPPORTED
 PINNED = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "pillow")
 CARD = """\
 ---
-title: {title}
+title: {quoted_title}
 emoji: 🔲
 colorFrom: indigo
 colorTo: blue
@@ -71,35 +72,30 @@ def space_files(model: str, repo_id: str, revision: str | None = None) -> dict[s
             raise ValueError(f"`{name}` must be a Hub id, organization/name, got {value!r}.")
     title = repo_id.rpartition("/")[2]
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    card = CARD.format(title=json.dumps(title), gradio=_installed("gradio"), python=python, model=model)
-    card = card.replace(f"# {json.dumps(title)}", f"# {title}")
+    card = CARD.format(
+        title=title, quoted_title=json.dumps(title), gradio=_installed("gradio"), python=python, model=model
+    )
     app = APP.format(model=python_string(model), revision=python_string(revision or "main"))
-    requirements = "".join(f"{name}=={_installed(name)}\n" for name in PINNED)
-    files: dict[str, Path | bytes] = {
-        "README.md": card.encode("utf-8"),
-        "app.py": app.encode("utf-8"),
-        "requirements.txt": requirements.encode("utf-8"),
-    }
-    return files | _package_files()
+    return _with_package({"README.md": card, "app.py": app, "requirements.txt": _pinned(PINNED)})
 
 
 def handler_files() -> dict[str, Path | bytes]:
     """What serves a model by an Inference Endpoint, by the paths in the model's repository: `handler.py`, its
     requirements and the package itself. The requirements leave an endpoint the PyTorch of its image, which fits its
     GPU, where this package works with it."""
-    pins = [f"{name}=={_installed(name)}" for name in PINNED if name != "torch"]
-    requirements = "".join(f"{line}\n" for line in (f"torch{SUPPORTED['torch']}", *pins))
-    files: dict[str, Path | bytes] = {
-        "handler.py": HANDLER.encode("utf-8"),
-        "requirements.txt": requirements.encode("utf-8"),
-    }
-    return files | _package_files()
+    requirements = f"torch{SUPPORTED['torch']}\n{_pinned(name for name in PINNED if name != 'torch')}"
+    return _with_package({"handler.py": HANDLER, "requirements.txt": requirements})
 
 
-def _package_files() -> dict[str, Path | bytes]:
-    """The files of this package, by their paths in a repository."""
+def _pinned(names: Iterable[str]) -> str:
+    """Requirements with the versions that are installed here."""
+    return "".join(f"{name}=={_installed(name)}\n" for name in names)
+
+
+def _with_package(texts: Mapping[str, str]) -> dict[str, Path | bytes]:
+    """Texts and the files of this package, by their paths in a repository."""
+    files: dict[str, Path | bytes] = {name: text.encode("utf-8") for name, text in texts.items()}
     package = Path(__file__).parent
-    files: dict[str, Path | bytes] = {}
     for path in sorted(package.rglob("*")):
         below = path.relative_to(package)
         if path.suffix in (".py", ".txt", ".typed") and below.parts[0] != "hub_cards":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from ..visualization import REGION_COLORS
 from .predictions import Region, TextPlace, box_of
@@ -11,7 +11,8 @@ from .predictions import Region, TextPlace, box_of
 # Images are shown with their longer side between these, so that lines are fine on small ones and large ones load fast.
 LEAST_SIDE, MOST_SIDE = 512, 1024
 # From the lowest value of a heat map to the highest: dark blue, teal, yellow-green, light yellow.
-_HEAT = np.array([(24, 16, 74), (38, 96, 138), (64, 164, 122), (186, 210, 62), (255, 250, 190)], dtype=np.float32)
+HEAT = ("#18104a", "#26608a", "#40a47a", "#bad23e", "#fffabe")
+_HEAT = np.array([ImageColor.getrgb(color) for color in HEAT], dtype=np.float32)
 _ENDS = 7  # half the side of a point's mark, in pixels
 
 

@@ -102,9 +102,8 @@ def build_page(demo: Demo) -> gr.Blocks:
 
         @told
         def paint(now: Session, painted: dict[str, Any] | None) -> tuple[Any, ...]:
-            if now.image is None:
-                raise ValueError("There is no image: drop one, or draw a scene.")
-            mask = predictions.mask_of_layers((painted or {}).get("layers") or [], now.image.size)
+            size = now.opened_image().size
+            mask = predictions.mask_of_layers((painted or {}).get("layers") or [], size)
             return *drawn(now.with_region(Region(mask=mask))), _background(now)
 
         @told
@@ -114,12 +113,12 @@ def build_page(demo: Demo) -> gr.Blocks:
         @told
         def compare_texts(now: Session, written: str) -> str:
             found = predictions.read_texts(written)
-            scored = predictions.score_regions(demo.encoder, image_of(now), now.regions, found, demo.mask_model)
+            scored = predictions.score_regions(demo.encoder, now.opened_image(), now.regions, found, demo.mask_model)
             return scores_html(now.regions, scored, predictions.cut_texts(demo.encoder, found))
 
         @told
         def look_for(now: Session, written: str) -> tuple[Image.Image, str]:
-            image = image_of(now)
+            image = now.opened_image()
             found = predictions.find_text(demo.encoder, image, written)
             return draw_place(image, found), place_html(found, predictions.cut_texts(demo.encoder, [written]))
 
@@ -150,7 +149,7 @@ def _add_search(demo: Demo, session: gr.State, text: str) -> None:
         if way == BY_TEXT:
             found = predictions.search_text(demo.collection, words)
         else:
-            image = image_of(now)
+            image = now.opened_image()
             if chosen is None or not 1 <= chosen <= len(now.regions):
                 raise ValueError(f"The number must be that of a drawn region, from 1 to {len(now.regions)}.")
             region = now.regions[int(chosen) - 1]
@@ -178,16 +177,6 @@ def first_session() -> tuple[Session, list[str]]:
 def scene_session(index: int) -> Session:
     """A drawn scene without regions."""
     return Session(make_scene(index, split="test")["image"], scene=index + 1)
-
-
-def image_of(session: Session) -> Image.Image:
-    """
-    Raises:
-        ValueError: there is no image.
-    """
-    if session.image is None:
-        raise ValueError("There is no image: drop one, or draw a scene.")
-    return session.image
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:

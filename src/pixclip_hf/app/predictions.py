@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..encoders.base import logit_scale_and_bias
 from ..encoders.protocol import Encoder
 from ..mask_models import MaskModel, masks_from_points
 from ..processing.processing_regions import mask_box
-from ..visualization import similarity_map
+from ..visualization import draw_hit, similarity_map
 
 KINDS = ("box", "mask", "point")
-# Of the heat map: windows per side, and their share of the image's sides.
-GRID, WINDOW = 24, 0.25
 
 
 @dataclass(frozen=True)
@@ -250,10 +249,7 @@ def score_regions(
 @torch.no_grad()
 def _shares(model: Any, cosines: torch.Tensor) -> torch.Tensor:
     """Cosines `(R, T)` as probabilities, by the scale and the bias that the model was trained with."""
-    if hasattr(model, "get_logit_scale"):
-        scale, bias = model.get_logit_scale(), model.get_logit_bias()
-    else:  # CLIP and SigLIP of transformers
-        scale, bias = model.logit_scale.exp(), getattr(model, "logit_bias", None)
+    scale, bias = logit_scale_and_bias(model)
     logits = scale.float().cpu() * cosines
     return logits.softmax(dim=-1) if bias is None else (logits + bias.float().cpu()).sigmoid()
 
@@ -271,7 +267,7 @@ def find_text(encoder: Encoder, image: Image.Image, text: str) -> TextPlace:
     """
     if not text.strip():
         raise ValueError("No text is given: write what to look for.")
-    values = similarity_map(encoder, image, text, GRID, WINDOW)
+    values = similarity_map(encoder, image, text)
     if not encoder.grounds:
         return TextPlace(values, None, None)
     boxes, scores = encoder.find_scored_boxes(image, [text])
@@ -318,8 +314,6 @@ def search_region(
 
 
 def _search(collection: Any, query: Any, top: int) -> list[Found]:
-    from ..search.sheet import draw_hit
-
     (hits,) = collection.search(query, top=top)
     images = collection.open_images(hits)
     return [Found(hit.id, hit.cosine, hit.category, draw_hit(images[hit.image_id], hit.box)) for hit in hits]

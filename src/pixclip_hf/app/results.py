@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ..visualization import REGION_COLORS
+from .drawing import HEAT
 from .predictions import Found, Region, TextPlace, TextScore
 
 MOST_TEXTS = 3  # of a region that are shown
@@ -19,10 +20,9 @@ STYLE = """
 .region .best {font-weight: 600}
 .region .number, .note .number {font-variant-numeric: tabular-nums; white-space: nowrap}
 .note {color: var(--body-text-color-subdued)}
-.heat {height: 10px; border-radius: 5px; background:
-  linear-gradient(90deg, #18104a, #26608a, #40a47a, #bad23e, #fffabe)}
+.heat {height: 10px; border-radius: 5px; background: linear-gradient(90deg, COLORS)}
 .scale {display: grid; grid-template-columns: auto 1fr auto; gap: 10px; align-items: center}
-"""
+""".replace("COLORS", ", ".join(HEAT))
 KIND_NAMES = {"box": "box", "mask": "mask", "point": "points"}
 
 

@@ -42,6 +42,16 @@ class Session:
             return replace(self, corner=None)
         return replace(self, regions=self.regions[:-1])
 
+    def opened_image(self) -> Image.Image:
+        """The image.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.image is None:
+            raise ValueError("There is no image: drop one, or draw a scene.")
+        return self.image
+
     def clicked(self, x: float, y: float, meaning: str) -> "Session":
         """What a click does.
 
@@ -52,18 +62,14 @@ class Session:
         Raises:
             ValueError: no image, or a further point where the last region is none of points.
         """
-        if self.image is None:
-            raise ValueError("There is no image: drop one, or draw a scene.")
-        scale = shown_scale(self.image.size)
+        size = self.opened_image().size
+        scale = shown_scale(size)
         # A click says a pixel; its middle is inside of the image.
-        place = tuple(
-            float(np.clip((edge + 0.5) / scale, 0, side)) for edge, side in zip((x, y), self.image.size, strict=True)
-        )
-        spot = (place[0], place[1])
+        spot = float(np.clip((x + 0.5) / scale, 0, size[0])), float(np.clip((y + 0.5) / scale, 0, size[1]))
         if meaning == BOX:
             if self.corner is None:
                 return replace(self, corner=spot)
-            return self.with_region(Region(box=box_of_corners(self.corner, spot, self.image.size)))
+            return self.with_region(Region(box=box_of_corners(self.corner, spot, size)))
         if meaning == NEW_POINT:
             return self.with_region(Region(points=(spot,), point_labels=(1,)))
         if not self.regions or self.regions[-1].kind != "point":

@@ -374,6 +374,15 @@ class BaseEncoder:
         raise ValueError(f"`{name}` of {kind} must be one of {', '.join(map(repr, known))}, got {value!r}.")
 
 
+def logit_scale_and_bias(model: Any) -> tuple[Tensor, Tensor | None]:
+    """What the model of an encoder multiplies cosine similarities by, and what it adds to them then; the bias is None
+    for a model that was trained with a softmax."""
+    if hasattr(model, "get_logit_scale"):
+        return model.get_logit_scale(), model.get_logit_bias()
+    # CLIP and SigLIP of transformers.
+    return model.logit_scale.exp(), getattr(model, "logit_bias", None)
+
+
 def _length(regions: Any) -> int:
     return 0 if regions is None else len(regions)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...detection import proposer_of
+from ...encoders.base import logit_scale_and_bias
 from ...encoders.cached import CachedEncoder
 from ...encoders.templates import IMAGENET_TEMPLATES
 from ...images import open_image
@@ -148,10 +149,9 @@ def label_scores(model: Any, cosines: Tensor) -> Tensor:
     """Cosine similarities `(R, T)` of regions and texts to scores in [0, 1], by the logits of a region model or of a
     CLIP or SigLIP: their softmax over the texts. A model with a sigmoid judges each text by itself, which ranks as the
     cosine does: that is the score, since a sigmoid would make many of them 1.0."""
-    of_regions = hasattr(model, "get_logit_scale")
-    if (model.get_logit_bias() if of_regions else getattr(model, "logit_bias", None)) is not None:
+    scale, bias = logit_scale_and_bias(model)
+    if bias is not None:
         return (1 + cosines) / 2
-    scale = model.get_logit_scale() if of_regions else model.logit_scale.exp()
     return (float(scale.detach()) * cosines).softmax(-1)
 
 
