@@ -152,7 +152,7 @@ def longgrit_rates() -> dict[str, float]:
 
 
 def engine_times() -> dict[str, float]:
-    """Milliseconds a record of a plain loop over the same stages, and of each engine, which writes what it makes."""
+    """Milliseconds per record of a plain loop over the same stages, and of each engine, which writes what it makes."""
     stages = [OneScene(), *(StubModel() for _ in range(4))]
     features = pipeline_features(stages)
     plan = plan_shards([(ENGINE_RECORDS, None)], SHARD)

@@ -129,11 +129,11 @@ def main() -> None:
             found[records] = {step: apart(step, folder, records, arguments.shard_size) for step in STEPS}
         shards = -(-records // arguments.shard_size)
         print(f"{records:,} records, {shards:,} shards")
-        print(f"{'':<14}{'seconds':>10}{'CPU s':>10}{'us a shard':>12}{'peak MB':>10}")
+        print(f"{'':<14}{'seconds':>10}{'CPU s':>10}{'us per shard':>14}{'peak MB':>10}")
         for step, figures in found[records].items():
             each = 1e6 * figures["cpu"] / (shards if step == "adding up" else shards / 2)
             print(
-                f"{step:<14}{figures['seconds']:>10.2f}{figures['cpu']:>10.2f}{each:>12.1f}{figures['memory']:>10.0f}"
+                f"{step:<14}{figures['seconds']:>10.2f}{figures['cpu']:>10.2f}{each:>14.1f}{figures['memory']:>10.0f}"
             )
     few, many = found.values()
     halves = many["first half"]["cpu"] + many["second half"]["cpu"]

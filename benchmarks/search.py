@@ -189,13 +189,13 @@ def main() -> None:
         results["FAISS flat"] = apart(run_faiss, "Flat", path, small, queries)
         results["FAISS HNSW32"] = apart(run_faiss, "HNSW32", path, small, queries)
     print(f"{arguments.vectors:,} vectors of width {WIDTH}, {size / 2**20:,.0f} MiB as float16")
-    columns = f"{'recall@10':>10}{'ms a query':>12}{'memory / vectors':>18}{'fixed MiB':>11}{'build s':>10}"
+    columns = f"{'recall@10':>10}{'ms per query':>14}{'memory / vectors':>18}{'fixed MiB':>11}{'build s':>10}"
     print(f"{'':<18}{columns}{'bytes per row':>15}")
     for name, result in results.items():
         pairs = zip(result["found"], truth, strict=False)
         result["recall"] = statistics.mean(len(set(found) & set(best.tolist())) / TOP for found, best in pairs)
         disk = f"{result['disk']:,.0f}" if "disk" in result else ""
-        columns = f"{result['recall']:>10.3f}{result['milliseconds']:>12.2f}{result['memory'] / size:>18.2f}"
+        columns = f"{result['recall']:>10.3f}{result['milliseconds']:>14.2f}{result['memory'] / size:>18.2f}"
         print(f"{name:<18}{columns}{result['fixed'] / 2**20:>11.1f}{result['build']:>10.1f}{disk:>15}")
     own = next(iter(results.values()))
     line = {

@@ -33,7 +33,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def compare(folder: str, model_type: str) -> dict[str, float]:
-    """Median seconds a batch: from the loader alone, of a step alone, and of a step that takes its batch from it."""
+    """Median seconds per batch: from the loader alone, of a step alone, and of a step that takes its batch from it."""
     torch.manual_seed(0)
     model, processor = small_model(model_type, scenes_tokenizer())
     model.train()

@@ -97,7 +97,7 @@ def main() -> None:
         model, processor = build(tokenizer, llm.config.hidden_size)
         layers, parameters = llm.config.num_hidden_layers, llm.num_parameters()
         del llm
-        # One region an image: an epoch meets every text.
+        # One region per image: an epoch meets every text.
         records = scenes_dataset(IMAGES).map(lambda record: {"regions": record["regions"][:1]})
         cache = TextEmbeddingCache(Path(folder, "cache"), str(path), bidirectional=True)
         cached = RegionCollator(processor, crops=True, text_cache=cache, **DRAWS)

@@ -1,7 +1,7 @@
 """What a training step of CLOC and of PixCLIP costs beside one of a plain CLIP with the same towers.
 
 Images of 224 pixels, a 12-layer text tower of width 512, image captions of 77 tokens; for CLOC four regions per image
-with captions of 16 (or 77) tokens; for PixCLIP one region an image with a text of 77 tokens, branch by branch. A step
+with captions of 16 (or 77) tokens; for PixCLIP one region per image with a text of 77 tokens, branch by branch. A step
 is forward, backward and AdamW. All models live in one process and take turns; random weights and inputs.
 
 Runs without arguments: on a CPU with ViT-B/16 in float32, on a GPU with ViT-B/16 and ViT-L/14 in bfloat16. Prints

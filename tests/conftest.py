@@ -57,7 +57,7 @@ def no_waiting_for_the_disk():
 
 
 def build_tokenizer():
-    """A byte-level tokenizer without merges: any text, one token a byte, between <bos> and <eos>."""
+    """A byte-level tokenizer without merges: any text, one token per byte, between <bos> and <eos>."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

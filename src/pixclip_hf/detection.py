@@ -64,15 +64,15 @@ def detect(
         if not (isinstance(proposals, str) and proposals == "grid"):
             raise ValueError(f"`masks` are proposals themselves: `proposals` must be left out, got {proposals!r:.80}.")
         options["masks"] = [options["masks"]] if one else options["masks"]
-    elif not isinstance(proposals, str | Sequence | np.ndarray | Tensor) and not callable(proposals):
+    elif isinstance(proposals, str) or callable(proposals):
+        options["proposals"] = proposals if proposals == "grid" else proposer_of(proposals)
+    elif isinstance(proposals, Sequence | np.ndarray | Tensor):
+        options["boxes"] = [proposals] if one else proposals
+    else:
         raise TypeError(
             "`proposals` must be 'grid', 'detector:NAME', 'sam:NAME', a callable or boxes, got "
             f"{None if proposals is None else type(proposals).__name__}."
         )
-    elif isinstance(proposals, str) or callable(proposals):
-        options["proposals"] = proposals if proposals == "grid" else proposer_of(proposals)
-    else:
-        options["boxes"] = [proposals] if one else proposals
     results = model(opened, candidate_labels=labels, batch_size=batch_size, **options)
     return results[0] if one else results
 

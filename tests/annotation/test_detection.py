@@ -27,7 +27,7 @@ KEEP_ALL = BoxRules(threshold=0.0, top_k=1000, nms_iou=1.0, min_area=0.0)
 
 @pytest.fixture(scope="module")
 def owlv2(tmp_path_factory):
-    """Folder of a tiny random OWLv2: 32 x 32 pixels, 16 boxes an image."""
+    """Folder of a tiny random OWLv2: 32 x 32 pixels, 16 boxes per image."""
     folder = tmp_path_factory.mktemp("owlv2")
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {**sizes, "vocab_size": 259, "max_position_embeddings": 48, "pad_token_id": 0, "bos_token_id": 1,

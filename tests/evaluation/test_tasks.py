@@ -125,7 +125,7 @@ def test_scenes_need_a_region_model():
 
 
 def test_cut_texts_are_said(tiny_cloc):
-    """A token a byte beside <bos> and <eos>; a second task counts its own."""
+    """One token per byte beside <bos> and <eos>; a second task counts its own."""
     clip = ViewEncoder(*tiny_clip(), max_length=12)
     for encoder in (CachedEncoder(clip, progress=False), CachedEncoder(RegionEncoder(*tiny_cloc, max_length=12))):
         texts = ["x" * 10, "x" * 11, "x" * 12, "short"]

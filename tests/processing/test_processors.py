@@ -49,7 +49,7 @@ def test_keys_shapes_and_types(processor_class, tiny_tokenizer):
         region_text=[["mug"], ["a small dog", "dog"]],
     )
     region_shape = (2, 2, 32, 32) if processor_class is PixCLIPProcessor else (2, 2, 4)
-    # One token a byte, between <bos> and <eos>.
+    # One token per byte, between <bos> and <eos>.
     expected = {
         "pixel_values": ((2, 3, 32, 32), torch.float32),
         region_key(processor_class): (region_shape, torch.bool if len(region_shape) == 4 else torch.float32),

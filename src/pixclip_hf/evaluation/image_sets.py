@@ -265,7 +265,7 @@ def _clean(region: dict[str, Any], width: int, height: int) -> str | None:
 
 
 def _with_captions(source: Source, item: AnnotatedImage, left_out: Counter) -> dict[str, Any]:
-    # Five an image, as everywhere; some images of COCO have six or seven.
+    # Five per image, as everywhere; some images of COCO have six or seven.
     return {"captions": clean_texts(item.captions, left_out)[:5], "regions": []}
 
 

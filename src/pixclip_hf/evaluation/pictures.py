@@ -51,7 +51,7 @@ def draw_first_image(
         encoder: what was measured.
         records: images with regions.
         compared: the texts.
-        folder: where the pictures go.
+        folder: where the pictures go, which exists.
         name: what their names begin with.
         title: what was measured.
         show: how a region is shown, as in [`CachedEncoder.encode_records`].
@@ -59,8 +59,6 @@ def draw_first_image(
     Returns:
         The names of the files; none where no image has two such regions.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for record in records:
         regions = [region for region in record["regions"] if compared.own(region) is not None][:MOST_REGIONS]
         right: list[Any] = [compared.own(region) for region in regions]
@@ -82,12 +80,14 @@ def draw_first_image(
     masks = [pixel_mask(region, image.size) for region in regions] if encoder.encoder.prompt == "mask" else None
     files = [f"{name}-regions.png", f"{name}-matrix.png"]
     boxes = [region["box"] for region in regions]
-    draw_regions(folder / files[0], image, boxes, best, maps, masks, title=title, truths=truths)
+    draw_regions(Path(folder, files[0]), image, boxes, best, maps, masks, title=title, truths=truths)
     # The columns: what is right, then what else came first.
     columns = list(dict.fromkeys([*right, *order.T.flatten().tolist()]))[:COLUMNS]
     names = [f"{number}: {text}" for number, text in enumerate(truths, 1)]
     shown = [texts[i] for i in columns]
-    draw_matrix(folder / files[1], scores[:, columns], names, shown, [columns.index(i) for i in right], title=title)
+    draw_matrix(
+        Path(folder, files[1]), scores[:, columns], names, shown, [columns.index(i) for i in right], title=title
+    )
     return files
 
 
@@ -189,9 +189,7 @@ def draw_found_answers(
     Returns:
         The names of the files.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    draw_answers(folder / f"{name}-images.png", images, boxes, answers, truths, title=title)
+    draw_answers(Path(folder, f"{name}-images.png"), images, boxes, answers, truths, title=title)
     return [f"{name}-images.png"]
 
 
@@ -201,7 +199,5 @@ def spread(count: int, most: int = PAGE) -> list[int]:
 
 
 def _draw_sheet(folder: str | Path, name: str, queries: Sequence[str], rows: Any, title: str) -> list[str]:
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    draw_retrieval(folder / f"{name}-retrieval.png", queries, rows, title=title)
+    draw_retrieval(Path(folder, f"{name}-retrieval.png"), queries, rows, title=title)
     return [f"{name}-retrieval.png"]

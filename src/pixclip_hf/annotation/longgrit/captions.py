@@ -45,7 +45,7 @@ _CONTRADICTION = {
 
 
 def known_texts(region: Mapping[str, Any]) -> str:
-    """What a source says about a region, a line each, for a prompt."""
+    """What a source says about a region, one line per text, for a prompt."""
     lines = [f"{name}: {region[name]}" for name in ("category", "caption") if region[name] is not None]
     return "\n".join(lines) or "nothing"
 

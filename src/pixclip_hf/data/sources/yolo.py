@@ -1,4 +1,4 @@
-"""YOLO: a text file per image, a line per object with its class and its box or polygon as shares of the sides."""
+"""YOLO: one text file per image, with one line per object: its class and its box or polygon as shares of the sides."""
 
 import os
 from collections import Counter

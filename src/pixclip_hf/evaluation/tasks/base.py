@@ -81,7 +81,7 @@ class Task:
 
         Args:
             encoder, data, protocol, options: as in [`Task.measure`].
-            folder: where the pictures go.
+            folder: where the pictures go, which exists.
             name: what their names begin with.
 
         Returns:
@@ -100,11 +100,17 @@ class Task:
     ) -> list[Result]:
         """Reads the data and measures. Arguments as in [`Task.read`] and [`Task.measure`]; options that are left out
         have their defaults."""
+        data, options = self.prepared(data_dir, protocol, split, options)
+        return self.measure(encoder, data, protocol, resamples, **options)
+
+    def prepared(
+        self, data_dir: str | Sequence[str], protocol: str | None, split: str | None, options: Mapping[str, Any]
+    ) -> tuple[Images, dict[str, Any]]:
+        """The data, and the task's own options: those that are left out have their defaults."""
         if not isinstance(data_dir, str) and len(data_dir) == 1:
             (data_dir,) = data_dir
-        options = {name: options.get(name, option.default) for name, option in self.options.items()}
-        data = self.read(data_dir, split, protocol, **options)
-        return self.measure(encoder, data, protocol, resamples, **options)
+        own = {name: options.get(name, option.default) for name, option in self.options.items()}
+        return self.read(data_dir, split, protocol, **own), own
 
 
 def joined_options(tasks: Sequence[Task]) -> dict[str, Option]:

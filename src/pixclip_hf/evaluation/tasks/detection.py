@@ -56,9 +56,7 @@ def detect_objects(
         ValueError: an unknown protocol, or no object to detect.
         ImportError: no pycocotools.
     """
-    protocol = GIVEN if protocol in (None, "corrected") else protocol
-    if protocol not in (GIVEN, PROPOSED):
-        raise ValueError(f"`protocol` must be {GIVEN} or {PROPOSED}, got {protocol!r}.")
+    protocol = chosen_protocol(protocol)
     left_out = dict(data.left_out)
     truths, looked_at = [], []
     for record in data.records:
@@ -81,6 +79,18 @@ def detect_objects(
     return Result(OpenVocabularyDetection.name, data.name, protocol, metrics, {}, data.split, left_out, notes)
 
 
+def chosen_protocol(name: str | None) -> str:
+    """`given-boxes`, which `corrected` (or None) means, or `proposals`.
+
+    Raises:
+        ValueError: another name.
+    """
+    name = GIVEN if name in (None, "corrected") else name
+    if name not in (GIVEN, PROPOSED):
+        raise ValueError(f"`protocol` must be {GIVEN} or {PROPOSED}, got {name!r}.")
+    return name
+
+
 def _area(region: Mapping[str, Any], record: Mapping[str, Any]) -> float:
     """Pixels of a region, by which COCO tells small, medium and large objects apart; of its box where it has no
     mask."""
@@ -92,10 +102,10 @@ def _area(region: Mapping[str, Any], record: Mapping[str, Any]) -> float:
 
 def _regions(
     record: Mapping[str, Any], named: Sequence[Mapping[str, Any]], protocol: str, proposals: str
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """The regions of an image that are to be named."""
     if protocol == GIVEN:
-        return [dict(region) for region in named if not region.get("iscrowd")]
+        return [region for region in named if not region.get("iscrowd")]
     image = open_image(record["image"])
     return [{"box": list(found["box"]), "mask": found.get("mask")} for found in propose(proposals)(image)]
 
@@ -231,7 +241,7 @@ class OpenVocabularyDetection(Task):
         self, encoder: CachedEncoder, data: Images, protocol: str | None, folder: str, name: str, **options: Any
     ) -> list[str]:
         names = class_names(data.categories)
-        if protocol in (None, "corrected", GIVEN):
+        if chosen_protocol(protocol) == GIVEN:
             numbers = {category: number for number, category in enumerate(data.categories)}
 
             def own(region: Mapping[str, Any]) -> int | None:
@@ -265,4 +275,4 @@ def _object_at(box: Sequence[float], record: Mapping[str, Any]) -> str:
         return NO_OBJECT
     overlap = pairwise_iou(np.array([box]), np.array([region["box"] for region in objects]))[0]
     best = int(overlap.argmax())
-    return objects[best]["category"].replace("_", " ") if overlap[best] >= 0.5 else NO_OBJECT
+    return class_names([objects[best]["category"]])[0] if overlap[best] >= 0.5 else NO_OBJECT

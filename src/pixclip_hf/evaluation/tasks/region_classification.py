@@ -97,13 +97,10 @@ def classify_regions(
     for record in data.records:
         regions = []
         for region in record["regions"]:
-            crowd = region.get("iscrowd") and not chosen.crowds
-            if reason := "crowds" if crowd else None if region["category"] else "regions without a category":
+            if reason := why_left_out(region, chosen):
                 left_out[reason] = left_out.get(reason, 0) + 1
             else:
-                regions.append(region)
-        if chosen.prompt == "box":
-            regions = [{**region, "mask": None} for region in regions]
+                regions.append(prompting(region, chosen))
         if regions:
             records.append({**record, "regions": regions})
             labels.append([numbers[region["category"]] for region in regions])
@@ -117,6 +114,18 @@ def classify_regions(
     metrics |= {"region_count": len(embeds), "class_count": len(classes)}
     chance = class_chances(len(classes))
     return Result("region-classification", data.name, name, metrics, intervals, data.split, left_out, chance=chance)
+
+
+def why_left_out(region: Mapping[str, Any], protocol: Protocol) -> str | None:
+    """The reason for which a protocol leaves a region out; None for one that counts."""
+    if region.get("iscrowd") and not protocol.crowds:
+        return "crowds"
+    return None if region["category"] else "regions without a category"
+
+
+def prompting(region: Mapping[str, Any], protocol: Protocol) -> Mapping[str, Any]:
+    """A region as a protocol prompts with it."""
+    return {**region, "mask": None} if protocol.prompt == "box" else region
 
 
 def class_names(data: Images, protocol: Protocol) -> list[str]:
@@ -162,14 +171,12 @@ class RegionClassification(Task):
         numbers = {category: number for number, category in enumerate(data.categories)}
 
         def own(region: Mapping[str, Any]) -> int | None:
-            is_left_out = region.get("iscrowd") and not chosen.crowds
-            return None if is_left_out or not region["category"] else numbers[region["category"]]
+            return None if why_left_out(region, chosen) else numbers[region["category"]]
 
-        records = data.records
-        if chosen.prompt == "box":
-            records = [
-                {**record, "regions": [{**region, "mask": None} for region in record["regions"]]} for record in records
-            ]
+        records = [
+            {**record, "regions": [prompting(region, chosen) for region in record["regions"]]}
+            for record in data.records
+        ]
         compared = ComparedTexts(texts, encoder.encode_texts(texts, templates=chosen.templates), own)
         title = f"{self.name}, {named}: best of {len(texts)} classes"
         show = _show(chosen.view, encoder.encoder)

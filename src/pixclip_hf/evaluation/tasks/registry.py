@@ -1,6 +1,7 @@
 """The tasks by name: from an encoder and a folder of data to results."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ...encoders.cached import CachedEncoder
@@ -118,10 +119,8 @@ def draw_task(
     if type(TASKS[task]).draw is Task.draw:
         return []
     protocol = check_task(task, protocol)
-    if not isinstance(data_dir, str) and len(data_dir) == 1:
-        (data_dir,) = data_dir
-    own = {key: options.get(key, option.default) for key, option in TASKS[task].options.items()}
-    data = TASKS[task].read(data_dir, split, protocol, **own)
+    data, own = TASKS[task].prepared(data_dir, protocol, split, options)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     return TASKS[task].draw(encoder, data, protocol, folder, name, **own)
 
 

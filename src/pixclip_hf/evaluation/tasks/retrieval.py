@@ -53,9 +53,7 @@ def retrieve_regions(
     left_out = dict(data.left_out)
     if without := sum(len(record["regions"]) for record in data.records) - len(texts):
         left_out[f"regions without a {text}"] = without
-    ids = text_identities(texts)
-    first = torch.tensor(np.unique(ids.numpy(), return_index=True)[1])
-    keys = [texts[index] for index in first]
+    ids, first, keys = _distinct(texts)
     metrics, intervals = retrieval_measures(
         torch.cat(encoder.encode_records(records)),
         encoder.encode_texts(keys),
@@ -68,6 +66,13 @@ def retrieve_regions(
     protocol = f"{text}, equal texts right for each other"
     chance = retrieval_chances(ids, ids[first], ("region", "text"))
     return Result("region-retrieval", data.name, protocol, metrics, intervals, data.split, left_out, chance=chance)
+
+
+def _distinct(texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """The [`text_identities`] of some texts, and of each identity the index of its first text, and that text."""
+    ids = text_identities(texts)
+    first = torch.tensor(np.unique(ids.numpy(), return_index=True)[1])
+    return ids, first, [texts[index] for index in first]
 
 
 def retrieve_images(
@@ -147,9 +152,7 @@ class RegionRetrieval(Task):
         ]
         records = [record for record in records if record["regions"]][:SEARCHED]
         given = [region[field] for record in records for region in record["regions"]]
-        ids = text_identities(given)
-        first = torch.tensor(np.unique(ids.numpy(), return_index=True)[1])
-        keys = [given[index] for index in first]
+        ids, _, keys = _distinct(given)
         own = dict(zip(given, ids.tolist(), strict=True))
         compared = ComparedTexts(keys, encoder.encode_texts(keys), lambda region: own[region[field]])
         best, found = f"best of {len(keys)} texts", f"what texts find among {len(given)} regions"
