@@ -120,8 +120,9 @@ def _convert(
     config = PixCLIPConfig(**plan.config)
     processor = _build_processor(config, plan, tokenizer, options.get("text_model"))
     wanted = getattr(torch, dtype) if dtype else plan.dtype
-    weights, account = fill(laid_out(partial(PixCLIPModel._from_config, dtype=wanted), config), plan, allow)
-    model = model_of_weights(PixCLIPModel, config, weights, wanted)
+    layout = laid_out(partial(PixCLIPModel._from_config, dtype=wanted), config)
+    weights, account = fill(layout, plan, allow)
+    model = model_of_weights(layout, weights)
     report = {
         "source": source,
         **about,

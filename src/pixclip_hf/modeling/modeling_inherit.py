@@ -1,8 +1,9 @@
 """Weights inherited from existing towers: a CLIP, SigLIP, DINO, ViT or region model on the image side, any text model
 on the other."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from transformers.utils import logging
 
 from .configuration_region_text import pooled_width
 from .modeling_adapters import AdapterRegistry
-from .modeling_lean import laid_out, load_converted, model_of_weights
+from .modeling_lean import laid_out, load_converted, model_of_weights, plain_weights, take_over
+from .modeling_stored import read_weights
 from .modeling_text import TEXT_ADAPTERS, announce_own_code
 from .modeling_vision import VISION_ADAPTERS
 
@@ -33,6 +35,7 @@ class Source:
     """A checkpoint that one side of a model comes from, its weights not read yet.
 
     Args:
+        layout: the checkpoint's model, see [`laid_out`].
         composite: whether the tower is a part of the checkpoint's model.
         positions: rows of the tower's learned position embeddings; None where it has none that can be resized.
     """
@@ -40,7 +43,7 @@ class Source:
     side: str
     name: str
     hub_kwargs: dict[str, Any]
-    model_class: Any
+    layout: PreTrainedModel
     config: PreTrainedConfig
     tower_config: PreTrainedConfig
     composite: bool
@@ -54,6 +57,11 @@ class Source:
     def tower(self, whole: PreTrainedModel) -> PreTrainedModel:
         return getattr(whole, f"{self.side}_model") if self.composite else whole
 
+    def projection(self, whole: PreTrainedModel) -> nn.Linear | None:
+        """The projection behind the tower, if the checkpoint has one that is linear."""
+        found = getattr(whole, "visual_projection" if self.side == "vision" else "text_projection", None)
+        return found if self.composite and isinstance(found, nn.Linear) else None
+
 
 class Tower(NamedTuple):
     """A loaded tower and, if its checkpoint has them, the projection behind it (D_out, width), the temperature and the
@@ -65,13 +73,14 @@ class Tower(NamedTuple):
     logit_bias: Tensor | None
 
 
-def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
+def read_source(side: str, name: str, hub_kwargs: dict[str, Any], whole: PreTrainedModel | None = None) -> Source:
     """What a checkpoint's configuration says.
 
     Args:
         side: `"vision"` or `"text"`.
         name: folder or Hub id of a composite CLIP or SigLIP, or of a single tower.
         hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`.
+        whole: the checkpoint's model, see [`laid_out`], if the other side of the new model comes from it too.
 
     Raises:
         ValueError: the checkpoint has no tower for that side.
@@ -85,8 +94,9 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
     if with_projection in (config.architectures or ()):
         # `AutoModel` would leave the projection behind.
         model_class = getattr(transformers, with_projection)
-    # To see what it is before any weight is read.
-    whole = laid_out(AutoModel.from_config if model_class is AutoModel else model_class, config)
+    if whole is None:
+        # To see what it is before any weight is read.
+        whole = laid_out(AutoModel.from_config if model_class is AutoModel else model_class, config)
     tower_config = getattr(config, f"{side}_config", None)
     composite = tower_config is not None or model_class is not AutoModel
     tower_config = tower_config or config
@@ -104,7 +114,7 @@ def read_source(side: str, name: str, hub_kwargs: dict[str, Any]) -> Source:
         side,
         name,
         hub_kwargs,
-        type(whole),
+        whole,
         config,
         tower_config,
         composite,
@@ -118,33 +128,65 @@ def _has_a_grid(config: PreTrainedConfig) -> bool:
     return square or VISION_ADAPTERS.of(config).takes_patches
 
 
-def load_weights(source: Source, dtype: torch.dtype | str) -> PreTrainedModel:
-    """The checkpoint's whole model.
+def load_weights(source: Source, dtype: torch.dtype | str, beside: Source | None = None) -> PreTrainedModel:
+    """The checkpoint's model with the weights of its tower, and of all that may be inherited with it.
 
     The task head of a single tower (`lm_head` of a `...ForCausalLM`) is left behind, and a tower's `pooler` may be
     missing, as it is in masked language models: the pooled states never come from it.
+
+    Args:
+        source: the checkpoint. Where nothing has to be done with its weights, its layout takes them, and what is
+            not needed of them stays unread.
+        dtype: the type that the weights will have, or `"auto"`.
+        beside: the other side of the new model if it comes from the same checkpoint: its tower is read too.
 
     Raises:
         ValueError: the checkpoint lacks weights of its model, has some that the model does not know, or has some in
             another shape.
     """
+    plain = plain_weights(source.layout, source.name, dtype, source.hub_kwargs)
+    if plain is not None and not _unexpected(source, source.layout, plain[1]):
+        assert isinstance(dtype, torch.dtype)  # `plain_weights` takes no other
+        weights, left_over = plain
+        if left_over:
+            logger.warning(f"These weights of {source.name!r} are left behind: {', '.join(sorted(left_over))}.")
+        parts = [source] if beside is None else [source, beside]
+        needed = {name: weight for name, weight in weights.items() if any(_inherits(part, name) for part in parts)}
+        take_over(source.layout, read_weights(needed, dtype))
+        return source.layout
     options: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = load_converted(source.model_class, source.name, source.config, dtype, source.hub_kwargs, **options)
-    missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    model, info = load_converted(type(source.layout), source.name, source.config, dtype, source.hub_kwargs, **options)
+    missing = info["missing_keys"]
     if not source.composite:
         missing = [name for name in missing if not name.startswith(source.adapter.optional_weights)]
-        if type(model).__name__ not in (source.config.architectures or [type(model).__name__]):
-            children, prefix = dict(model.named_children()), f"{model.base_model_prefix}."
-            unexpected = [name for name in unexpected if name.removeprefix(prefix).split(".")[0] in children]
+    unexpected = _unexpected(source, model, info["unexpected_keys"])
     _check(source.name, type(model).__name__, missing, unexpected, info["mismatched_keys"])
     return model
+
+
+def _unexpected(source: Source, model: PreTrainedModel, left_over: Iterable[str]) -> list[str]:
+    """What is left over in a checkpoint besides the task head of a single tower."""
+    if source.composite or type(model).__name__ in (source.config.architectures or [type(model).__name__]):
+        return list(left_over)
+    children, prefix = dict(model.named_children()), f"{model.base_model_prefix}."
+    return [name for name in left_over if name.removeprefix(prefix).split(".")[0] in children]
+
+
+def _inherits(source: Source, name: str) -> bool:
+    """Whether a weight of the checkpoint is one of those that [`take_tower`] takes."""
+    if not source.composite:
+        return True
+    parts = [f"{source.side}_model", "logit_scale", "logit_bias"]
+    if source.projection(source.layout) is not None:
+        parts.append("visual_projection" if source.side == "vision" else "text_projection")
+    return name.split(".")[0] in parts
 
 
 def take_tower(source: Source, whole: PreTrainedModel) -> Tower:
     """A source's tower and what lies behind it, out of its loaded model."""
     model = source.tower(whole)
-    projection = getattr(whole, "visual_projection" if source.side == "vision" else "text_projection", None)
-    weight = projection.weight if source.composite and isinstance(projection, nn.Linear) else None
+    projection = source.projection(whole)
+    weight = None if projection is None else projection.weight
     if weight is None and not source.adapter.projects:
         # The family compares what its towers pool: no projection is the identity.
         width = model.config.hidden_size if source.side == "vision" else pooled_width(model.config)
@@ -289,11 +331,14 @@ def read_towers(
     unknown = set(kwargs) - {field.name for field in fields(config_class)} - {"attn_implementation"}
     if unknown:
         raise TypeError(f"{config_class.__name__} has no fields {', '.join(map(repr, sorted(unknown)))}.")
-    vision_source = read_source("vision", vision, hub_kwargs | {"revision": vision_revision or revision})
+    vision_kwargs = hub_kwargs | {"revision": vision_revision or revision}
+    text_kwargs = hub_kwargs | {"revision": text_revision or revision}
+    same = text == vision and text_kwargs == vision_kwargs
+    vision_source = read_source("vision", vision, vision_kwargs)
     vision_config = vision_source.tower_config.to_dict()
     text_source = text_config = None
     if text is not None:
-        text_source = read_source("text", text, hub_kwargs | {"revision": text_revision or revision})
+        text_source = read_source("text", text, text_kwargs, vision_source.layout if same else None)
         text_config = text_source.tower_config.to_dict()
     if not vision_source.adapter.takes_patches:
         vision_config["image_size"] = _image_size(vision_source, image_size)
@@ -306,7 +351,6 @@ def read_towers(
         if text_source is None:
             raise ValueError("`max_position_embeddings` needs a text tower, got `text=None`.")
         text_config["max_position_embeddings"] = _text_positions(text_source, max_position_embeddings)
-    same = text_source is not None and text == vision and text_source.hub_kwargs == vision_source.hub_kwargs
     config = config_class(
         vision_config=vision_config,
         text_config=text_config,
@@ -335,11 +379,11 @@ def model_from_towers(
     """
     dtype = _check_dtype(dtype)
     vision_source, text_source, same, config = read_towers(model_class.config_class, vision, text, **kwargs)
-    layout = laid_out(model_class, config)
     if dtype == "auto":
         dtype = _common_dtype([vision_source, text_source])
+    layout = _lay_out(model_class, config, dtype)
 
-    whole = load_weights(vision_source, dtype)
+    whole = load_weights(vision_source, dtype, text_source if same else None)
     towers = {"vision_model": take_tower(vision_source, whole)}
     if text_source is not None and not same:
         # What the first checkpoint has beside its tower is let go before the second is read.
@@ -354,6 +398,7 @@ def model_from_towers(
         dtype = reduce(torch.promote_types, (tower.model.dtype for tower in towers.values()))
         for tower in towers.values():
             tower.model.to(dtype)
+        layout = _lay_out(model_class, config, dtype)
 
     state: dict[str, Tensor] = {}
     aligned = []
@@ -371,5 +416,10 @@ def model_from_towers(
             if field_name not in kwargs and getattr(layout.logit_scale, name) is not None and value is not None:
                 state[f"logit_scale.{name}"] = value.detach().reshape(())
     towers.clear()
-    assert isinstance(dtype, torch.dtype)  # "auto" was resolved above
-    return model_of_weights(model_class, config, state, dtype)
+    return model_of_weights(layout, state)
+
+
+def _lay_out(model_class: Any, config: Any, dtype: torch.dtype | str) -> PreTrainedModel:
+    """A new model, see [`laid_out`], of the default type where its checkpoints are still to tell which ("auto")."""
+    options = {} if dtype == "auto" else {"dtype": dtype}
+    return laid_out(partial(model_class._from_config, **options), config)
