@@ -17,14 +17,14 @@ from .modeling_gathered_loss import Gather, rows_per_rank
 from .modeling_losses import grounding_losses
 from .modeling_parallel import returns_loss, with_every_parameter
 from .modeling_patches import ImageTokens, scale_boxes
-from .modeling_points import PointTypes
+from .modeling_points import FAR, CLOCPointMask, PointTypes
+from .modeling_positions import FourierPositions
 from .modeling_prompter import (
     QUERY_GAIN,
     CLOCBoxHead,
     CLOCFirstPrompterLayer,
     CLOCPrompter,
     CLOCPrompterLayer,
-    FourierPositions,
 )
 from .modeling_prompts import PromptedRegions, prompted_regions
 from .modeling_region_text import (
@@ -85,7 +85,7 @@ class CLOCPreTrainedModel(RegionTextPreTrainedModel):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         for module in self.modules():
-            if isinstance(module, CLOCPrompterLayer | CLOCFirstPrompterLayer):
+            if isinstance(module, CLOCPrompterLayer | CLOCFirstPrompterLayer | CLOCPointMask):
                 for projection in module.identities:
                     init.copy_(projection.weight, QUERY_GAIN * torch.eye(*projection.weight.shape))
                 for projection in module.zeros:
@@ -98,6 +98,8 @@ class CLOCPreTrainedModel(RegionTextPreTrainedModel):
             init.normal_(module.frequencies, std=module.scale)
         elif isinstance(module, PointTypes):
             init.normal_(module.weight)
+        elif isinstance(module, CLOCPointMask):
+            init.constant_(module.bias, FAR)
         elif isinstance(module, CLOCPrompterLayer) and module.prior_gain is not None:
             init.ones_(module.prior_gain)
 
