@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .modeling_gathered_loss import Gather, rows_per_rank
 from .modeling_losses import grounding_losses
+from .modeling_outputs import RegionTextOutput, RegionVisionOutput, set_losses, unit, vision_output, wants_loss
 from .modeling_parallel import returns_loss, with_every_parameter
 from .modeling_patches import ImageTokens, scale_boxes
 from .modeling_points import FAR, CLOCPointMask, PointTypes
@@ -29,15 +30,9 @@ from .modeling_prompter import (
 from .modeling_prompts import PromptedRegions, prompted_regions
 from .modeling_region_text import (
     RegionTextModel,
-    RegionTextOutput,
     RegionTextPreTrainedModel,
     RegionTextVisionModel,
-    RegionVisionOutput,
     region_text_features,
-    set_losses,
-    unit,
-    vision_output,
-    wants_loss,
 )
 from .modeling_regions import boxes_around, mask_boxes, roi_align
 from .modeling_slots import only_real, slots_of
