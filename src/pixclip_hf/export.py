@@ -20,8 +20,8 @@ from transformers.exporters import (
 )
 
 from .modeling.configuration_region_text import check_choice
+from .modeling.modeling_outputs import unit
 from .modeling.modeling_pixclip import REGION_MODES
-from .modeling.modeling_region_text import unit
 from .modeling.modeling_text import text_features
 
 EXPORT_FORMATS = ("torch", "onnx")

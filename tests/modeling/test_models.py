@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from pixclip_hf import CLOCOutput, PixCLIPOutput
-from pixclip_hf.modeling import modeling_region_text
+from pixclip_hf.modeling import modeling_outputs
 from pixclip_hf.modeling.modeling_losses import grounding_losses
-from pixclip_hf.modeling.modeling_region_text import RegionVisionOutput, derived
+from pixclip_hf.modeling.modeling_outputs import RegionVisionOutput, derived
 
 PER_REGION = (
     "region_embeds",
@@ -532,7 +532,7 @@ def test_autocast(case, normalize_in_float, monkeypatch):
     if normalize_in_float:
         # On CUDA, autocast runs norms in float32; on CPU it does not.
         monkeypatch.setattr(
-            modeling_region_text.F,
+            modeling_outputs.F,
             "normalize",
             lambda rows, plain=F.normalize, **options: plain(rows.float(), **options),
         )

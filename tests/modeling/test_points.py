@@ -9,7 +9,8 @@ from transformers.utils.generic import find_labels
 
 from pixclip_hf import CLOCModel, CLOCVisionModel
 from pixclip_hf.modeling.modeling_points import point_windows
-from pixclip_hf.modeling.modeling_regions import boxes_around
+from pixclip_hf.modeling.modeling_prompter import PlacedTokens
+from pixclip_hf.modeling.modeling_regions import boxes_around, patch_centers
 
 GRID = (4, 4)
 LABELS = torch.tensor([[[1, -1], [1, 0], [1, 1]]]).expand(3, -1, -1)
@@ -56,25 +57,56 @@ def test_the_window_of_a_point_is_bilinear():
     torch.testing.assert_close(windows.sum(-1), torch.ones(5))
 
 
-def test_point_prompts_equal_their_formula(model, points):
-    prompter = model.prompter
+def of_region(prompter, points, labels, content):
+    """Coverage of the patches by the points of one region, written out."""
+    mask, centers = prompter.point_mask, prompter.positions(patch_centers(GRID))
+    query = {}
+    for label, by_position, by_content in (
+        (1, mask.position_query, mask.content_query),
+        (0, mask.negative_position_query, mask.negative_content_query),
+    ):
+        own = [p for p, k in zip(points, labels, strict=True) if k == label]
+        features = sum((prompter.positions(p) for p in own), torch.zeros(32)) / max(len(own), 1)
+        under = sum((bilinear(p.tolist(), GRID) @ content for p in own), torch.zeros(32)) / max(len(own), 1)
+        query[label] = by_position(features), by_content(under)
+    by_position, by_content = (query[1][i] - query[0][i] for i in (0, 1))
+    logits = [
+        (by_position @ mask.position_key(centers[n]) + by_content @ mask.content_key(content[n])) / 32**0.5
+        for n in range(16)
+    ]
+    return 1 / (1 + torch.exp(-(torch.stack(logits) + mask.bias)))
+
+
+def test_point_prompts_equal_their_formula(points):
+    model = build_model("cloc", prompter_points=True)
+    prompter, head = model.prompter, model.prompter.point_prompt
     tokens = prompter.place(torch.randn(3, 16, 32, generator=torch.Generator().manual_seed(0)), GRID)
+    tokens = PlacedTokens(*(rows.detach() for rows in tokens))
     own = prompter.point_prompts(points["region_points"], LABELS, tokens, GRID)
+    weights = dict(prompter.point_mask.named_parameters())
+    aim = torch.randn(3, 3, 16, generator=torch.Generator().manual_seed(1))
+    grads = torch.autograd.grad((own.coverage * aim).sum(), list(weights.values()), retain_graph=True)
+    regions = [
+        [of_region(prompter, points["region_points"][b, r], LABELS[b, r], tokens.content[b]) for r in range(3)]
+        for b in range(3)
+    ]
+    coverage = torch.stack([torch.stack(rows) for rows in regions])
+    torch.testing.assert_close(own.coverage, coverage, atol=1e-5, rtol=1e-4)
+    wanted = torch.autograd.grad((coverage * aim).sum(), list(weights.values()))
+    for name, grad, other in zip(weights, grads, wanted, strict=True):
+        assert other.abs().max() > 0, name
+        torch.testing.assert_close(grad, other, atol=1e-4, rtol=1e-3)
     for b in range(3):
         for r in range(3):
-            kept = [(p, int(k)) for p, k in zip(points["region_points"][b, r], LABELS[b, r], strict=True) if k >= 0]
-            positive = [p for p, k in kept if k == 1]
-            mean = sum(prompter.positions(p) for p in positive) / len(positive)
+            mean = own.coverage[b, r] @ prompter.positions(patch_centers(GRID))
             torch.testing.assert_close(own.positions[b, r], F.normalize(mean, dim=-1) * 4, atol=1e-5, rtol=1e-4)
-            head = prompter.point_prompt
-            encoded = [head.fc2(F.gelu(head.fc1(prompter.positions(p) + head.types.weight[k]))) for p, k in kept]
+            kept = [(p, int(k)) for p, k in zip(points["region_points"][b, r], LABELS[b, r], strict=True) if k >= 0]
+            said = [
+                prompter.positions(p) + head.types.weight[k] + head.content_proj(bilinear(p, GRID) @ tokens.content[b])
+                for p, k in kept
+            ]
+            encoded = [head.fc2(F.gelu(head.fc1(rows))) for rows in said]
             torch.testing.assert_close(own.refinement[b, r], sum(encoded) / len(encoded), atol=1e-5, rtol=1e-4)
-            under = sum(bilinear(p.tolist(), GRID) for p in positive)
-            beside = sum((bilinear(p.tolist(), GRID) for p, k in kept if k == 0), torch.zeros(16))
-            coverage = (under.clamp(max=1) - beside).clamp(min=0)
-            torch.testing.assert_close(own.coverage[b, r], coverage, atol=1e-5, rtol=0)
-            content = (under / under.sum()) @ tokens.content[b]
-            torch.testing.assert_close(own.content[b, r], content, atol=1e-5, rtol=1e-4)
 
 
 def test_every_part_of_a_point_reaches_the_embedding(model, batch, points):
@@ -123,7 +155,7 @@ def test_points_train_with_the_boxes_of_their_regions(points):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
     used = [name for name, p in model.named_parameters() if "point" in name and p.grad.abs().max() > 0]
-    assert len(used) == 6
+    assert len(used) == 6 + 7
     del batch["region_boxes"]
     with pytest.raises(ValueError, match="grounding loss needs `region_boxes` or `region_masks`"):
         model(**batch, **points)
@@ -148,11 +180,20 @@ def test_regions_without_a_box_are_not_grounded(model, points):
         assert abs(everywhere[name] - alone[name]) > 1e-3
 
 
-def test_a_new_point_is_a_soft_pooling_around_it():
+def test_a_new_soft_mask_lies_around_its_positive_points():
     torch.manual_seed(0)
-    model = CLOCModel(build_config("cloc", prompter_points=True))
-    assert not model.prompter.layer.point_content_query.weight.any()
-    assert 0.8 < model.prompter.point_prompt.types.weight.std() < 1.2
+    prompter = CLOCModel(build_config("cloc", prompter_points=True)).prompter
+    assert not any(projection.weight.any() for projection in prompter.point_mask.zeros)
+    assert 0.8 < prompter.point_prompt.types.weight.std() < 1.2
+    grid = (8, 8)
+    tokens = prompter.place(torch.randn(1, 64, 32), grid)
+    corners = torch.tensor([[0.1, 0.1], [0.9, 0.9]])
+    with torch.no_grad():
+        one = prompter.point_prompts(corners[:1][None, None], torch.tensor([[[1]]]), tokens, grid).coverage[0, 0]
+        less = prompter.point_prompts(corners[None, None], torch.tensor([[[1, 0]]]), tokens, grid).coverage[0, 0]
+    far = (patch_centers(grid) - corners[0]).norm(dim=-1) > 0.6
+    assert one.argmax() == 0 and one.max() > 5 * one[far].max()
+    assert less[-1] < one[-1] / 5
 
 
 def test_folders_with_and_without_points(tmp_path, model, batch, points):
@@ -167,12 +208,12 @@ def test_folders_with_and_without_points(tmp_path, model, batch, points):
     assert plain.config.prompts == ("box", "mask")
     plain.save_pretrained(tmp_path / "without")
     grown, info = CLOCModel.from_pretrained(tmp_path / "without", prompter_points=True, output_loading_info=True)
-    missing = {"types.weight", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
-    wanted = {f"prompter.point_prompt.{name}" for name in missing} | {"prompter.layer.point_content_query.weight"}
+    wanted = {name for name, _ in grown.named_parameters() if ".point_" in name}
+    assert len(wanted) == 6 + 7
     assert set(info["missing_keys"]) == wanted and not info["unexpected_keys"]
     boxes = {"region_boxes": batch["region_boxes"]}
     assert torch.equal(embed(grown, batch, **boxes), embed(plain, batch, **boxes))
-    assert not grown.prompter.layer.point_content_query.weight.any()
+    assert not any(projection.weight.any() for projection in grown.prompter.point_mask.zeros)
 
 
 def test_models_without_points_refuse_them(batch, points):

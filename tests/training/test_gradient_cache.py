@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 import pixclip_hf
 from pixclip_hf.data.collator import RegionCollator
-from pixclip_hf.modeling.modeling_region_text import set_losses
+from pixclip_hf.modeling.modeling_outputs import set_losses
 from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.training import RegionTrainer, add_lora
 from pixclip_hf.training.gradient_cache import cached_backward, split_batch

@@ -34,9 +34,9 @@ class CLOCConfig(RegionTextConfig):
             Adds the logarithm of each patch's share inside the region to the attention of region prompts, with a
             learned gain per head. Without it (the paper's layer), a mask prompts by its tight box.
         prompter_points (`bool`, *optional*, defaults to `False`):
-            Builds what reads points as prompts (`CLOCPointPrompts`). Needs `prompter_layer="soft_pooling"` and
-            `region_readout="prompt"`. A model that is loaded with it from a folder without it starts these layers from
-            new weights.
+            Builds what reads points as prompts (`CLOCPointMask`, `CLOCPointPrompts`). Needs
+            `prompter_layer="soft_pooling"` and `region_readout="prompt"`. A model that is loaded with it from a folder
+            without it starts these layers from new weights.
         grounding (`bool`, *optional*, defaults to `True`):
             Builds the text prompt and the box head.
         prompter_num_attention_heads (`int`, *optional*):

@@ -15,29 +15,24 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
 from .modeling_gathered_loss import Gather, rows_per_rank
 from .modeling_losses import grounding_losses
+from .modeling_outputs import RegionTextOutput, RegionVisionOutput, set_losses, unit, vision_output, wants_loss
 from .modeling_parallel import returns_loss, with_every_parameter
 from .modeling_patches import ImageTokens, scale_boxes
-from .modeling_points import PointTypes
+from .modeling_points import FAR, CLOCPointMask, PointTypes
+from .modeling_positions import FourierPositions
 from .modeling_prompter import (
     QUERY_GAIN,
     CLOCBoxHead,
     CLOCFirstPrompterLayer,
     CLOCPrompter,
     CLOCPrompterLayer,
-    FourierPositions,
 )
 from .modeling_prompts import PromptedRegions, prompted_regions
 from .modeling_region_text import (
     RegionTextModel,
-    RegionTextOutput,
     RegionTextPreTrainedModel,
     RegionTextVisionModel,
-    RegionVisionOutput,
     region_text_features,
-    set_losses,
-    unit,
-    vision_output,
-    wants_loss,
 )
 from .modeling_regions import boxes_around, mask_boxes, roi_align
 from .modeling_slots import only_real, slots_of
@@ -85,7 +80,7 @@ class CLOCPreTrainedModel(RegionTextPreTrainedModel):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         for module in self.modules():
-            if isinstance(module, CLOCPrompterLayer | CLOCFirstPrompterLayer):
+            if isinstance(module, CLOCPrompterLayer | CLOCFirstPrompterLayer | CLOCPointMask):
                 for projection in module.identities:
                     init.copy_(projection.weight, QUERY_GAIN * torch.eye(*projection.weight.shape))
                 for projection in module.zeros:
@@ -98,6 +93,8 @@ class CLOCPreTrainedModel(RegionTextPreTrainedModel):
             init.normal_(module.frequencies, std=module.scale)
         elif isinstance(module, PointTypes):
             init.normal_(module.weight)
+        elif isinstance(module, CLOCPointMask):
+            init.constant_(module.bias, FAR)
         elif isinstance(module, CLOCPrompterLayer) and module.prior_gain is not None:
             init.ones_(module.prior_gain)
 

@@ -14,20 +14,15 @@ from .configuration_pixclip import PixCLIPConfig
 from .configuration_region_text import check_choice
 from .modeling_gathered_loss import Gather, gathered_contrastive_loss, rows_per_rank
 from .modeling_losses import local_global_loss
+from .modeling_outputs import RegionTextOutput, RegionVisionOutput, set_losses, unit, vision_output, wants_loss
 from .modeling_parallel import returns_loss, with_every_parameter
 from .modeling_patches import patches_of_masks
 from .modeling_region_text import (
     RegionTextModel,
-    RegionTextOutput,
     RegionTextPreTrainedModel,
     RegionTextVisionModel,
-    RegionVisionOutput,
     check_arguments,
     region_text_features,
-    set_losses,
-    unit,
-    vision_output,
-    wants_loss,
 )
 from .modeling_slots import at_least_one, only_real, real_slots, scatter, slots_of
 from .modeling_text import ScaledLinear

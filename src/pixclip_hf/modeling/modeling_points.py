@@ -1,15 +1,20 @@
-"""Points as prompts of CLOC: which region slots have any, where they lie on the patch grid, and their encoding."""
+"""Points as prompts of CLOC: which region slots have any, the soft mask of what lies under them, their encoding."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .modeling_positions import full_precision
 from .modeling_regions import box_coverage
 from .modeling_slots import real_slots
 from .modeling_text import ScaledLinear
 
 # Labels of points: on the region, beside it, and padding.
 POSITIVE, NEGATIVE, PADDING = 1, 0, -1
+# The logit of a patch far from every point, to start with: 2 % of it belong to the region.
+FAR = -4.0
 
 
 def point_slots(
@@ -73,14 +78,61 @@ def point_windows(points: Tensor, grid: tuple[int, int]) -> Tensor:
     return box_coverage(torch.cat([centers - half, centers + half], dim=-1), grid)
 
 
-def sum_of(rows: Tensor, chosen: Tensor) -> Tensor:
-    """Sum (B, R, D) of the rows (B, R, P, D) where `chosen` (B, R, P)."""
-    return torch.where(chosen[..., None], rows, 0).sum(-2)
-
-
 def mean_of(rows: Tensor, chosen: Tensor) -> Tensor:
     """Mean (B, R, D) of the rows (B, R, P, D) where `chosen` (B, R, P); zeros where none is."""
-    return sum_of(rows, chosen) / chosen.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(chosen[..., None], rows, 0).sum(-2) / chosen.sum(-1, keepdim=True).clamp(min=1)
+
+
+class CLOCPointMask(nn.Module):
+    """The soft mask of what lies under the points of a region, which then prompts as a given mask does.
+
+    With the position φ_n and the content c_n of patch n, and the means φ and c of both over the positive points of
+    region r, φ' and c' over its negative points (zeros where there are none), patch n belongs to the region by
+
+        coverage_rn = sigmoid(b + ((Q φ - Q' φ') · K φ_n + (U c - U' c') · V c_n) / sqrt(d))
+
+    Q, Q' and K start as multiples of the identity, U and U' at zero: a new soft mask lies around its positive points.
+    How far an object reaches from there is learned from its texts alone.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.position_query, self.negative_position_query = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.content_query, self.negative_content_query = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.position_key = nn.Linear(width, width, bias=False)
+        self.content_key = ScaledLinear(width, width, bias=False)
+        self.bias = nn.Parameter(torch.tensor(FAR))
+
+    @property
+    def identities(self) -> list[Any]:
+        """Projections that start as a multiple of the identity."""
+        return [self.position_query, self.negative_position_query, self.position_key]
+
+    @property
+    def zeros(self) -> list[Any]:
+        """Projections that start at zero."""
+        return [self.content_query, self.negative_content_query]
+
+    def forward(self, features: Tensor, under: Tensor, labels: Tensor, content: Tensor, positions: Tensor) -> Tensor:
+        """Share of each patch that belongs to each region, `(B, R, N)` float32 in (0, 1).
+
+        Args:
+            features, under (`(B, R, P, D)`), labels (`(B, R, P)`): Fourier features of the points, the content at
+                them, and their labels.
+            content (`(B, N, D)`), positions (`(N, D)`): of the patches.
+        """
+        positive, negative = (
+            [mean_of(rows, labels == kind).to(content.dtype) for rows in (features, under)]
+            for kind in (POSITIVE, NEGATIVE)
+        )
+        by_position = self.position_query(positive[0]) - self.negative_position_query(negative[0])
+        by_content = self.content_query(positive[1]) - self.negative_content_query(negative[1])
+        by_position_key = self.position_key(positions.to(content.dtype))
+        keys = [by_position_key.expand_as(content), self.content_key(content)]
+        query, key = torch.cat([by_position, by_content], dim=-1).float(), torch.cat(keys, dim=-1).float()
+        with full_precision(query):
+            logits = query @ key.transpose(-1, -2) * content.shape[-1] ** -0.5
+        return (logits + self.bias.float()).sigmoid()
 
 
 class PointTypes(nn.Embedding):
@@ -88,16 +140,19 @@ class PointTypes(nn.Embedding):
 
 
 class CLOCPointPrompts(nn.Module):
-    """What the points of a region say, encoded as in SAM (arXiv 2304.02643, appendix A): the Fourier features of each
-    point and a learned embedding of its type, through two layers, averaged over the region's points."""
+    """What the points of a region say, encoded as in SAM (arXiv 2304.02643, appendix A), and what lies under them: the
+    Fourier features of each point, a learned embedding of its type and the content at it, through two layers, averaged
+    over the region's points."""
 
     def __init__(self, width: int):
         super().__init__()
         self.types = PointTypes(2, width)
+        self.content_proj = ScaledLinear(width, width, bias=False)
         self.fc1 = ScaledLinear(width, width)
         self.fc2 = nn.Linear(width, width)
 
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Fourier features (B, R, P, D) of points and their labels (B, R, P) to (B, R, D)."""
-        encoded = features.to(self.fc1.weight.dtype) + self.types(labels.clamp(min=0).long())
+    def forward(self, features: Tensor, under: Tensor, labels: Tensor) -> Tensor:
+        """Fourier features (B, R, P, D) of points, the content (B, R, P, D) at them and their labels (B, R, P) to
+        (B, R, D)."""
+        encoded = features.to(under.dtype) + self.types(labels.clamp(min=0).long()) + self.content_proj(under)
         return mean_of(self.fc2(F.gelu(self.fc1(encoded))), labels != PADDING)

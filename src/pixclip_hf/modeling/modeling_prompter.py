@@ -1,7 +1,5 @@
 """The Prompter of CLOC: region and text prompts read the image tokens of one pass; and the box head behind it."""
 
-import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -9,23 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_cloc import POOLED_READOUTS, CLOCConfig
-from .modeling_points import (
-    NEGATIVE,
-    POSITIVE,
-    CLOCPointPrompts,
-    has_points,
-    mean_of,
-    point_windows,
-    sum_of,
-)
-from .modeling_regions import (
-    box_coverage,
-    box_cxcywh_to_xyxy,
-    mask_boxes,
-    mask_patch_weights,
-    patch_centers,
-    weighted_mean,
-)
+from .modeling_points import CLOCPointMask, CLOCPointPrompts, has_points, point_windows
+from .modeling_positions import FourierPositions, full_precision
+from .modeling_regions import box_coverage, box_cxcywh_to_xyxy, mask_boxes, mask_patch_weights, patch_centers
 from .modeling_text import ScaledLinear
 from .modeling_vision import VISION_ADAPTERS
 
@@ -42,24 +26,16 @@ class RegionPrompts(NamedTuple):
         positions (`(B, R, D)`): mean of the Fourier features over the region, float32.
         refinement (`(B, R, D)`): what the corners of its box (the tight one of a mask) or its points add to them.
         coverage (`(B, R, N)`): share of each patch that lies inside the region, float32.
-        content (`(B, R, D)`, *optional*): what the image shows at the points; zeros for boxes and masks.
     """
 
     positions: Tensor
     refinement: Tensor
     coverage: Tensor
-    content: Tensor | None = None
 
     def with_points(self, points: "RegionPrompts", by_point: Tensor) -> "RegionPrompts":
         """These prompts, but those of `points` where `by_point` (B, R) is true."""
-        chosen = by_point[..., None]
-        content = None if points.content is None else torch.where(chosen, points.content, 0)
-        return RegionPrompts(
-            torch.where(chosen, points.positions, self.positions),
-            torch.where(chosen, points.refinement, self.refinement),
-            torch.where(chosen, points.coverage, self.coverage),
-            content,
-        )
+        pairs = zip(points, self, strict=True)
+        return RegionPrompts(*(torch.where(by_point[..., None], point, other) for point, other in pairs))
 
 
 class PlacedTokens(NamedTuple):
@@ -68,49 +44,6 @@ class PlacedTokens(NamedTuple):
 
     content: Tensor
     positions: Tensor
-
-
-class FourierPositions(nn.Module):
-    """Random Fourier features of points in [0, 1]² (Tancik et al. 2020), shared by patch centers and box corners."""
-
-    frequencies: Tensor
-
-    def __init__(self, width: int, scale: float):
-        super().__init__()
-        self.scale = scale
-        self.register_buffer("frequencies", torch.randn(2, width // 2) * scale)
-
-    def forward(self, points: Tensor, extents: Tensor | None = None) -> Tensor:
-        """(..., 2) to (..., width), float32: features of points, or their means over boxes of these extents around
-        them."""
-        frequencies = self.frequencies.float()
-        # Not a matrix product, which autocast would take to half precision.
-        angles = ((2 * points.float() - 1)[..., None] * frequencies).sum(-2) * (2 * math.pi)
-        # Sine and cosine of a frequency side by side: a head's slice of them holds both.
-        features = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
-        if extents is None:
-            return features
-        fall_off = torch.sinc(2 * extents[..., None] * frequencies).prod(-2)
-        return features * fall_off.repeat_interleave(2, dim=-1)
-
-    def over_boxes(self, boxes: Tensor) -> Tensor:
-        """Mean of the features over each box, at the length of a point's: xyxy (..., 4) to (..., width), float32.
-
-        Its product with a point's features is large inside the box and falls off around it.
-        """
-        corner, opposite = boxes.float().unflatten(-1, (2, 2)).unbind(-2)
-        return self.as_point(self((corner + opposite) / 2, opposite - corner))
-
-    def over_patches(self, coverage: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Mean of the features of the patch centers under coverage (..., N), at the length of a point's: (..., width),
-        float32; zeros where nothing is covered."""
-        centers = self(patch_centers(grid, coverage.device))
-        with full_precision(coverage):
-            return self.as_point(coverage.float().to(centers.device) @ centers)
-
-    def as_point(self, means: Tensor) -> Tensor:
-        """Means (..., width) of features at the length of a point's."""
-        return F.normalize(means, dim=-1) * (means.shape[-1] / 2) ** 0.5
 
 
 def attend(config: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -125,12 +58,6 @@ def attend(config: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor 
     return logits.softmax(-1, dtype=torch.float32).to(query.dtype) @ value
 
 
-def full_precision(tensor: Tensor) -> AbstractContextManager:
-    """Keeps matrix products in the precision of their inputs, where autocast would take them to half."""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
 class CLOCPrompterLayer(nn.Module):
     """One pre-norm transformer layer over the image tokens: a prompt looks by position and reads content.
 
@@ -139,8 +66,7 @@ class CLOCPrompterLayer(nn.Module):
 
         logit_hn = (q_pos · k_pos_n + q_con · k_con_n) / sqrt(d) + g_h log(cov_rn + 0.001)
 
-    where k_pos comes from φ_n and k_con from c_n; the prior on the right holds for regions alone, and to q_con of a
-    region of points comes a projection, zero at the start, of what lies under them. What is read is
+    where k_pos comes from φ_n and k_con from c_n; the prior on the right holds for regions alone. What is read is
     v_n from c_n (for texts, which must say where, from φ_n too); the prompt is no key. A new layer is a soft pooling:
     regions look by position alone, texts by content alone, and neither the prompt itself nor the feed-forward part
     adds anything. Keys and values are computed once per image and serve every prompt. The paper (section 3.3) asks for
@@ -154,7 +80,6 @@ class CLOCPrompterLayer(nn.Module):
         intermediate_size: int,
         prior: bool,
         texts: bool,
-        points: bool = False,
         config: Any = None,
     ):
         super().__init__()
@@ -168,8 +93,6 @@ class CLOCPrompterLayer(nn.Module):
             self.text_position_query = nn.Linear(width, width, bias=False)
             self.text_content_query = ScaledLinear(width, width, bias=False)
             self.text_position_value = ScaledLinear(width, width, bias=False)
-        if points:
-            self.point_content_query = nn.Linear(width, width, bias=False)
         self.v_proj = ScaledLinear(width, width)
         self.out_proj = ScaledLinear(width, width)
         self.prompt_proj = nn.Linear(width, width, bias=False)
@@ -186,34 +109,25 @@ class CLOCPrompterLayer(nn.Module):
     @property
     def zeros(self) -> list[nn.Linear]:
         """Projections that start at zero."""
-        named = ("text_position_query", "point_content_query")
-        optional = [getattr(self, name) for name in named if hasattr(self, name)]
-        return [self.content_query, self.prompt_proj, self.fc2, *optional]
+        of_texts = [self.text_position_query] if hasattr(self, "text_position_query") else []
+        return [self.content_query, self.prompt_proj, self.fc2, *of_texts]
 
-    def forward(
-        self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor | None = None, content: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor | None = None) -> Tensor:
         """Prompts (B, R, D) to what each reads, (B, R, D): those of regions with a coverage, those of texts without.
 
         Only through here do the hooks of a model on several devices find the layer's own weights.
         """
         if coverage is None:
             return self.read_texts(prompts, tokens)
-        return self.read_regions(prompts, tokens, coverage, content)
+        return self.read_regions(prompts, tokens, coverage)
 
-    def read_regions(
-        self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor, content: Tensor | None = None
-    ) -> Tensor:
-        """Prompts (B, R, D) of regions with their coverage (B, R, N) to what each reads, (B, R, D). Regions of points
-        bring along the `content` (B, R, D) under these."""
+    def read_regions(self, prompts: Tensor, tokens: PlacedTokens, coverage: Tensor) -> Tensor:
+        """Prompts (B, R, D) of regions with their coverage (B, R, N) to what each reads, (B, R, D)."""
         prior = None
         if self.prior_gain is not None:
             prior = self.prior_gain.float()[:, None, None] * (coverage.float() + OUTSIDE_COVERAGE).log()[:, None]
         normed = self.norm1(prompts)
-        by_content = self.content_query(normed)
-        if content is not None:
-            by_content = by_content + self.point_content_query(content)
-        queries = [self.position_query(normed), by_content]
+        queries = [self.position_query(normed), self.content_query(normed)]
         return self._read(prompts, queries, tokens, self.v_proj(tokens.content), prior)
 
     def read_texts(self, prompts: Tensor, tokens: PlacedTokens) -> Tensor:
@@ -320,7 +234,9 @@ class CLOCPrompter(nn.Module):
         if config.region_readout not in POOLED_READOUTS:
             self.box_fc1 = ScaledLinear(2 * width, width)
             self.box_fc2 = nn.Linear(width, width)
-        self.point_prompt = CLOCPointPrompts(width) if config.prompter_points else None
+        if config.prompter_points:
+            self.point_prompt = CLOCPointPrompts(width)
+            self.point_mask = CLOCPointMask(width)
         if config.grounding:
             self.text_prompt = ScaledLinear(config.projection_dim, width)
         sizes = (
@@ -332,8 +248,8 @@ class CLOCPrompter(nn.Module):
         if self.first_edition:
             self.layer = CLOCFirstPrompterLayer(*sizes, config=config)
         else:
-            kinds = {"texts": config.grounding, "points": config.prompter_points}
-            self.layer = CLOCPrompterLayer(*sizes, prior=config.prompter_prior, **kinds, config=config)
+            kinds = {"prior": config.prompter_prior, "texts": config.grounding}
+            self.layer = CLOCPrompterLayer(*sizes, **kinds, config=config)
 
     def forward(
         self,
@@ -383,18 +299,13 @@ class CLOCPrompter(nn.Module):
     def point_prompts(
         self, points: Tensor, labels: Tensor, tokens: PlacedTokens, grid: tuple[int, int]
     ) -> RegionPrompts:
-        """Points (B, R, P, 2), xy in [0, 1], with labels (B, R, P) as prompts: a region looks where its positive
-        points are, as a box looks into itself, and finds its object by what the image shows there."""
-        # A point says nothing of how far its object reaches: its prior is a window of one patch around it, whose
-        # shares of the patches are also the weights of bilinear interpolation between their centers.
-        features, windows, positive = self.positions(points), point_windows(points, grid), labels == POSITIVE
-        under = sum_of(windows, positive)
-        coverage = (under.clamp(max=1) - sum_of(windows, labels == NEGATIVE)).clamp(min=0)
+        """Points (B, R, P, 2), xy in [0, 1], with labels (B, R, P) as prompts: the soft mask of what lies under them
+        prompts as a given mask does, and where they are takes the place of its box."""
+        features, content = self.positions(points), tokens.content
+        under = (point_windows(points, grid).flatten(1, 2).to(content) @ content).unflatten(1, points.shape[1:3])
+        coverage = self.point_mask(features, under, labels, *tokens)
         return RegionPrompts(
-            self.positions.as_point(mean_of(features, positive)),
-            self.point_prompt(features, labels),
-            coverage,
-            weighted_mean(tokens.content, under),
+            self.positions.over_patches(coverage, grid), self.point_prompt(features, under, labels), coverage
         )
 
     def _refine(self, boxes: Tensor) -> Tensor:
@@ -405,7 +316,7 @@ class CLOCPrompter(nn.Module):
         """What each region reads of its image: (B, R, D)."""
         prompts = regions.positions.to(regions.refinement) + regions.refinement
         if not self.first_edition:
-            return self.layer(prompts, tokens, regions.coverage, regions.content)
+            return self.layer(prompts, tokens, regions.coverage)
         if self.readout == "mean":
             return self.layer.read_all(prompts, _added(tokens)).mean(2)
         return self.layer(prompts, _added(tokens))

@@ -24,7 +24,7 @@ from ..data.skipping import ReadableRecords
 from ..data.streaming import RecordStream, StreamLoader
 from ..data.whole_files import whole_files, write_json
 from ..evaluation.retrieval import retrieval_recall
-from ..modeling.modeling_region_text import set_losses
+from ..modeling.modeling_outputs import set_losses
 from .checkpoints import (
     ImagesPerStep,
     agreed,
