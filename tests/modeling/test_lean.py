@@ -299,6 +299,10 @@ def test_special_models_are_left_to_transformers(llama, monkeypatch):
         merged = WeightConverter("up_proj", "up_proj", operations=[Transpose(0, 1)])
         patch.setattr(modeling_lean, "get_model_conversion_mapping", lambda model: [merged])
         assert llama() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_stored, "MOUNTS", llama.folder / "mounts")
+        (llama.folder / "mounts").write_text("proc /proc proc rw 0 0\nhf-mount /data fuse rw 0 0\n", encoding="utf-8")
+        assert llama() is None
     assert llama() is not None
     (llama.folder / "adapter_config.json").write_text("{}")
     assert llama() is None

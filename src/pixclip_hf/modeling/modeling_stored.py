@@ -20,6 +20,9 @@ PIECE = 1 << 18
 # Reading is bound by memory and disk; transformers loads with as many threads.
 THREADS = min(4, os.cpu_count() or 4)
 
+# Linux's list of mounted file systems, by device.
+MOUNTS = Path("/proc/mounts")
+
 
 class StoredWeight(NamedTuple):
     """Where a weight is stored.
@@ -42,8 +45,8 @@ class StoredWeight(NamedTuple):
 def can_map_files() -> bool:
     """Whether files may be mapped into memory: under Windows that reserves memory for whole files, and the file system
     hf-mount of the Hub's machines locks up when several threads read a mapping."""
-    mounts = Path("/proc/mounts")
-    return sys.platform != "win32" and not (mounts.exists() and "\nhf-mount " in "\n" + mounts.read_text(encoding="utf-8"))
+    lines = MOUNTS.read_text(encoding="utf-8").splitlines() if MOUNTS.exists() else []
+    return sys.platform != "win32" and not any(line.startswith("hf-mount ") for line in lines)
 
 
 def stored_weights(name: str, hub_kwargs: dict[str, Any]) -> dict[str, StoredWeight]:
