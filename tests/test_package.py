@@ -45,14 +45,15 @@ def test_public_names_exist():
 
 
 def test_import_leaves_the_extras_alone():
-    """And drawing scenes needs none of `datasets`."""
+    """And drawing scenes and writing cards needs neither `datasets` nor Arrow."""
     added, regions = run_python(
         "import json, sys, transformers.pipelines\n"
         "from transformers import AutoModel, AutoProcessor\n"
         "before = set(sys.modules)\n"
         "import pixclip_hf\n"
         "added = sorted(set(sys.modules) - before)\n"
-        "sys.modules['datasets'] = None\n"
+        "sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
+        "import pixclip_hf.cards\n"
         "from pixclip_hf.scenes.dataset import make_scene\n"
         "print(json.dumps([added, len(make_scene(0)['regions'])]))"
     )

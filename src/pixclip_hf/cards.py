@@ -62,6 +62,7 @@ def write_card(
     datasets: list[str] | None = None,
     license: str | None = None,
     language: str | list[str] | None = None,
+    handler: bool = False,
 ) -> Path:
     """Writes `README.md`, the model card, from what a run recorded. It leaves out what was not recorded.
 
@@ -77,6 +78,7 @@ def write_card(
             `run_arguments.json` says.
         datasets: Hub ids of the training data; from `run_arguments.json` when None.
         license, language: for the metadata.
+        handler: whether the repository has a handler for Inference Endpoints, see [`pixclip_hf.hub.publish`].
 
     Returns:
         The path of the card.
@@ -146,6 +148,7 @@ def write_card(
         training=training_table(run, state),
         data=data_table(data),
         license=license,
+        handler=handler,
     )
     path = folder / "README.md"
     with whole_file(path) as unfinished:

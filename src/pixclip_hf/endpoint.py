@@ -53,11 +53,10 @@ class EndpointHandler:
     def __init__(self, path: str = ""):
         model, processor = AutoModel.from_pretrained(path), AutoProcessor.from_pretrained(path)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        grounds = getattr(model, "box_head", None) is not None
         self._pipelines = {
             task: pipeline(task, model=model, processor=processor, device=device)
             for task in TASKS
-            if grounds or task != GROUNDING
+            if model.can_ground or task != GROUNDING
         }
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:

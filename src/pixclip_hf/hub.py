@@ -349,6 +349,7 @@ def write_folder(
         evaluation_folder=evaluation_folder,
         model_type=model.config.model_type,
         base_model=base_model,
+        handler=handler,
         **card,
     )
     if evaluation_folder is not None:

@@ -214,6 +214,13 @@ def test_nothing_that_a_request_names_is_opened(handlers, tmp_path, monkeypatch)
                 handlers["cloc"]({"inputs": inputs})
 
 
+def test_the_card_names_the_handler(folders, tiny_cloc, tmp_path):
+    for name in ("cloc", "pixclip"):
+        assert "`handler.py` serves the model" in (folders / name / "README.md").read_text(encoding="utf-8")
+    write_folder(*tiny_cloc, tmp_path / "cloc", "org/cloc")
+    assert "handler" not in (tmp_path / "cloc" / "README.md").read_text(encoding="utf-8")
+
+
 def test_whole_models_alone(tiny_cloc, tmp_path, capsys):
     model, processor = tiny_cloc
     with pytest.raises(ValueError, match="`handler` serves a whole model, got adapters: pass `merge=True` too"):

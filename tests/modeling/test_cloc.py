@@ -453,6 +453,7 @@ def test_without_grounding(readout):
     assert any("prompter" in name for name in names) == (readout == "prompt")
     output = model(**batch)
     assert output.pred_boxes is None and set(output.loss_parts) == {"image_text", "region_text"}
+    assert not model.can_ground and build_model("cloc").can_ground and not build_model("pixclip").can_ground
     with pytest.raises(ValueError, match="config.grounding"):
         model.ground(batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
 

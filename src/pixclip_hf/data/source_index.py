@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from transformers.utils import logging
 
 from ..record import LeftOut, foreign
@@ -30,7 +29,6 @@ _VERSION = 2
 _FILE = "file"  # entry of the notes: size and checksum of the rows
 _BATCH = 1000  # rows
 _BATCH_BYTES = 2**24  # in text
-_SCHEMA = pa.schema({"name": pa.string(), "image": pa.binary(), "content": pa.large_string()})
 
 
 class Row(NamedTuple):
@@ -139,16 +137,20 @@ def _fault(path: Path) -> str | None:
 
 def _write(rows: Callable[[Notes], Iterable[Row]], name: Callable[[str], Path]) -> Path:
     """Writes the notes and then the rows, each whole or not at all; `name` makes the path of the rows' digest."""
+    # Not at the top: model cards, which need no Arrow, import the sources for what they are called.
+    import pyarrow as pa
+
+    schema = pa.schema({"name": pa.string(), "image": pa.binary(), "content": pa.large_string()})
     notes, sha, parts = Notes(), hashlib.sha256(), []
     try:
         for _ in range(2):
             with tempfile.NamedTemporaryFile(dir=cache_folder(), suffix=".tmp", delete=False) as file:
                 parts.append(Path(file.name))
-        with pa.ipc.new_stream(str(parts[0]), _SCHEMA) as writer:
+        with pa.ipc.new_stream(str(parts[0]), schema) as writer:
             for batch in _batches(rows(notes), lambda row: len(row.content or "")):
                 for row in batch:
                     sha.update(repr(tuple(row)).encode("utf-8", "surrogatepass"))
-                writer.write_table(pa.table([list(column) for column in zip(*batch, strict=True)], schema=_SCHEMA))
+                writer.write_table(pa.table([list(column) for column in zip(*batch, strict=True)], schema=schema))
         said = {
             "categories": notes.categories,
             "category_keys": notes.category_keys,
@@ -219,6 +221,8 @@ class Groups:
     """
 
     def __init__(self) -> None:
+        import pyarrow as pa
+
         self._folder = tempfile.TemporaryDirectory(dir=cache_folder())
         self._path = Path(self._folder.name, "texts.arrow")
         self._schema = pa.schema({"text": pa.large_string()})
@@ -244,6 +248,8 @@ class Groups:
             self._flush()
 
     def _flush(self) -> None:
+        import pyarrow as pa
+
         if self._waiting:
             self._writer.write_table(pa.table([self._waiting], schema=self._schema))
         self._waiting, self._held = [], 0

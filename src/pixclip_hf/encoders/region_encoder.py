@@ -130,7 +130,7 @@ class RegionEncoder(BaseEncoder):
     @property
     def grounds(self) -> bool:
         """Whether [`RegionEncoder.find_boxes`] can be called."""
-        return getattr(self.model, "box_head", None) is not None
+        return getattr(self.model, "can_ground", False)
 
     def find_boxes(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
         """Where CLOC's grounding head finds each text in an image: `(T, 4)`, xyxy in pixels."""

@@ -330,6 +330,11 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         self.box_head = CLOCBoxHead(config.vision_config.hidden_size) if config.grounding else None
         self.post_init()
 
+    @property
+    def can_ground(self) -> bool:
+        """Whether the model has the head that finds the box of a text: `config.grounding`."""
+        return self.box_head is not None
+
     def get_logit_scale(self) -> Tensor:
         """Scalar: the inverse temperature between regions and texts."""
         return self.region_logit_scale()
@@ -370,7 +375,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
         Raises:
             ValueError: the model was built with `grounding=False`, or texts and `text_embeds` are both given.
         """
-        if self.box_head is None:
+        if not self.can_ground:
             raise ValueError("`ground` needs a model with `config.grounding=True`, got False.")
         if text_embeds is None:
             text_embeds = self.get_text_features(
@@ -458,7 +463,7 @@ class CLOCModel(RegionTextModel, CLOCVisionModel):
             output.region_text_embeds, output.region_text_ids = region_text_features(
                 self, regions.is_real, region_input_ids, region_text_attention_mask, region_text_states
             )
-            if self.box_head is not None:
+            if self.can_ground:
                 found = self._find_boxes(tokens, output.region_text_embeds)
                 output.pred_boxes = only_real(found, regions.is_real)
         if with_loss:

@@ -99,6 +99,11 @@ class RegionTextPreTrainedModel(PreTrainedModel):
     # Parts whose modules work on one device; the towers bring their own.
     _no_split_modules: set[str] | list[str] | None = ["MLPAdapter"]
 
+    @property
+    def can_ground(self) -> bool:
+        """Whether the model finds the box of a text in an image: see [`CLOCModel.ground`]."""
+        return False
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # A registration is for the class that it names: saving a subclass from elsewhere would copy its module and die

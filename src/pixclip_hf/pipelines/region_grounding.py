@@ -27,7 +27,7 @@ class RegionGroundingPipeline(RegionPipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if getattr(self.model, "box_head", None) is None:
+        if not getattr(self.model, "can_ground", False):
             raise ValueError(
                 f"`model` must be a CLOC with `config.grounding=True`, got a {type(self.model).__name__} without a "
                 "box head."
