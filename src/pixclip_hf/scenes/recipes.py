@@ -16,10 +16,11 @@ COMMON = (
 )  # fmt: skip
 RECIPES = {
     "cloc": (
-        "--max_steps", "1800", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
-        "--region_text", "caption", "category", "--mask_prompt_share", "0.6",
+        "--max_steps", "1800", "--per_device_train_batch_size", "48", "--warmup_steps", "100",
+        "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--scenes_train_images", "18000",
     ),
-    # A CLOC that points may prompt too, in a quarter of its batches; boxes and masks have as many as in `cloc`.
+    # A CLOC that points may prompt too, in a quarter of its batches, which are smaller; boxes and masks have as many
+    # batches as in `cloc`.
     "cloc-points": (
         "--max_steps", "2400", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--point_prompt_share", "0.25",
