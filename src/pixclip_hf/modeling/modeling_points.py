@@ -63,7 +63,7 @@ def has_points(labels: Tensor) -> Tensor:
 
 def point_windows(points: Tensor, grid: tuple[int, int]) -> Tensor:
     """Share of each patch inside a window of one patch's size around a point, which moves into the image where it
-    would reach beyond it.
+    would reach beyond it: the weights of bilinear interpolation between patch centers.
 
     Args:
         points (`(..., 2)`): xy in [0, 1].
