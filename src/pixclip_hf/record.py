@@ -1,6 +1,8 @@
 """The one record schema of every data source, an image and its regions, and what an item that is no record costs."""
 
 import errno
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ _RECORD_FIELDS = ("image", "width", "height", "captions", "alt_text", "regions")
 _REGION_FIELDS = ("id", "box", "mask", "category", "caption", "long_caption", "score", "source")
 _ORIENTATION = ExifTags.Base.Orientation
 _BOX_SLACK = 1e-3  # pixels; boxes are stored as float32
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # Faults of this machine, which no item is to blame for: too many open files, memory or disk that has run out.
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
 
@@ -194,10 +197,10 @@ def without_faults(record: Mapping[str, Any]) -> tuple[dict[str, Any], Counter]:
     """
     left_out: Counter = Counter()
     size = record["width"], record["height"]
-    captions = [text for text in record["captions"] or () if _is_text(text)]
+    captions = [text for text in record["captions"] or () if is_text(text)]
     left_out["caption left out: empty or no text"] = len(record["captions"] or ()) - len(captions)
     record = dict(record)
-    if record.get("alt_text") is not None and not _is_text(record["alt_text"]):
+    if record.get("alt_text") is not None and not is_text(record["alt_text"]):
         record["alt_text"] = None
         left_out["text left out: empty or no text"] += 1
     regions = readable_regions(record["regions"] or (), lambda given: _usable_region(given, *size, left_out), left_out)
@@ -234,19 +237,19 @@ def _usable_region(region: Mapping[str, Any], width: int, height: int, left_out:
     read_whole(region["id"], "`id`", LEAST_INT64, MOST_INT64)
     usable = dict(region)
     for field in ("category", "caption", "long_caption", "source"):
-        if usable.get(field) is not None and not _is_text(usable[field]):
+        if usable.get(field) is not None and not is_text(usable[field]):
             usable[field] = None
             left_out["text left out: empty or no text"] += 1
     if usable.get("score") is not None:
         read_number(usable["score"], "`score`")
     edges = np.asarray(region["box"], dtype=np.float64)
-    if edges.shape != (4,) or not np.isfinite(edges).all():
+    if edges.shape != (4,) or not all(map(math.isfinite, box := edges.tolist())):
         raise LeftOut("region left out: no box")
-    clipped = np.clip(edges, 0, (width, height, width, height))
+    clipped = [min(max(edge, 0.0), float(side)) for edge, side in zip(box, (width, height) * 2, strict=True)]
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         raise LeftOut("region left out: no area on the image")
-    if (clipped != edges).any():
-        usable["box"] = clipped.tolist()
+    if clipped != box:
+        usable["box"] = clipped
     if usable.get("mask") is not None:
         try:
             with foreign("mask left out: empty or not readable"):
@@ -257,11 +260,9 @@ def _usable_region(region: Mapping[str, Any], width: int, height: int, left_out:
     return usable
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """Whether a value is a text that says something and that a file can hold."""
-    return (
-        isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= letter <= "\udfff" for letter in value)
-    )
+    return isinstance(value, str) and bool(value.strip()) and not _SURROGATE.search(value)
 
 
 def validate_record(record: Mapping[str, Any]) -> None:

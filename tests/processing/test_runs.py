@@ -4,8 +4,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from coco_codes import compressed
 
 from pixclip_hf import CLOCProcessor, PixCLIPProcessor
+from pixclip_hf.processing import processing_runs
 from pixclip_hf.processing.image_processing_region import RegionImageProcessor
 from pixclip_hf.processing.processing_geometry import crop_geometry, sample_masks
 from pixclip_hf.processing.processing_regions import encode_rle, mask_box, read_mask, read_rle
@@ -113,3 +115,17 @@ def test_reading_copies_a_mask_once_at_most(dtype):
         assert read.itemsize == 1 and mask_box(read).tolist() == [60, 50, 300, 200]
         # A byte per pixel, and next to nothing where the array is already so.
         assert peak < (1.1 if values.itemsize > 1 else 0.1) * mask.size
+
+
+@pytest.mark.parametrize("runs", [[0, 5, 3, 4], [1000, 1, 0, 1] * 3, list(range(9)), [40, 2] * 80, [3000] * 90])
+def test_short_and_long_codes_are_read_alike(runs, monkeypatch):
+    rle = {"size": [1, sum(runs)], "counts": compressed(runs)}
+    read = []
+    for most in (0, len(rle["counts"])):  # as a whole; code by code
+        monkeypatch.setattr(processing_runs, "_FEW_CODES", most)
+        read.append(read_rle(rle))
+        with pytest.raises(ValueError, match=rf"add up to 1 x {sum(runs) + 1}, got a sum of {sum(runs)}"):
+            read_rle({"size": [1, sum(runs) + 1], "counts": rle["counts"]})
+    places = np.cumsum(runs).tolist()
+    filled = [edge for pair in zip(places[::2], places[1::2], strict=False) if pair[0] < pair[1] for edge in pair]
+    assert [mask.edges.tolist() for mask in read] == [filled] * 2

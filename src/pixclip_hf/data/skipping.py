@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -107,9 +108,7 @@ class ReadableRecords(Dataset):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} records")
-        at = index % len(self)
-        rng = np.random.default_rng((len(self), at))
-        for _ in range(_TRIES):
+        for at in islice(self._places(index % len(self)), _TRIES):
             self._counts[0] += 1
             try:
                 with foreign("record not readable", detail=True):
@@ -119,8 +118,15 @@ class ReadableRecords(Dataset):
                 seen, corrupt, _ = self._counts.tolist()
                 who = "the workers of this process"
                 report_skipped(f"record {at}", error, corrupt, seen, self.max_corrupt_share, who, logger.warning)
-                at = int(rng.integers(len(self)))
         raise ValueError(f"{_TRIES} records in a row can't be read, the last of them record {at}.")
+
+    def _places(self, index: int) -> Iterator[int]:
+        """An index, and without end those that come in its place."""
+        yield index
+        # Made here: it takes longer than all checks of a record.
+        rng = np.random.default_rng((len(self), index))
+        while True:
+            yield int(rng.integers(len(self)))
 
     def _usable(self, record: Any, index: int) -> Any:
         if not (isinstance(record, Mapping) and {"image", "captions", "regions"} <= set(record)):

@@ -10,6 +10,8 @@ from .processing_numbers import as_array, most_pixels, read_numbers, read_whole,
 
 # COCO rounds the corners of a polygon to fifths of a pixel.
 _STEPS = 5
+# So many characters of a code are read one by one in the time that numpy's calls take for any number of them.
+_FEW_CODES = 100
 
 
 @dataclass(frozen=True)
@@ -155,37 +157,40 @@ def _uncompress_counts(counts: bytes, size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: they are not a whole number of codes, or one of them is beyond any run of a mask of this size.
     """
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
+    if not counts or min(counts) < 48 or max(counts) > 48 + 63 or (counts[-1] - 48) & 0x20:
         raise ValueError("counts are not a COCO compressed run-length string")
+    if len(counts) <= _FEW_CODES:
+        return _exact_runs(counts, size)
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     last = np.flatnonzero((codes & 0x20) == 0)
     first = np.concatenate([[0], last[:-1] + 1])
     lengths = last - first + 1
     if lengths.max() > 12:
-        return _exact_runs(codes, size)
+        return _exact_runs(counts, size)
     position = np.arange(codes.size) - np.repeat(first, lengths)
     values = np.add.reduceat((codes & 0x1F) << (5 * position), first)
     values -= np.where(codes[last] & 0x10, np.int64(1) << (5 * lengths), 0)
     if np.abs(values).max() > size[0] * size[1]:  # sums of such ones may wrap around
-        return _exact_runs(codes, size)
+        return _exact_runs(counts, size)
     # From the fourth on, a run is stored as the difference to the run two before.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
 
 
-def _exact_runs(codes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _exact_runs(counts: bytes, size: tuple[int, int]) -> np.ndarray:
     """
-    Run lengths of codes in integers of any size, which no sum wraps.
+    Run lengths of whole codes, one by one in integers of any size, which no sum wraps.
 
     Raises:
         ValueError: a code has more groups than 64 bits take, or the runs do not add up.
     """
     runs: list[int] = []
     value = shift = 0
-    for code in codes.tolist():
+    for code in counts:
         if shift > 60:
             raise ValueError("counts hold a run too long for 64 bits")
+        code -= 48
         value |= (code & 0x1F) << shift
         shift += 5
         if not code & 0x20:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from jsonschema import Draft202012Validator
 from PIL import Image
 
+from ...record import is_text
+
 _OBJECT_START = re.compile(r'\{(?=\s*["}])')
 _READINGS, _LEAST_READ = 64, 4_000_000
 _RETRY = "\n\nAn earlier answer could not be used: {problem}. Answer with the {form} alone."
@@ -103,7 +105,7 @@ def read_reply(reply: Reply, schema: Mapping[str, Any] | None) -> Answer:
     for value in _json_objects(text):
         problem = "answer not as its schema asks"
         if validator.is_valid(value):
-            if all(map(_is_text, filter(lambda part: isinstance(part, str), value.values()))):
+            if all(map(is_text, filter(lambda part: isinstance(part, str), value.values()))):
                 return Answer(value=value, raw=raw)
             problem = "answer with an empty or broken text"
     return Answer(problem=problem, raw=raw)
@@ -130,10 +132,6 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
             left -= len(text) - start
         else:
             yield value
-
-
-def _is_text(value: str) -> bool:
-    return bool(value.strip()) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def ask_until_usable(
