@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from .dataset import make_scene, scenes_dataset
 from .measures import evaluate_scenes
-from .recipes import BATCHES_BESIDE, COMMON, RECIPES, model_type_of, start_from_towers
+from .recipes import COMMON, RECIPES, model_type_of, start_from_towers
 
 # Steps that warm up, and steps that are timed.
 WARM_UP, TIMED_STEPS = 2, 6
@@ -33,8 +33,7 @@ def seconds_of_training(recipe: str) -> float:
     steps, size = WARM_UP + TIMED_STEPS, training.per_device_train_batch_size
     scenes = scenes_dataset(steps * size, size=processor.image_processor.size["height"])
     collator = RegionCollator(processor, **data.collator_arguments(model_type_of(recipe)))
-    workers = training.dataloader_num_workers
-    batches = DataLoader(RegionDataset(scenes), size, collate_fn=collator, num_workers=workers)
+    batches = DataLoader(RegionDataset(scenes), size, collate_fn=collator)
     begun = time.perf_counter()
     for step, batch in enumerate(batches):
         inputs = {name: value.to(training.device) if hasattr(value, "to") else value for name, value in batch.items()}
@@ -70,8 +69,7 @@ def _arguments(recipe: str) -> tuple[Any, Any, Any]:
     """The arguments of model, data and training that a recipe gives `pixclip-hf train`."""
     from ..training.command import build_parser
 
-    given = ["--output_dir", "unused", "--model_type", model_type_of(recipe), *RECIPES[recipe]]
-    given += [*COMMON, *BATCHES_BESIDE]
+    given = ["--output_dir", "unused", "--model_type", model_type_of(recipe), *RECIPES[recipe], *COMMON]
     model, data, *_, training = build_parser().parse_args_into_dataclasses(given, look_for_args_file=False)
     return model, data, training
 

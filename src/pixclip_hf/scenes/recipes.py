@@ -33,8 +33,6 @@ RECIPES = {
         "--image_captions", "True", "--whole_image_share", "0",
     ),
 }  # fmt: skip
-# Batches are made on another core than steps are taken.
-BATCHES_BESIDE = ("--dataloader_num_workers", "1")
 STAGE_FILE = "stage.json"
 
 
@@ -67,7 +65,7 @@ def train_stage(recipe: str, seed: int, folder: Path, start: Path | None = None)
     trainer = main(
         ["--model_type", model_type, "--output_dir", str(folder), "--seed", str(seed), "--scenes_seed", str(seed)]
         + beginning
-        + [*stage["arguments"], *BATCHES_BESIDE],
+        + stage["arguments"],
         progress=line,
     )
     print(f"set-up, training and saving of {recipe} took {time.perf_counter() - begun:.0f} s")
