@@ -25,8 +25,8 @@ RECIPES = {
         "--max_steps", "2400", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--point_prompt_share", "0.25",
     ),
-    # Image captions keep what the towers know of whole images, the better the more images are in a batch; categories and
-    # captions say what a region is, apart from all else that a long caption says.
+    # Image captions keep what the towers know of whole images, the better the more images are in a batch; categories
+    # and captions say what a region is, apart from all else that a long caption says.
     "pixclip": (
         "--max_steps", "450", "--per_device_train_batch_size", "48", "--warmup_steps", "50",
         "--regions_per_image", "2", "--region_text", "long_caption", "caption", "caption", "category", "category",
