@@ -97,8 +97,9 @@ DESCRIBED, CAPTIONED, MASKED, DETAIL = (
     "same_box_by_mask",
     "late_detail",
 )
-BY_MASK, GROUNDED, POOLED = (
+BY_MASK, SAME_BOX, GROUNDED, POOLED = (
     "region_description_exact_mask",
+    "same_box_by_mask_caption",
     "grounding_accuracy",
     "region_description_exact_pooled",
 )
@@ -116,7 +117,7 @@ ARMS = {
         ),
         "clip_images": Arm("… and whole images no worse (by one point)", (CAPTIONED,), CLIP),
         "roi_align": Arm("the Prompter is better than RoIAlign", (DESCRIBED,), {"region_readout": "roi_align"}),
-        "no_prior": Arm("the coverage prior helps", (DESCRIBED, BY_MASK), {"prompter_prior": False}),
+        "no_prior": Arm("the coverage prior helps", (DESCRIBED, BY_MASK, SAME_BOX), {"prompter_prior": False}),
         "first_layer": Arm(
             "the layer is better than that of the first edition", (DESCRIBED, GROUNDED), {"prompter_layer": "first"}
         ),
