@@ -90,6 +90,13 @@ def test_from_scratch(family, tmp_path):
         assert text_length(trainer) > 77
 
 
+def test_memory_is_pinned_for_an_accelerator_alone(tmp_path, recwarn):
+    given = options(tmp_path / "run", "--model_type", "cloc", steps=1)
+    trainer = main([word for word in given if word != "--use_cpu"])
+    assert trainer.args.dataloader_pin_memory == torch.accelerator.is_available()
+    assert not [warning for warning in recwarn if "pin_memory" in str(warning.message)]
+
+
 def test_goes_on_from_its_output_folder(tmp_path):
     whole = main(options(tmp_path / "whole", "--save_steps", 2, steps=4))
     first = main(options(tmp_path / "run", "--save_steps", 2, "--lr_scheduler_type", "linear", steps=4))

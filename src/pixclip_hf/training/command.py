@@ -270,6 +270,8 @@ def main(argv: Sequence[str] | None = None, progress: TrainerCallback | None = N
         argv = [*argv, "--use_cpu"]
     arguments = build_parser().parse_args_into_dataclasses(argv, look_for_args_file=False)
     training_arguments = arguments[-1]
+    if not torch.accelerator.is_available():
+        training_arguments.dataloader_pin_memory = False  # it serves copies to one, and torch warns without
     # `--do_eval` alone evaluates alone; an evaluation strategy, which sets it too, belongs to a training.
     during_training = training_arguments.eval_strategy != "no"
     trains = training_arguments.do_train or during_training or not training_arguments.do_eval
