@@ -123,7 +123,7 @@ class ReadableRecords(Dataset):
     def _places(self, index: int) -> Iterator[int]:
         """An index, and without end those that come in its place."""
         yield index
-        # Made here: it takes longer than all checks of a record.
+        # Made here, because nearly every record can be read and needs none.
         rng = np.random.default_rng((len(self), index))
         while True:
             yield int(rng.integers(len(self)))
