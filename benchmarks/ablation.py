@@ -105,6 +105,7 @@ BY_MASK, SAME_BOX, GROUNDED, POOLED = (
 )
 CLIP = {"region_text_loss_weight": 0.0, "grounding_loss_weight": 0.0}
 BRANCH = (DESCRIBED, MASKED, DETAIL)
+NO_DISTILLATION = ("--distillation_weight", "0")
 BOXES, MASKS = ("--mask_prompt_share", "0"), ("--mask_prompt_share", "1")
 # The product of queries and keys of a region prompt, and its part that reads content.
 PRODUCT = ("position_query", "position_key", "content_query")
@@ -147,12 +148,27 @@ ARMS = {
         "sigmoid": Arm(
             "a softmax is better than a sigmoid", (DESCRIBED, CAPTIONED), {"contrastive_objective": "sigmoid"}
         ),
+        "muon": Arm(
+            "Muon learns more in as many steps than AdamW",
+            (DESCRIBED, BY_MASK, CAPTIONED, GROUNDED),
+            arguments=("--muon", "vision", "text", "prompter"),
+            about_the_arm=True,
+        ),
     },
     "pixclip": {
         "base": Arm("", ()),
-        "scratch": Arm("starting from trained towers helps", (*BRANCH, CAPTIONED), inherits=False),
+        # Random weights are nothing to stay near.
+        "scratch": Arm(
+            "starting from trained towers helps", (*BRANCH, CAPTIONED), arguments=NO_DISTILLATION, inherits=False
+        ),
+        "no_distillation": Arm(
+            "staying near the towers keeps whole images", (CAPTIONED, DESCRIBED), arguments=NO_DISTILLATION
+        ),
         "no_images": Arm(
-            "image captions keep whole images", (CAPTIONED, DESCRIBED), arguments=("--image_captions", "False")
+            "image captions keep whole images",
+            (CAPTIONED, DESCRIBED),
+            arguments=(*NO_DISTILLATION, "--image_captions", "False"),
+            against="no_distillation",
         ),
         "no_mask_text": Arm("branch 1 (mask and text) helps", BRANCH, {"mask_text_loss_weight": 0.0}),
         "no_crop_text": Arm("branch 2 (crops) helps", BRANCH, {"crop_text_loss_weight": 0.0}),

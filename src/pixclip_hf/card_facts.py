@@ -30,7 +30,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "config_overrides": None, "freeze_text": False, "freeze_vision": False, "text_cache_dtype": "float32",
         "text_max_length": None, "text_quantization": None,
     },
-    "optimizer": {"vision_lr_scale": 1.0, "text_lr_scale": 1.0, "layer_decay": 1.0},
+    "optimizer": {"vision_lr_scale": 1.0, "text_lr_scale": 1.0, "layer_decay": 1.0, "muon": None},
+    "loss": {"distillation_weight": 0.0},
     "early_stopping": {"early_stopping_patience": None, "early_stopping_threshold": 0.0},
 }  # fmt: skip
 # What a record may have, in the words of a card; the field of a region.
@@ -123,7 +124,8 @@ def training_table(run: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str
         for name, usual in unchanged.items():
             value = run.get(group, {}).get(name, usual)
             if value != usual:
-                table[name] = json.dumps(value) if isinstance(value, dict) else value
+                value = json.dumps(value) if isinstance(value, dict) else value
+                table[name] = " ".join(value) if isinstance(value, list) else value
     if run.get("model", {}).get("text_cache"):
         table["freeze_text"] = True  # as whoever caches the states of a text model does without saying
     return table

@@ -133,15 +133,16 @@ def test_a_card_shows_every_setting_that_shaped_the_model(folder):
         "model": {"model_type": "cloc", "model_name_or_path": "/home/me/mine", "freeze_text": True,
                   "config_overrides": {"grounding_loss_weight": 2}, "text_max_length": None},
         "data": {"dataset_name": "coco", "source": ["coco", "annotations=/home/me/i.json", "images=/home/me/train"]},
-        "optimizer": {"vision_lr_scale": 0.1, "text_lr_scale": 1.0, "layer_decay": 0.85},
-        "loss": {"gradient_cache_chunks": 4, "contrastive_tile_size": 128},
+        "optimizer": {"vision_lr_scale": 0.1, "text_lr_scale": 1.0, "layer_decay": 0.85, "muon": ["vision", "text"]},
+        "loss": {"gradient_cache_chunks": 4, "contrastive_tile_size": 128, "distillation_weight": 3.0},
         "early_stopping": {"early_stopping_patience": 3, "early_stopping_threshold": 0.0},
         "training": {"max_steps": 7, "optim": "adafactor", "adam_epsilon": 1e-8, "logging_steps": 5},
     }  # fmt: skip
     (folder / "run_arguments.json").write_text(json.dumps(run))
     card = cards.write_card(folder, "org/name").read_text()
     rows = dict(re.findall(r"^\| (\w+) \| (.*) \|$", card, flags=re.M))
-    expected = {"vision_lr_scale": "0.1", "layer_decay": "0.85", "freeze_text": "True",
+    expected = {"vision_lr_scale": "0.1", "layer_decay": "0.85", "freeze_text": "True", "distillation_weight": "3.0",
+                "muon": "vision text",
                 "early_stopping_patience": "3", "optim": "adafactor",
                 "dataset": "coco annotations=i.json images=train"}  # fmt: skip
     assert expected.items() <= rows.items() and "/home/me" not in card
@@ -163,12 +164,13 @@ def test_settings_of_cards_are_those_of_the_arguments():
     groups = {
         "model": arguments.ModelArguments,
         "optimizer": arguments.OptimizerArguments,
+        "loss": arguments.LossArguments,
         "early_stopping": arguments.EarlyStoppingArguments,
     }
     others = {
         "model_type", "model_name_or_path", "vision_model_name_or_path", "text_model_name_or_path", "random_weights",
         "image_size", "text_cache", "compile_towers", "vision_gradient_checkpointing",
-        "text_gradient_checkpointing",
+        "text_gradient_checkpointing", "gradient_cache_chunks", "contrastive_tile_size",
     }  # fmt: skip
     assert groups.keys() == card_facts.SETTINGS.keys()
     for group, kind in groups.items():

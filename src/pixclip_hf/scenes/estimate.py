@@ -5,7 +5,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from .dataset import make_scene, scenes_dataset
@@ -25,11 +24,15 @@ def seconds_of_training(recipe: str) -> float:
         recipe: a key of `RECIPES`.
     """
     from ..data.collator import RegionCollator, RegionDataset
+    from ..training.distillation import distillation_loss, frozen_copy
+    from ..training.optimizer import optimizer_for
 
-    _, data, training = _arguments(recipe)
+    _, data, losses, groups, training = _arguments(recipe)
     model, processor = _untrained(recipe)
     model.to(training.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
+    optimizer_class, options = optimizer_for(model, training, groups)
+    optimizer = optimizer_class(**options)
+    teacher = frozen_copy(model) if losses.distillation_weight else None
     steps, size = WARM_UP + TIMED_STEPS, training.per_device_train_batch_size
     scenes = scenes_dataset(steps * size, size=processor.image_processor.size["height"])
     collator = RegionCollator(processor, **data.collator_arguments(model_type_of(recipe)))
@@ -37,7 +40,10 @@ def seconds_of_training(recipe: str) -> float:
     begun = time.perf_counter()
     for step, batch in enumerate(batches):
         inputs = {name: value.to(training.device) if hasattr(value, "to") else value for name, value in batch.items()}
-        loss = model(**inputs).loss
+        output = model(**inputs)
+        loss = output.loss
+        if teacher is not None:
+            loss = loss + losses.distillation_weight * distillation_loss(teacher, output, inputs)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -65,13 +71,14 @@ def seconds_of_measuring(recipe: str, scenes: int) -> float:
     return seconds[2] + each * max(scenes - more, 0)
 
 
-def _arguments(recipe: str) -> tuple[Any, Any, Any]:
-    """The arguments of model, data and training that a recipe gives `pixclip-hf train`."""
+def _arguments(recipe: str) -> tuple[Any, Any, Any, Any, Any]:
+    """The arguments of model, data, loss, optimizer and training that a recipe gives `pixclip-hf train`."""
     from ..training.command import build_parser
 
     given = ["--output_dir", "unused", "--model_type", model_type_of(recipe), *RECIPES[recipe], *COMMON]
-    model, data, *_, training = build_parser().parse_args_into_dataclasses(given, look_for_args_file=False)
-    return model, data, training
+    parsed = build_parser().parse_args_into_dataclasses(given, look_for_args_file=False)
+    model, data, _, losses, groups, _, training = parsed
+    return model, data, losses, groups, training
 
 
 def _untrained(recipe: str) -> tuple[Any, Any]:
@@ -79,7 +86,7 @@ def _untrained(recipe: str) -> tuple[Any, Any]:
     if model_type_of(recipe) == "cloc":
         from ..training.command import build_model
 
-        arguments, data, _ = _arguments(recipe)
+        arguments, data, *_ = _arguments(recipe)
         model, processor, _ = build_model(arguments, points=data.point_prompt_share > 0)
         return model, processor
     from ..processing.processing_pixclip import PixCLIPProcessor

@@ -16,8 +16,9 @@ COMMON = (
 )  # fmt: skip
 RECIPES = {
     "cloc": (
-        "--max_steps", "1800", "--per_device_train_batch_size", "48", "--warmup_steps", "100",
+        "--max_steps", "1600", "--per_device_train_batch_size", "48", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--scenes_train_images", "18000",
+        "--muon", "vision", "text", "prompter",
     ),
     # A CLOC that points may prompt too, in a quarter of its batches, which are smaller; boxes and masks have as many
     # batches as in `cloc`.
@@ -25,12 +26,12 @@ RECIPES = {
         "--max_steps", "2400", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--point_prompt_share", "0.25",
     ),
-    # Image captions keep what the towers know of whole images, the better the more images are in a batch; categories
-    # and captions say what a region is, apart from all else that a long caption says.
+    # Image captions keep what the towers know of whole images, and so does staying near their embeddings of them;
+    # categories and captions say what a region is, apart from all else that a long caption says.
     "pixclip": (
-        "--max_steps", "450", "--per_device_train_batch_size", "48", "--warmup_steps", "50",
+        "--max_steps", "380", "--per_device_train_batch_size", "48", "--warmup_steps", "50",
         "--regions_per_image", "2", "--region_text", "long_caption", "caption", "caption", "category", "category",
-        "--image_captions", "True", "--whole_image_share", "0",
+        "--image_captions", "True", "--whole_image_share", "0", "--distillation_weight", "4",
     ),
 }  # fmt: skip
 STAGE_FILE = "stage.json"

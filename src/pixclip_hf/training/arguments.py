@@ -238,7 +238,7 @@ class LoraArguments:
 
 @dataclass
 class LossArguments:
-    """How the contrastive losses of a large batch fit into memory."""
+    """What is added to the model's own loss, and how the contrastive losses of a large batch fit into memory."""
 
     _argument_group_name = "loss"
 
@@ -247,6 +247,14 @@ class LossArguments:
         metadata={
             "help": "Number of parts in which a batch passes through the model; loss and gradients are those of "
             "the whole batch."
+        },
+    )
+    distillation_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a penalty on forgetting: 1 - cosine between the embeddings of whole images and their "
+            "captions and those of the model that the training starts from. Needs such a model; not with FSDP or "
+            "DeepSpeed."
         },
     )
     contrastive_tile_size: int | None = field(
@@ -260,9 +268,10 @@ class LossArguments:
 
 @dataclass
 class OptimizerArguments:
-    """Learning rates of the parts, relative to `learning_rate`: see [`parameter_groups`]."""
+    """How the parts learn: rates relative to `learning_rate`, and which matrices step by Muon; see
+    [`parameter_groups`]."""
 
-    _argument_group_name = "learning rates"
+    _argument_group_name = "optimizer"
 
     vision_lr_scale: float = field(
         default=1.0,
@@ -276,6 +285,14 @@ class OptimizerArguments:
     layer_decay: float = field(
         default=1.0,
         metadata={"help": "Learning rate of each block of a tower, relative to the block above it; 1 is off."},
+    )
+    muon: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Parts whose matrices step by Muon in place of AdamW, at the same rate and decay: `vision`, "
+            "`text`, `prompter`. Every process needs whole matrices: not with FSDP or DeepSpeed.",
+            "choices": ["vision", "text", "prompter"],
+        },
     )
 
 

@@ -299,6 +299,12 @@ def _run(
         raise ValueError("`--text_cache` excludes `--lora_r`, which changes the states, and `--streaming`.")
     if quantization is not None and model_arguments.text_cache is None and not lora_arguments.lora_r:
         raise ValueError(f"`--text_quantization` needs `--lora_r` or `--text_cache`, got {quantization!r} alone.")
+    trained = model_arguments.model_name_or_path or model_arguments.vision_model_name_or_path
+    if loss_arguments.distillation_weight and (trained is None or model_arguments.random_weights):
+        raise ValueError(
+            f"`--distillation_weight` needs trained weights to stay near, got {loss_arguments.distillation_weight} "
+            "and a start from random ones."
+        )
     model, processor, cache = build_model(model_arguments, points=data_arguments.point_prompt_share > 0)
     model_arguments.model_type = model.config.model_type  # a checkpoint has its own
     if loss_arguments.contrastive_tile_size is not None:
@@ -354,6 +360,7 @@ def _run(
         processing_class=processor,
         callbacks=callbacks,
         gradient_cache_chunks=loss_arguments.gradient_cache_chunks,
+        distillation_weight=loss_arguments.distillation_weight,
         optimizer_cls_and_kwargs=optimizer_for(model, training_arguments, optimizer_arguments),
     )
     if progress is not None:

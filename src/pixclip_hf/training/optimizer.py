@@ -1,15 +1,23 @@
 """Parameter groups: which parameters learn at which rate, and which of them decay."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from transformers import Trainer, TrainingArguments
 
 from .arguments import OptimizerArguments
+from .muon import MuonAdamW
 
 MASK_PROJECTION = (".mask_weight", ".mask_bias")
+# Where the matrices of a part lie: in the blocks of a tower, which are numbered, and in the Prompter.
+MATRICES = {
+    "vision": re.compile(r"(?:^|\.)vision_model\..*\.\d+\."),
+    "text": re.compile(r"(?:^|\.)text_model\..*\.\d+\."),
+    "prompter": re.compile(r"(?:^|\.)prompter\."),
+}
 # What a tower computes before its first block.
 BELOW_BLOCKS = re.compile(r"embed|cls_token|pre_layrnorm|\bw[tp]e\b")
 
@@ -21,6 +29,7 @@ def parameter_groups(
     vision_lr_scale: float = 1.0,
     text_lr_scale: float = 1.0,
     layer_decay: float = 1.0,
+    muon: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The trainable parameters of a model in groups for an optimizer.
 
@@ -36,12 +45,16 @@ def parameter_groups(
         vision_lr_scale, text_lr_scale: rates of the towers relative to it; 0 leaves a tower as it is but still
             computes its gradients.
         layer_decay: 1 for the same rate in all blocks.
+        muon: parts whose matrices step by Muon ([`MuonAdamW`]): `"vision"` and `"text"` for the blocks of a tower,
+            and `"prompter"`. Adapters do not.
 
     Returns:
-        Groups with `name`, `params`, `lr` and `weight_decay`, the full rate first: it is the one that `Trainer` logs.
+        Groups with `name`, `params`, `lr`, `weight_decay` and, where Muon steps, `muon`; the full rate first: it is
+        the one that `Trainer` logs.
 
     Raises:
-        ValueError: a negative scale, a `layer_decay` outside (0, 1], or a model without trainable parameters.
+        ValueError: a negative scale, a `layer_decay` outside (0, 1], a part of `muon` that has no matrix to train, or
+            a model without trainable parameters.
     """
     scales = {"vision_model": vision_lr_scale, "text_model": text_lr_scale}
     for name, scale in zip(("vision_lr_scale", "text_lr_scale"), scales.values(), strict=True):
@@ -51,7 +64,8 @@ def parameter_groups(
         raise ValueError(f"`layer_decay` must lie in (0, 1], got {layer_decay}.")
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     inherited = _distances_to_output([name for name, _ in model.named_parameters()])
-    groups: dict[tuple[str, float, float], dict[str, Any]] = {}
+    groups: dict[tuple, dict[str, Any]] = {}
+    seen: set[str | None] = set()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -62,11 +76,23 @@ def parameter_groups(
         # Vectors are norms and biases; a class token or position table may come as (1, N, D).
         flat = parameter.ndim < 2 or (parameter.ndim > 2 and len(parameter) == 1)
         decay = 0.0 if flat or id(parameter) in embeddings else weight_decay
-        group = groups.setdefault((part, rate, decay), {"name": part, "params": [], "lr": rate, "weight_decay": decay})
-        group["params"].append(parameter)
+        settings = {"name": part, "lr": rate, "weight_decay": decay}
+        if (matrix_of := _part_of_matrix(name, parameter)) in muon:
+            settings["muon"] = True
+            seen.add(matrix_of)
+        groups.setdefault(tuple(settings.items()), {**settings, "params": []})["params"].append(parameter)
     if not groups:
         raise ValueError("`model` has no trainable parameter.")
+    if missing := sorted(set(muon) - seen):
+        raise ValueError(f"`muon` must name parts with matrices that train, got {missing} among {list(muon)}.")
     return sorted(groups.values(), key=lambda group: (group["name"] != "new", -group["lr"]))
+
+
+def _part_of_matrix(name: str, parameter: nn.Parameter) -> str | None:
+    """The part of the model whose layers a matrix ties together; none for what is no such matrix."""
+    if parameter.ndim != 2 or ".lora_" in name:
+        return None
+    return next((part for part, place in MATRICES.items() if place.search(name)), None)
 
 
 def _distances_to_output(names: list[str]) -> dict[str, tuple[str, int]]:
@@ -94,15 +120,17 @@ def optimizer_for(
     model: nn.Module, training: TrainingArguments, groups: OptimizerArguments
 ) -> tuple[type[Optimizer], dict[str, Any]]:
     """The optimizer of `training` (`--optim`, betas, ...) on [`parameter_groups`], as `Trainer` takes it:
-    `optimizer_cls_and_kwargs`. An optimizer that picks its parameters itself (GaLore, Muon) stays as it is.
+    `optimizer_cls_and_kwargs`. An optimizer that picks its parameters itself (GaLore, Dion) stays as it is.
 
     Raises:
-        ValueError: rates by part for an optimizer that picks its parameters itself; see also [`parameter_groups`].
+        ValueError: rates by part for an optimizer that picks its parameters itself, Muon beside another optimizer than
+            AdamW; see also [`parameter_groups`].
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    optim = getattr(training.optim, "value", training.optim)
     if not isinstance(optimizer_class, type) or options.keys() & {"params", "model", "optimizer_dict"}:
         if groups != OptimizerArguments():
-            raise ValueError(f"`optim` {str(training.optim)!r} picks its parameters itself, and takes no {groups}.")
+            raise ValueError(f"`optim` {optim!r} picks its parameters itself, and takes no {groups}.")
         return optimizer_class, options
     options["params"] = parameter_groups(
         model,
@@ -111,5 +139,10 @@ def optimizer_for(
         groups.vision_lr_scale,
         groups.text_lr_scale,
         groups.layer_decay,
+        groups.muon or (),
     )
+    if groups.muon:
+        if optimizer_class is not AdamW:
+            raise ValueError(f"`muon` takes AdamW beside it (`--optim adamw_torch`), got {optim!r}.")
+        optimizer_class = MuonAdamW
     return optimizer_class, options

@@ -35,8 +35,10 @@ from .checkpoints import (
     only_training,
     rotate_checkpoints,
 )
+from .distillation import distillation_loss, frozen_copy
 from .gradient_cache import cached_backward
 from .length_sampler import EpochLengthSampler
+from .muon import MuonAdamW
 from .sharding import check_shardable, scalars_to_vectors, vectors_to_scalars
 from .throughput import Throughput
 
@@ -132,10 +134,14 @@ class RegionTrainer(Trainer):
     Args:
         gradient_cache_chunks: number of parts in which a batch passes through the model. The loss and the gradients
             are those of the whole batch, and only the activations of one part are in memory (see [`cached_backward`]).
+        distillation_weight: weight of a part of the loss, `distillation`, that keeps whole images and their captions
+            near where the model embeds them as it is given here (see [`distillation_loss`]). A copy of what trains
+            stays in memory; 0 does without.
 
     Raises:
         ValueError: `push_to_hub`, for which there is `pixclip_hf.publish`; fewer than one chunk, or several with
-            DeepSpeed; several GPUs in one process; in training, fewer records than processes, a checkpoint that is
+            DeepSpeed; a negative weight; Muon or distillation with FSDP or DeepSpeed; several GPUs in one process; in
+            training, fewer records than processes, a checkpoint that is
             damaged or whose steps took another number of images, an output folder that another training writes to, or
             records none of which has anything to learn from.
         FloatingPointError: in training, a loss that is not finite.
@@ -144,7 +150,7 @@ class RegionTrainer(Trainer):
     train_dataset: Any
     data_collator: Any
 
-    def __init__(self, *args: Any, gradient_cache_chunks: int = 1, **kwargs: Any):
+    def __init__(self, *args: Any, gradient_cache_chunks: int = 1, distillation_weight: float = 0.0, **kwargs: Any):
         arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
         if arguments is not None and arguments.push_to_hub:
             raise ValueError(
@@ -169,6 +175,18 @@ class RegionTrainer(Trainer):
                 "process per GPU by `accelerate launch` or `torchrun`, or use one alone with `CUDA_VISIBLE_DEVICES=0`."
             )
         self.gradient_cache_chunks = gradient_cache_chunks
+        if not distillation_weight >= 0:
+            raise ValueError(f"`distillation_weight` must not be negative, got {distillation_weight}.")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            if self.optimizer_cls_and_kwargs and issubclass(self.optimizer_cls_and_kwargs[0], MuonAdamW):
+                raise ValueError("`muon` must be empty with FSDP or DeepSpeed: it steps along whole matrices.")
+            if distillation_weight:
+                raise ValueError(
+                    "`distillation_weight` must be 0 with FSDP or DeepSpeed, which have no whole copy of the model, "
+                    f"got {distillation_weight}."
+                )
+        self.distillation_weight = distillation_weight
+        self._teacher = frozen_copy(self.model).to(self.args.device) if distillation_weight else None
         if self.is_fsdp_enabled:
             check_shardable(self.model)
         self._scalars = scalars_to_vectors(self.model) if self.accelerator.is_fsdp2 else set()
@@ -389,8 +407,8 @@ class RegionTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The weighted sum of the model's loss parts, over the rows of all ranks."""
-        if self.args.world_size > 1:
-            outputs = self._forward_over_ranks(model, inputs)
+        if self.args.world_size > 1 or self._teacher is not None:
+            outputs = self._forward_with_loss(model, inputs)
         else:
             outputs = model(**{**inputs, "return_loss": True})
         if model.training:
@@ -402,7 +420,7 @@ class RegionTrainer(Trainer):
                 self._collect(outputs, inputs.get("region_attention_mask"))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def _forward_over_ranks(self, model: Any, inputs: dict[str, Any]) -> Any:
+    def _forward_with_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         # A hook, so that the loss belongs to the forward pass: DistributedDataParallel takes a parameter that only
         # the loss uses (the temperature) for unused, if the loss is computed behind it. The first hook, since that of
         # FSDP puts the parameters back into shards.
@@ -422,7 +440,12 @@ class RegionTrainer(Trainer):
             *(inputs.get(name) for name in ("region_boxes", "region_masks", "spatial_shapes"))
         )
         parts = module.compute_loss(outputs, regions, inputs.get("region_attention_mask"), *over_ranks)
-        set_losses(outputs, parts, module.loss_weights())
+        weights = module.loss_weights()
+        # Not in an evaluation, whose loss says how good a model is and not how near to another.
+        if self._teacher is not None and module.training and outputs.image_embeds is not None:
+            parts["distillation"] = distillation_loss(self._teacher, outputs, inputs, *over_ranks)
+            weights = {**weights, "distillation": self.distillation_weight}
+        set_losses(outputs, parts, weights)
 
     def _set_loss(self, module: Any, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
         self._set_gathered_loss(module, outputs, inputs)
@@ -448,8 +471,10 @@ class RegionTrainer(Trainer):
 
     def _keep_parts(self, collected: dict[str, list[tuple[Tensor, Tensor, int]]], outputs: Any, weight: int) -> None:
         for name, part in outputs.loss_parts.items():
-            # Padding has no identity. All parts but this one are about regions and their texts.
-            ids = outputs.text_ids if name == "image_text" else outputs.region_text_ids
+            # Padding has no identity. All parts but these are about regions and their texts.
+            ids = {"image_text": outputs.text_ids, "distillation": outputs.image_embeds}.get(
+                name, outputs.region_text_ids
+            )
             collected[name].append((part.detach(), (ids != 0).sum(), weight))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
