@@ -75,10 +75,12 @@ def test_value_and_gradients(family):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("captioned", (1, 3, IMAGES))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ranks_average_to_the_whole(family):
+def test_ranks_average_to_the_whole(family, captioned):
     """Two ranks with unequal numbers of images and captions: their mean is the mean over all rows."""
     model, teacher, collator, scenes = pair(family)
+    scenes[captioned:] = [{**scene, "captions": []} for scene in scenes[captioned:]]
     batch = collator(scenes)
     whole = distillation_loss(teacher, embedded(model, batch), batch)
     shares = [

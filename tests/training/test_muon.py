@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import pixclip_hf
-from pixclip_hf.training import OptimizerArguments, RegionTrainer, optimizer_for, parameter_groups
+from pixclip_hf.training import OptimizerArguments, RegionTrainer, add_lora, optimizer_for, parameter_groups
 from pixclip_hf.training.command import main
 from pixclip_hf.training.muon import MuonAdamW, orthogonalized
 
@@ -144,6 +144,15 @@ def test_a_part_without_matrices_to_train():
     model.text_model.requires_grad_(False)
     with pytest.raises(ValueError, match=r"got \['text'\] among \['text', 'vision'\]"):
         parameter_groups(model, RATE, muon=["text", "vision"])
+
+
+def test_adapters_do_not_take_it():
+    model = add_lora(build("CLOC", "clip", "llama"), r=2)
+    groups = parameter_groups(model, RATE, DECAY, muon=["vision", "prompter"])
+    adapters = {id(p) for name, p in model.named_parameters() if ".lora_" in name}
+    assert adapters and not adapters & {id(p) for group in groups if group.get("muon") for p in group["params"]}
+    with pytest.raises(ValueError, match=r"got \['text'\] among"):
+        parameter_groups(model, RATE, muon=["text"])
 
 
 def test_it_takes_adamw_beside_it(tmp_path):

@@ -28,7 +28,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ROUNDS):
         gram = wide @ wide.mT
-        wide = a * wide + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ wide
+        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
     return wide.mT if matrices.shape[-2] > matrices.shape[-1] else wide
 
 

@@ -443,7 +443,8 @@ class RegionTrainer(Trainer):
         weights = module.loss_weights()
         # Not in an evaluation, whose loss says how good a model is and not how near to another.
         if self._teacher is not None and module.training and outputs.image_embeds is not None:
-            parts["distillation"] = distillation_loss(self._teacher, outputs, inputs, *over_ranks)
+            with self.accelerator.autocast():
+                parts["distillation"] = distillation_loss(self._teacher, outputs, inputs, *over_ranks)
             weights = {**weights, "distillation": self.distillation_weight}
         set_losses(outputs, parts, weights)
 
