@@ -472,11 +472,12 @@ class RegionTrainer(Trainer):
 
     def _keep_parts(self, collected: dict[str, list[tuple[Tensor, Tensor, int]]], outputs: Any, weight: int) -> None:
         for name, part in outputs.loss_parts.items():
-            # Padding has no identity. All parts but these are about regions and their texts.
-            ids = {"image_text": outputs.text_ids, "distillation": outputs.image_embeds}.get(
-                name, outputs.region_text_ids
-            )
-            collected[name].append((part.detach(), (ids != 0).sum(), weight))
+            if name == "distillation":
+                rows = outputs.image_embeds.detach().any(-1)
+            else:
+                # Padding has no identity. All other parts are about regions and their texts.
+                rows = (outputs.text_ids if name == "image_text" else outputs.region_text_ids) != 0
+            collected[name].append((part.detach(), rows.sum(), weight))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         state_dict = state_dict and vectors_to_scalars(state_dict, self._scalars)
