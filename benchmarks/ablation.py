@@ -2,11 +2,11 @@
 
     python benchmarks/ablation.py [--seeds 3] [--arms cloc/clip cloc/roi_align …] [--processes 2]
 
-Every arm trains from the same weights, scenes and batches as the base of its family, on the recipe of the demo with
-fewer steps; PixCLIP's arms, but for `scratch`, start from the towers of the CLOC base of their seed. The first table
-holds the mean difference to the base over seeds with its standard error, and what a paired t-test says at 95 %; the
-second what one trained tower gives, read in four ways. Measures lie in benchmarks/measures, with the recipe that they
-are of: what is there is not done again, on whatever machine.
+Every arm trains from the same weights, scenes and batches as the base of its family, with fewer steps than the demo
+and, for CLOC, by AdamW; PixCLIP's arms, but for `scratch`, start from the towers of the CLOC base of their seed. The
+first table holds the mean difference to the base over seeds with its standard error, and what a paired t-test says at
+95 %; the second what one trained tower gives, read in four ways. Measures lie in benchmarks/measures, with the recipe
+that they are of: what is there is not done again, on whatever machine.
 
 Captions of VESL against n-grams of the alt text, on annotated data, are in benchmarks/vesl.py.
 """
@@ -39,7 +39,7 @@ from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 from pixclip_hf.training import command
 
 STEPS = {"cloc": 900, "pixclip": 300}
-# CLOC's arms are trained with batches of two thirds of the demo's.
+# CLOC's arms are trained by AdamW, and with batches of two thirds of the demo's.
 TRAINING = {
     "cloc": (
         "--per_device_train_batch_size", "32", "--warmup_steps", "100", "--region_text", "caption", "category",

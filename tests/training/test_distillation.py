@@ -145,17 +145,8 @@ def test_a_training_stays_near_its_start(tmp_path):
     processor.save_pretrained(tmp_path / "start")
     options = ["--model_name_or_path", str(tmp_path / "start"), "--scenes_train_images", "24", "--max_steps", "6"]
     options += ["--per_device_train_batch_size", "6", "--image_captions", "True", "--learning_rate", "1e-3"]
-    options += [
-        "--report_to",
-        "none",
-        "--disable_tqdm",
-        "True",
-        "--use_cpu",
-        "--logging_steps",
-        "1",
-        "--save_steps",
-        "3",
-    ]
+    options += ["--report_to", "none", "--disable_tqdm", "True", "--use_cpu"]
+    options += ["--logging_steps", "1", "--save_steps", "3"]
     pixels = processor.image_processor([make_scene(i, size=32)["image"] for i in range(4)], return_tensors="pt")
     moved = {}
     for weight in ("0", "10"):

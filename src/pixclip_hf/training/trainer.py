@@ -141,9 +141,9 @@ class RegionTrainer(Trainer):
     Raises:
         ValueError: `push_to_hub`, for which there is `pixclip_hf.publish`; fewer than one chunk, or several with
             DeepSpeed; a negative weight; Muon or distillation with FSDP or DeepSpeed; several GPUs in one process; in
-            training, fewer records than processes, a checkpoint that is
-            damaged or whose steps took another number of images, an output folder that another training writes to, or
-            records none of which has anything to learn from.
+            training, fewer records than processes, a checkpoint that is damaged or whose steps took another number of
+            images, an output folder that another training writes to, or records none of which has anything to learn
+            from.
         FloatingPointError: in training, a loss that is not finite.
     """
 
@@ -178,7 +178,7 @@ class RegionTrainer(Trainer):
         if not distillation_weight >= 0:
             raise ValueError(f"`distillation_weight` must not be negative, got {distillation_weight}.")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            if self.optimizer_cls_and_kwargs and issubclass(self.optimizer_cls_and_kwargs[0], MuonAdamW):
+            if self.optimizer_cls_and_kwargs and self.optimizer_cls_and_kwargs[0] is MuonAdamW:
                 raise ValueError("`muon` must be empty with FSDP or DeepSpeed: it steps along whole matrices.")
             if distillation_weight:
                 raise ValueError(
