@@ -57,6 +57,33 @@ def test_samples_are_those_of_the_pixels(size, grid):
             assert runs.sample(rows[:0], columns).shape == (0, grid[1])
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_sample_of_every_pixel_is_the_mask(size):
+    mask = np.random.default_rng(0).random(size) < 0.4
+    rows, columns = (np.arange(side) for side in size)
+    for runs in both(mask):
+        assert np.array_equal(runs.sample(rows, columns), mask)
+        # As many lines as the mask has, but not all of its own.
+        again = np.minimum(rows, max(size[0] - 2, 0))
+        assert np.array_equal(runs.sample(again, columns), mask[again])
+
+
+@pytest.mark.parametrize(("runs", "kept"), [([3, 5], True), ([7] * 9000, False)], ids=["short", "long"])
+def test_who_reads_a_code_again_finds_the_same_mask(runs, kept):
+    height = sum(runs)
+    code = {"size": [height, 1], "counts": compressed(runs)}
+    first = read_rle(code)
+    first.decode()[:] = True
+    if kept:
+        with pytest.raises(ValueError, match="read-only"):
+            first.edges[:] = 0
+    again = read_rle(code)
+    assert (again is first) == kept and again.area == sum(runs[1::2])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="add up"):
+            read_rle({**code, "size": [height + 1, 1]})
+
+
 def test_runs_of_no_length_are_no_runs():
     runs = read_rle({"size": [3, 4], "counts": [2, 0, 3, 2, 0, 1, 4]})
     assert runs.edges.tolist() == [5, 7, 7, 8]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from .processing_numbers import as_array, most_pixels, read_numbers, read_whole,
 _STEPS = 5
 # So many characters of a code are read one by one in the time that numpy's calls take for any number of them.
 _FEW_CODES = 100
+# A batch of training reads each mask to check its record, and again to place it: so many codes are kept in between,
+# and none longer than this.
+_KEPT_CODES, _LONGEST_KEPT = 1024, 4096
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class RunMask:
         The edges are moved to the places that they have among those pixels, which costs what the outline is long and
         not what the mask is large.
         """
+        if all(np.array_equal(axis, np.arange(side)) for axis, side in zip((rows, columns), self.size, strict=True)):
+            return self.decode()
         lines, places = (columns, rows) if self.by_columns else (rows, columns)
         # A line that is taken twice would go back in the flattened mask.
         distinct, repeats = np.unique(lines, return_inverse=True)
@@ -114,21 +120,37 @@ def read_rle(rle: dict) -> RunMask:
     """
     if not isinstance(rle, dict) or not {"size", "counts"} <= rle.keys():
         raise ValueError(f"an RLE must be a dict with 'size' and 'counts', got {shown(rle)}")
-    height, width = _rle_size(rle["size"])
-    pixels, counts = height * width, rle["counts"]
+    size, counts = _rle_size(rle["size"]), rle["counts"]
     if isinstance(counts, str):
         counts = counts.encode("utf-8", "surrogatepass")
     if isinstance(counts, bytes):
-        runs = _uncompress_counts(counts, (height, width))
-    else:
-        runs = as_array(counts, "an RLE's counts")
-        if runs.ndim != 1 or runs.dtype.kind not in "iu":
-            raise ValueError(f"an RLE's counts must be a string or a flat list of integers, got {shown(counts)}")
+        return _read_code(counts, size) if len(counts) <= _LONGEST_KEPT else _read_code.__wrapped__(counts, size)
+    runs = as_array(counts, "an RLE's counts")
+    if runs.ndim != 1 or runs.dtype.kind not in "iu":
+        raise ValueError(f"an RLE's counts must be a string or a flat list of integers, got {shown(counts)}")
+    return _from_counts(runs, size)
+
+
+@lru_cache(_KEPT_CODES)
+def _read_code(counts: bytes, size: tuple[int, int]) -> RunMask:
+    """A mask by COCO's compressed counts, whose edges several readers share."""
+    mask = _from_counts(_uncompress_counts(counts, size), size)
+    mask.edges.flags.writeable = False
+    return mask
+
+
+def _from_counts(runs: np.ndarray, size: tuple[int, int]) -> RunMask:
+    """A mask by its run lengths, the first of background.
+
+    Raises:
+        ValueError: a run is negative, or they do not add up to the pixels of `size`.
+    """
+    pixels = size[0] * size[1]
     # No run is longer than the mask: sums of such ones wrap around, and may come out right.
     if not runs.size or runs.min() < 0 or runs.max() > pixels or runs.astype(np.int64).sum() != pixels:
-        raise _no_sum((height, width), runs)
+        raise _no_sum(size, runs)
     edges = np.cumsum(runs.astype(np.int64))[: runs.size // 2 * 2]
-    return RunMask.from_edges((height, width), edges, by_columns=True)
+    return RunMask.from_edges(size, edges, by_columns=True)
 
 
 def _rle_size(size: Any) -> tuple[int, int]:
