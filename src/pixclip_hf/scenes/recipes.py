@@ -16,7 +16,7 @@ COMMON = (
 )  # fmt: skip
 RECIPES = {
     "cloc": (
-        "--max_steps", "1600", "--per_device_train_batch_size", "48", "--warmup_steps", "100",
+        "--max_steps", "1200", "--per_device_train_batch_size", "48", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--scenes_train_images", "18000",
         "--muon", "vision", "text", "prompter",
     ),
@@ -34,6 +34,8 @@ RECIPES = {
         "--image_captions", "True", "--whole_image_share", "0", "--distillation_weight", "4",
     ),
 }  # fmt: skip
+# Batches are made beside the steps.
+LOADING = ("--dataloader_num_workers", "1")
 STAGE_FILE = "stage.json"
 
 
@@ -66,7 +68,7 @@ def train_stage(recipe: str, seed: int, folder: Path, start: Path | None = None)
     trainer = main(
         ["--model_type", model_type, "--output_dir", str(folder), "--seed", str(seed), "--scenes_seed", str(seed)]
         + beginning
-        + stage["arguments"],
+        + [*stage["arguments"], *LOADING],
         progress=line,
     )
     print(f"set-up, training and saving of {recipe} took {time.perf_counter() - begun:.0f} s")
