@@ -43,7 +43,7 @@ STEPS = {"cloc": 900, "pixclip": 300}
 TRAINING = {
     "cloc": (
         "--per_device_train_batch_size", "32", "--warmup_steps", "100", "--region_text", "caption", "category",
-        "--mask_prompt_share", "0.6",
+        "--mask_prompt_share", "0.6", "--learning_rate", "1e-3",
     ),
     "pixclip": RECIPES["pixclip"][2:],
 }  # fmt: skip

@@ -11,20 +11,21 @@ from ..modeling.modeling_pixclip import PixCLIPModel
 from ..processing.processing_pixclip import PixCLIPProcessor
 
 COMMON = (
-    "--learning_rate", "1e-3", "--lr_scheduler_type", "cosine", "--weight_decay", "0.05", "--adam_beta2", "0.98",
+    "--lr_scheduler_type", "cosine", "--weight_decay", "0.05", "--adam_beta2", "0.98",
     "--logging_steps", "100", "--save_strategy", "no", "--report_to", "none", "--dataloader_drop_last", "True",
 )  # fmt: skip
 RECIPES = {
     "cloc": (
         "--max_steps", "1200", "--per_device_train_batch_size", "48", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--scenes_train_images", "18000",
-        "--muon", "vision", "text", "prompter",
+        "--learning_rate", "1.4e-3", "--muon", "vision", "text", "prompter",
     ),
     # A CLOC that points may prompt too, in a quarter of its batches, which are smaller; boxes and masks have as many
     # batches as in `cloc`.
     "cloc-points": (
         "--max_steps", "2400", "--per_device_train_batch_size", "32", "--warmup_steps", "100",
         "--region_text", "caption", "category", "--mask_prompt_share", "0.6", "--point_prompt_share", "0.25",
+        "--learning_rate", "1e-3",
     ),
     # Image captions keep what the towers know of whole images, and so does staying near their embeddings of them;
     # categories and captions say what a region is, apart from all else that a long caption says.
@@ -32,6 +33,7 @@ RECIPES = {
         "--max_steps", "350", "--per_device_train_batch_size", "48", "--warmup_steps", "50",
         "--regions_per_image", "2", "--region_text", "long_caption", "caption", "caption", "category", "category",
         "--image_captions", "True", "--whole_image_share", "0", "--distillation_weight", "4",
+        "--learning_rate", "1e-3",
     ),
 }  # fmt: skip
 # Batches are made beside the steps.
