@@ -30,7 +30,7 @@ RECIPES = {
     # Image captions keep what the towers know of whole images, and so does staying near their embeddings of them;
     # categories and captions say what a region is, apart from all else that a long caption says.
     "pixclip": (
-        "--max_steps", "350", "--per_device_train_batch_size", "48", "--warmup_steps", "50",
+        "--max_steps", "430", "--per_device_train_batch_size", "48", "--warmup_steps", "50",
         "--regions_per_image", "2", "--region_text", "long_caption", "caption", "caption", "category", "category",
         "--image_captions", "True", "--whole_image_share", "0", "--distillation_weight", "4",
         "--learning_rate", "1e-3",
