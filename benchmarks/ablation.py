@@ -3,10 +3,10 @@
     python benchmarks/ablation.py [--seeds 3] [--arms cloc/clip cloc/roi_align …] [--processes 2]
 
 Every arm trains from the same weights, scenes and batches as the base of its family, with fewer steps than the demo
-and, for CLOC, by AdamW; PixCLIP's arms, but for `scratch`, start from the towers of the CLOC base of their seed. The
-first table holds the mean difference to the base over seeds with its standard error, and what a paired t-test says at
-95 %; the second what one trained tower gives, read in four ways. Measures lie in benchmarks/measures, with the recipe
-that they are of: what is there is not done again, on whatever machine.
+and, but for `muon`, by AdamW; those of PixCLIP, but for `scratch`, start from the towers of the CLOC base of their
+seed. The first table holds the mean difference to the base over seeds with its standard error, and what a paired t-test
+says at 95 %; the second what one trained tower gives, read in four ways. Measures lie in benchmarks/measures, with the
+recipe that they are of: what is there is not done again, on whatever machine.
 
 Captions of VESL against n-grams of the alt text, on annotated data, are in benchmarks/vesl.py.
 """
@@ -33,19 +33,23 @@ from pixclip_hf.modeling import modeling_region_text
 from pixclip_hf.modeling.modeling_gathered_loss import gathered_contrastive_loss
 from pixclip_hf.scenes.dataset import make_scene
 from pixclip_hf.scenes.measures import CLIP_TOKENS, evaluate_scenes
-from pixclip_hf.scenes.recipes import COMMON, RECIPES, start_from_towers
+from pixclip_hf.scenes.recipes import COMMON, start_from_towers
 from pixclip_hf.scenes.small_models import small_model
 from pixclip_hf.scenes.tokenizer import scenes_tokenizer
 from pixclip_hf.training import command
 
 STEPS = {"cloc": 900, "pixclip": 300}
-# CLOC's arms are trained by AdamW, and with batches of two thirds of the demo's.
+# By AdamW, and CLOC with batches of two thirds of the demo's.
 TRAINING = {
     "cloc": (
         "--per_device_train_batch_size", "32", "--warmup_steps", "100", "--region_text", "caption", "category",
         "--mask_prompt_share", "0.6", "--learning_rate", "1e-3",
     ),
-    "pixclip": RECIPES["pixclip"][2:],
+    "pixclip": (
+        "--per_device_train_batch_size", "48", "--warmup_steps", "50", "--regions_per_image", "2",
+        "--region_text", "long_caption", "caption", "caption", "category", "category", "--image_captions", "True",
+        "--whole_image_share", "0", "--distillation_weight", "4", "--learning_rate", "1e-3",
+    ),
 }  # fmt: skip
 TEST_IMAGES = 400
 FOLDER = Path("runs/ablation")
@@ -292,7 +296,9 @@ def run(family: str, name: str, seed: int) -> dict[str, float]:
 
 def measured(folder: Path, seed: int) -> dict[str, float]:
     """Measures of a saved model on unseen scenes."""
-    model, processor = (part.from_pretrained(folder) for part in (AutoModel, AutoProcessor))
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
     return evaluate_scenes(model, processor, [make_scene(i, "test", seed) for i in range(TEST_IMAGES)])
 
 

@@ -20,7 +20,6 @@ def ablation(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ablation, "STEPS", {"cloc": 1, "pixclip": 1})
-    monkeypatch.setattr(ablation, "RECIPES", {name: ("--max_steps", "1") for name in ("cloc", "pixclip")})
     monkeypatch.setattr(ablation, "TEST_IMAGES", 12)
     small = ["--scenes_train_images", "16", "--per_device_train_batch_size", "4", "--use_cpu"]
     monkeypatch.setattr(ablation, "COMMON", [*ablation.COMMON, *small])
