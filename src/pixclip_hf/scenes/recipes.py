@@ -30,10 +30,10 @@ RECIPES = {
     # Image captions keep what the towers know of whole images, and so does staying near their embeddings of them;
     # categories and captions say what a region is, apart from all else that a long caption says.
     "pixclip": (
-        "--max_steps", "430", "--per_device_train_batch_size", "48", "--warmup_steps", "50",
-        "--regions_per_image", "2", "--region_text", "long_caption", "caption", "caption", "category", "category",
-        "--image_captions", "True", "--whole_image_share", "0", "--distillation_weight", "4",
-        "--learning_rate", "1e-3",
+        "--max_steps", "280", "--per_device_train_batch_size", "48", "--warmup_steps", "50",
+        "--regions_per_image", "2", "--region_text", "long_caption", *["caption"] * 3, *["category"] * 3,
+        "--image_captions", "True", "--whole_image_share", "0", "--distillation_weight", "5",
+        "--learning_rate", "1.5e-3", "--muon", "vision",
     ),
 }  # fmt: skip
 # Batches are made beside the steps.
