@@ -4,9 +4,9 @@
 
 Every arm trains from the same weights, scenes and batches as the base of its family, with fewer steps than the demo
 and, but for `muon`, by AdamW; those of PixCLIP, but for `scratch`, start from the towers of the CLOC base of their
-seed. The first table holds the mean difference to the base over seeds with its standard error, and what a paired t-test
-says at 95 %; the second what one trained tower gives, read in four ways. Measures lie in benchmarks/measures, with the
-recipe that they are of: what is there is not done again, on whatever machine.
+seed. The first table holds the mean difference to the base over seeds with its standard error, and what a paired
+t-test says at 95 %; the second what one trained tower gives, read in four ways. Measures lie in benchmarks/measures,
+with the recipe that they are of: what is there is not done again, on whatever machine.
 
 Captions of VESL against n-grams of the alt text, on annotated data, are in benchmarks/vesl.py.
 """

@@ -28,12 +28,14 @@ RECIPES = {
         "--learning_rate", "1e-3",
     ),
     # Image captions keep what the towers know of whole images, and so does staying near their embeddings of them;
-    # categories and captions say what a region is, apart from all else that a long caption says.
+    # categories and captions say what a region is, apart from all else that a long caption says. The text tower takes
+    # smaller steps, by AdamW, than what Muon steps and what is new.
     "pixclip": (
         "--max_steps", "280", "--per_device_train_batch_size", "48", "--warmup_steps", "50",
         "--regions_per_image", "2", "--region_text", "long_caption", *["caption"] * 3, *["category"] * 3,
         "--image_captions", "True", "--whole_image_share", "0", "--distillation_weight", "5",
-        "--learning_rate", "1.5e-3", "--muon", "vision",
+        "--config_overrides", '{"local_global_loss_weight": 1.5}',
+        "--learning_rate", "2.5e-3", "--text_lr_scale", "0.5", "--muon", "vision",
     ),
 }  # fmt: skip
 # Batches are made beside the steps.
