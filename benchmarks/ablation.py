@@ -28,6 +28,7 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from pixclip_hf.data.whole_files import write_json
+from pixclip_hf.encoders.region_encoder import load_model
 from pixclip_hf.evaluation.report import markdown_table, with_current_names
 from pixclip_hf.modeling import modeling_region_text
 from pixclip_hf.modeling.modeling_gathered_loss import gathered_contrastive_loss
@@ -296,9 +297,9 @@ def run(family: str, name: str, seed: int) -> dict[str, float]:
 
 def measured(folder: Path, seed: int) -> dict[str, float]:
     """Measures of a saved model on unseen scenes."""
-    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    # On an accelerator, where there is one.
+    model = load_model(str(folder), None, "auto", "main")
+    processor = AutoProcessor.from_pretrained(folder)
     return evaluate_scenes(model, processor, [make_scene(i, "test", seed) for i in range(TEST_IMAGES)])
 
 
